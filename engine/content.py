@@ -1,0 +1,251 @@
+"""File contents: bytes into chunks, holes and lists, and back.
+
+What a file's content looks like is in `nodes`. Holes are what the host's filesystem says is a
+hole; they are stored as such and read as zeros, so a sparse file costs what it holds.
+"""
+
+import errno
+import os
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+
+from engine.chunking import LARGEST_CHUNK, SMALLEST_CHUNK, cut
+from engine.errors import CorruptObjectError, EngineError
+from engine.ids import ChunkId, NodeId
+from engine.nodes import (
+    INLINE_BYTES,
+    LIST_REFS,
+    LONGEST_REFS,
+    TALLEST,
+    Entry,
+    Kind,
+    ListNode,
+    Ref,
+    list_node,
+)
+from engine.objects import ChunkSink, Objects, PutNode
+
+Content = bytes | tuple[Ref, ...]
+
+WINDOW_BYTES = 8 << 20
+"""How much of a file is in memory at once while it is chunked."""
+
+
+class SourceChangedError(EngineError):
+    """A file that is being read is being written by somebody else."""
+
+    def __init__(self, path: bytes) -> None:
+        super().__init__(f"{os.fsdecode(path)!r} changed while it was read")
+        self.path = path
+
+
+def ingest(fd: int, status: os.stat_result, sink: ChunkSink, put: PutNode) -> tuple[Content, int]:
+    """Reads an open regular file to its end and stores it; returns content and size.
+
+    Blocks on the disk. The size is what was read, which the caller compares with what it
+    expected. Sparse files are read around their holes.
+    """
+    size = status.st_size
+    if size <= SMALLEST_CHUNK:
+        data = os.read(fd, SMALLEST_CHUNK + 1)
+        if len(data) <= INLINE_BYTES:
+            return data, len(data)
+        if len(data) <= SMALLEST_CHUNK:
+            return (Ref(sink.put(data), len(data), 0),), len(data)
+    refs: list[Ref] = []
+    at = 0
+    sparse = status.st_blocks * 512 < size
+    for start, end in _data_ranges(fd, size) if sparse else [(0, None)]:
+        if start > at:
+            refs.append(Ref(None, start - at, 0))
+            at = start
+        for ref in _chunks(fd, start, end, sink):
+            refs.append(ref)
+            at += ref.length
+    if sparse and size > at:
+        refs.append(Ref(None, size - at, 0))
+        at = size
+    if at <= INLINE_BYTES:
+        return os.pread(fd, at, 0), at
+    return fold(refs, put), at
+
+
+def sum_of(refs: Sequence[Ref]) -> int:
+    """Returns how many bytes consecutive pieces cover."""
+    return sum(ref.length for ref in refs)
+
+
+def fold(refs: list[Ref], put: PutNode) -> tuple[Ref, ...]:
+    """Returns the refs for an entry, moved into list nodes if they are many."""
+    level = 0
+    while len(refs) > LONGEST_REFS:
+        level += 1
+        parts = [refs[i : i + LIST_REFS] for i in range(0, len(refs), LIST_REFS)]
+        refs = [Ref(put(list_node(tuple(part))), sum_of(part), level) for part in parts]
+    return tuple(refs)
+
+
+def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int | None]]:
+    """Yields the ranges of a sparse file that are not holes."""
+    at = 0
+    while at < size:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, at
+
+
+def _chunks(fd: int, start: int, end: int | None, sink: ChunkSink) -> Iterator[Ref]:
+    """Stores the bytes from `start` to `end` (None: the file's end) and yields their refs."""
+    rest = b""
+    while True:
+        want = WINDOW_BYTES if end is None else min(WINDOW_BYTES, end - start)
+        data = os.pread(fd, want, start) if want else b""
+        start += len(data)
+        last = not data or start == end
+        window = memoryview(rest + data if rest else data)
+        offset = 0
+        for length in cut(window, last):
+            yield Ref(sink.put(window[offset : offset + length]), length, 0)
+            offset += length
+        if last:
+            return
+        rest = bytes(window[offset:])
+
+
+def pieces(objects: Objects, entry: Entry) -> Iterator[Ref]:
+    """Yields the chunks and holes of a file in order, list nodes opened; not for inline files."""
+    if isinstance(entry.content, tuple):
+        for ref in entry.content:
+            yield from _open(objects, ref)
+
+
+def _open(objects: Objects, ref: Ref) -> Iterator[Ref]:
+    if ref.level == 0:
+        yield ref
+        return
+    for below in _list(objects, ref):
+        yield from _open(objects, below)
+
+
+def _list(objects: Objects, ref: Ref) -> tuple[Ref, ...]:
+    """Opens a list node and checks it against the ref that names it."""
+    identifier = NodeId(ref.id or b"")
+    node = objects.node(identifier)
+    if (
+        not isinstance(node, ListNode)
+        or ref.level > TALLEST
+        or node.refs[0].level != ref.level - 1
+        or sum(r.length for r in node.refs) != ref.length
+    ):
+        raise CorruptObjectError("node", identifier, "it is not the list that a file promises")
+    return node.refs
+
+
+def read(objects: Objects, entry: Entry, offset: int, size: int) -> bytes:
+    """Returns up to `size` bytes of a file from `offset`; fewer only at its end.
+
+    Raises MissingObjectError or CorruptObjectError, never returns wrong bytes.
+    """
+    if entry.kind != Kind.FILE:
+        raise ValueError(f"{entry.name!r} is not a file")
+    size = min(size, entry.size - offset)
+    if size <= 0:
+        return b""
+    if isinstance(entry.content, bytes):
+        return entry.content[offset : offset + size]
+    if len(entry.content) == 1 and entry.content[0].level == 0:
+        ref = entry.content[0]
+        whole = _plain(objects, ref) if ref.id else bytes(ref.length)
+        return whole if size == len(whole) else whole[offset : offset + size]
+    return b"".join(_range(objects, entry.content, offset, size))
+
+
+def _range(
+    objects: Objects, refs: tuple[Ref, ...], offset: int, size: int
+) -> Iterator[bytes | memoryview]:
+    ends = list(accumulate(ref.length for ref in refs))
+    at = bisect_right(ends, offset)
+    offset -= ends[at - 1] if at else 0
+    while size > 0:
+        ref = refs[at]
+        take = min(size, ref.length - offset)
+        if ref.level:
+            yield from _range(objects, _list(objects, ref), offset, take)
+        elif ref.id is None:
+            yield bytes(take)
+        else:
+            yield memoryview(_plain(objects, ref))[offset : offset + take]
+        size -= take
+        offset = 0
+        at += 1
+
+
+def _plain(objects: Objects, ref: Ref) -> bytes:
+    identifier = ChunkId(ref.id or b"")
+    plain = objects.chunk(identifier)
+    if len(plain) != ref.length:
+        raise CorruptObjectError("chunk", identifier, f"{len(plain)} bytes, not {ref.length}")
+    return plain
+
+
+def write_out(objects: Objects, entry: Entry, fd: int) -> None:
+    """Writes a file's content to an empty open file, leaving holes as holes.
+
+    Streams: memory does not grow with the file. Raises OSError (a full disk) and what `read`
+    raises; the file is incomplete then.
+    """
+    if isinstance(entry.content, bytes):
+        _write_all(fd, entry.content)
+        return
+    at = 0
+    hole = False
+    with objects.chunks() as chunk:
+        for ref in pieces(objects, entry):
+            if ref.id is None:
+                at, hole = at + ref.length, True
+                continue
+            plain = chunk(ChunkId(ref.id))
+            if len(plain) != ref.length:
+                raise CorruptObjectError("chunk", ref.id, f"{len(plain)} bytes, not {ref.length}")
+            if hole:
+                os.lseek(fd, at, os.SEEK_SET)
+                hole = False
+            _write_all(fd, plain)
+            at += ref.length
+    if hole:
+        os.ftruncate(fd, at)
+
+
+def _write_all(fd: int, data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while len(view):
+        view = view[os.write(fd, view) :]
+
+
+def chunk_ids(objects: Objects, entry: Entry) -> Iterator[ChunkId]:
+    """Yields the ids of the chunks that a file is made of, once per use."""
+    for ref in pieces(objects, entry):
+        if ref.id is not None:
+            yield ChunkId(ref.id)
+
+
+def list_ids(objects: Objects, entry: Entry) -> Iterator[NodeId]:
+    """Yields the ids of the list nodes that a file is made of."""
+    if isinstance(entry.content, tuple):
+        yield from _list_ids(objects, entry.content)
+
+
+def _list_ids(objects: Objects, refs: tuple[Ref, ...]) -> Iterator[NodeId]:
+    for ref in refs:
+        if ref.level:
+            yield NodeId(ref.id or b"")
+            yield from _list_ids(objects, _list(objects, ref))
+
+
+assert LARGEST_CHUNK <= WINDOW_BYTES

@@ -1,0 +1,111 @@
+"""Diff: what differs between two trees, found by walking both Merkle trees together.
+
+Subtrees with equal ids are never read, nor are equal pages of large directories, so the cost
+follows the difference.
+"""
+
+from collections.abc import Iterator
+from enum import Enum
+
+import msgspec
+
+from engine.directory import Directory, directory_id
+from engine.nodes import Entry, Kind
+from engine.objects import Objects
+
+
+class ChangeKind(Enum):
+    """How a path differs."""
+
+    ADDED = "added"
+    REMOVED = "removed"
+    MODIFIED = "modified"
+    TYPE = "type"
+    METADATA = "metadata"
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One path that differs. `old` and `new` are its entries, None where it is not."""
+
+    path: bytes
+    kind: ChangeKind
+    old: Entry | None
+    new: Entry | None
+
+
+def diff(objects: Objects, old: Entry, new: Entry, path: bytes = b"") -> Iterator[Change]:
+    """Yields the changes from `old` to `new`, both directories, by path.
+
+    An added or removed directory is followed by all that is in it. The attributes of a
+    directory that differ are a METADATA change of its own; those of the roots have the path
+    `path`. A directory's time alone is no change: it tells of its names, which are reported.
+    """
+    if _attributes(old) != _attributes(new):
+        yield Change(path, ChangeKind.METADATA, old, new)
+    if old.content == new.content:
+        return
+    for before, after in _pairs(objects, old, new):
+        name = (after or before or old).name
+        yield from _change(objects, path + b"/" + name if path else name, before, after)
+
+
+def _change(
+    objects: Objects, path: bytes, before: Entry | None, after: Entry | None
+) -> Iterator[Change]:
+    if before is None and after is not None:
+        yield Change(path, ChangeKind.ADDED, None, after)
+        yield from _whole(objects, path, after, ChangeKind.ADDED)
+    elif after is None and before is not None:
+        yield from _whole(objects, path, before, ChangeKind.REMOVED)
+        yield Change(path, ChangeKind.REMOVED, before, None)
+    elif before is not None and after is not None:
+        if before.kind != after.kind:
+            if before.kind == Kind.DIRECTORY:
+                yield from _whole(objects, path, before, ChangeKind.REMOVED)
+            yield Change(path, ChangeKind.TYPE, before, after)
+            if after.kind == Kind.DIRECTORY:
+                yield from _whole(objects, path, after, ChangeKind.ADDED)
+        elif before.kind == Kind.DIRECTORY:
+            yield from diff(objects, before, after, path)
+        elif before.content != after.content or before.size != after.size:
+            yield Change(path, ChangeKind.MODIFIED, before, after)
+        else:
+            yield Change(path, ChangeKind.METADATA, before, after)
+
+
+def _whole(objects: Objects, path: bytes, entry: Entry, kind: ChangeKind) -> Iterator[Change]:
+    if entry.kind != Kind.DIRECTORY:
+        return
+    for below in Directory(objects, directory_id(entry)):
+        child = path + b"/" + below.name
+        if kind == ChangeKind.ADDED:
+            yield Change(child, kind, None, below)
+            yield from _whole(objects, child, below, kind)
+        else:
+            yield from _whole(objects, child, below, kind)
+            yield Change(child, kind, below, None)
+
+
+def _pairs(
+    objects: Objects, old: Entry, new: Entry
+) -> Iterator[tuple[Entry | None, Entry | None]]:
+    """Yields the entries of two directories that differ, side by side, by name."""
+    one, other = Directory(objects, directory_id(old)), Directory(objects, directory_id(new))
+    shared = set(one.page_ids()) & set(other.page_ids())
+    left, right = one.outside(shared), other.outside(shared)
+    a, b = next(left, None), next(right, None)
+    while a is not None or b is not None:
+        if b is None or (a is not None and a.name < b.name):
+            yield a, None
+            a = next(left, None)
+        elif a is None or b.name < a.name:
+            yield None, b
+            b = next(right, None)
+        else:
+            if a != b:
+                yield a, b
+            a, b = next(left, None), next(right, None)
+
+
+def _attributes(entry: Entry) -> tuple[int, tuple[tuple[bytes, bytes], ...]]:
+    return (entry.mode, entry.xattrs)

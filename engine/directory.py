@@ -1,0 +1,226 @@
+"""Directories: a sorted set of entries in one node, or in pages when it is large.
+
+A directory of more than PAGED_FROM entries is a tree of pages. Where a page ends is decided
+by the names alone: at level n it ends after a name whose BLAKE3 has n zero bytes, roughly, so
+the same set of entries always gives the same nodes whatever the order of edits, and one
+changed entry rewrites one page of about 256 and the indexes above it. Reads touch one page.
+(Prolly trees: Noms; here the boundary is a function of one name, as in a skip list.)
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+
+from engine.errors import CorruptObjectError
+from engine.ids import NodeId, digest
+from engine.nodes import (
+    DEEPEST,
+    DirectoryNode,
+    Entry,
+    IndexNode,
+    Kind,
+    Page,
+    Totals,
+    directory_node,
+    index_node,
+)
+from engine.objects import Objects, PutNode
+
+PAGED_FROM = 2048
+"""A directory of more entries than this is split into pages."""
+
+
+class Directory:
+    """A read-only view of one stored directory."""
+
+    __slots__ = ("_node", "_objects", "identifier")
+
+    def __init__(self, objects: Objects, identifier: NodeId) -> None:
+        """Opens the directory; raises CorruptObjectError or MissingObjectError."""
+        self._objects, self.identifier = objects, identifier
+        self._node = _directory(objects, identifier)
+
+    def get(self, name: bytes) -> Entry | None:
+        """Returns the entry called `name`, or None."""
+        node = self._node
+        while isinstance(node, IndexNode):
+            at = bisect_left(node.pages, name, key=lambda page: page.last)
+            if at == len(node.pages):
+                return None
+            node = _below(self._objects, node, at)
+        entries = node.entries
+        at = bisect_left(entries, name, key=lambda entry: entry.name)
+        return entries[at] if at < len(entries) and entries[at].name == name else None
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Yields the entries by name."""
+        return self.from_index(0)
+
+    def from_index(self, start: int) -> Iterator[Entry]:
+        """Yields the entries from the `start`th on, skipping pages before it unread."""
+        return self._walk(self._node, start)
+
+    def _walk(self, node: DirectoryNode | IndexNode, start: int) -> Iterator[Entry]:
+        if isinstance(node, DirectoryNode):
+            yield from node.entries[start:] if start else node.entries
+            return
+        for at, page in enumerate(node.pages):
+            if start >= page.entries:
+                start -= page.entries
+                continue
+            yield from self._walk(_below(self._objects, node, at), start)
+            start = 0
+
+    def outside(self, pages: set[NodeId]) -> Iterator[Entry]:
+        """Yields the entries that are not in one of `pages`, which stay unread."""
+        if self.identifier not in pages:
+            yield from self._outside(self._node, pages)
+
+    def _outside(self, node: DirectoryNode | IndexNode, pages: set[NodeId]) -> Iterator[Entry]:
+        if isinstance(node, DirectoryNode):
+            yield from node.entries
+            return
+        for at, page in enumerate(node.pages):
+            if page.node not in pages:
+                yield from self._outside(_below(self._objects, node, at), pages)
+
+    def __len__(self) -> int:
+        node = self._node
+        if isinstance(node, DirectoryNode):
+            return len(node.entries)
+        return sum(page.entries for page in node.pages)
+
+    def page_ids(self) -> Iterator[NodeId]:
+        """Yields the ids of all the nodes that make up this directory, its own included."""
+        yield self.identifier
+        yield from self._page_ids(self._node)
+
+    def _page_ids(self, node: DirectoryNode | IndexNode) -> Iterator[NodeId]:
+        if isinstance(node, IndexNode):
+            for at, page in enumerate(node.pages):
+                yield NodeId(page.node)
+                if node.level > 1:
+                    yield from self._page_ids(_below(self._objects, node, at))
+
+
+def _directory(objects: Objects, identifier: NodeId) -> DirectoryNode | IndexNode:
+    node = objects.node(identifier)
+    if not isinstance(node, DirectoryNode | IndexNode):
+        raise CorruptObjectError("node", identifier, "it is not a directory")
+    return node
+
+
+def _below(objects: Objects, parent: IndexNode, at: int) -> DirectoryNode | IndexNode:
+    """Opens one page and checks that it is what its index says."""
+    page = parent.pages[at]
+    identifier = NodeId(page.node)
+    node = _directory(objects, identifier)
+    if isinstance(node, DirectoryNode):
+        right = parent.level == 1 and len(node.entries) == page.entries
+        right = right and node.entries[-1].name == page.last
+        first = node.entries[0].name if node.entries else b""
+    else:
+        right = parent.level == node.level + 1 and node.pages[-1].last == page.last
+        right = right and sum(p.entries for p in node.pages) == page.entries
+        first = node.pages[0].last
+    if not right or (at and first <= parent.pages[at - 1].last):
+        raise CorruptObjectError("node", identifier, "it is not the page that its index promises")
+    return node
+
+
+def _ends_page(name: bytes, level: int) -> bool:
+    """Tells whether a page of `level` (0: of entries) ends after `name`."""
+    return digest(name)[: level + 1] == bytes(level + 1)
+
+
+def store_directory(put: PutNode, entries: Iterable[Entry]) -> NodeId:
+    """Stores a directory of entries sorted by name and returns its id."""
+    everything = tuple(entries)
+    if len(everything) <= PAGED_FROM:
+        return put(directory_node(everything))
+    pages: list[Page] = []
+    start = 0
+    for at, entry in enumerate(everything, 1):
+        if at == len(everything) or _ends_page(entry.name, 0):
+            part = everything[start:at]
+            pages.append(Page(entry.name, put(directory_node(part)), len(part)))
+            start = at
+    level = 1
+    while True:
+        groups: list[list[Page]] = [[]]
+        for page in pages:
+            groups[-1].append(page)
+            if _ends_page(page.last, level):
+                groups.append([])
+        groups = [group for group in groups if group]
+        nodes = [put(index_node(level, tuple(group))) for group in groups]
+        if len(nodes) == 1:
+            return nodes[0]
+        pages = [
+            Page(group[-1].last, node, sum(p.entries for p in group))
+            for group, node in zip(groups, nodes, strict=True)
+        ]
+        level += 1
+
+
+def directory_entry(
+    put: PutNode,
+    entries: list[Entry],
+    *,
+    name: bytes,
+    mode: int,
+    mtime_ns: int,
+    xattrs: tuple[tuple[bytes, bytes], ...] = (),
+) -> Entry:
+    """Stores a directory of sorted entries and returns its own entry, sums included."""
+    size = below = links = 0
+    for entry in entries:
+        below += 1
+        if entry.totals is not None:
+            size += entry.size
+            below += entry.totals.entries
+            links += entry.totals.links
+            continue
+        links += entry.link is not None
+        if entry.kind == Kind.FILE:
+            size += entry.size
+    node = store_directory(put, entries)
+    totals = Totals(below, links)
+    return Entry(name, Kind.DIRECTORY, mode, mtime_ns, size, node, xattrs, None, totals)
+
+
+def walk(
+    objects: Objects, root: Entry, path: bytes = b"", depth: int = 0
+) -> Iterator[tuple[bytes, Entry]]:
+    """Yields (path, entry) of everything below `root`, a directory before what is in it.
+
+    Raises CorruptObjectError for a tree deeper than DEEPEST, as forged nodes could make.
+    """
+    if depth >= DEEPEST:
+        raise CorruptObjectError("node", directory_id(root), "the tree is too deep")
+    prefix = path + b"/" if path else b""
+    for entry in Directory(objects, directory_id(root)):
+        child = prefix + entry.name
+        yield child, entry
+        if entry.kind == Kind.DIRECTORY:
+            yield from walk(objects, entry, child, depth + 1)
+
+
+def directory_id(entry: Entry) -> NodeId:
+    """Returns the node id of a directory's entry."""
+    content = entry.content
+    if entry.kind != Kind.DIRECTORY or not isinstance(content, bytes):
+        raise ValueError(f"{entry.name!r} is not a directory")
+    return NodeId(content)
+
+
+def find(objects: Objects, root: Entry, path: bytes) -> Entry | None:
+    """Returns the entry at a relative `path` below `root`; the root itself for an empty path."""
+    entry = root
+    for name in path.split(b"/") if path else []:
+        if entry.kind != Kind.DIRECTORY:
+            return None
+        below = Directory(objects, directory_id(entry)).get(name)
+        if below is None:
+            return None
+        entry = below
+    return entry

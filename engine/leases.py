@@ -1,0 +1,112 @@
+"""Leases: who holds a thing right now, known to all processes, lost by a dead holder.
+
+A lease is an flock on a file in the store's `locks/`, so the kernel ends it with its holder,
+however that dies. The file's text says who holds it (JSON), for messages only.
+
+    mount           the daemon that serves the store's sessions        exclusive
+    objects         those who store objects that nothing refers to yet  shared
+                    the sweep of a garbage collection                    exclusive
+    session-<uid>   whoever writes or reads a session's upper           exclusive
+
+Order: mount, then session (several: by uid), then objects; never the other way round.
+"""
+
+import fcntl
+import json
+import os
+import time
+from types import TracebackType
+from typing import Any
+
+from engine.errors import EngineError
+
+
+class LeaseHeldError(EngineError):
+    """Somebody else holds what is needed now. `holder` is what they said of themselves."""
+
+    def __init__(self, what: str, holder: dict[str, Any]) -> None:
+        who = f"process {holder['pid']} ({holder.get('what', '?')})" if "pid" in holder else "another process"
+        super().__init__(f"{what} is held by {who}")
+        self.what, self.holder = what, holder
+
+
+class Lease:
+    """A held lease; ends with `release`, the `with` block, or the process."""
+
+    def __init__(self, store_path: str, name: str, fd: int) -> None:
+        self._path = os.path.join(store_path, "locks", name)
+        self._fd = fd
+
+    def describe(self, **facts: Any) -> None:
+        """Writes who holds it, for others' messages."""
+        text = json.dumps({"pid": os.getpid(), **facts}).encode()
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, text, 0)
+
+    def release(self) -> None:
+        """Gives it up; again is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> "Lease":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+
+def acquire(
+    store_path: str, name: str, *, shared: bool = False, wait: float = 0.0, what: str = ""
+) -> Lease:
+    """Takes a lease; waits up to `wait` seconds. Raises LeaseHeldError."""
+    directory = os.path.join(store_path, "locks")
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    fd = os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < deadline:
+                time.sleep(0.02)
+                continue
+            os.close(fd)
+            raise LeaseHeldError(_PLAIN.get(name, name), holder_of(store_path, name)) from None
+        lease = Lease(store_path, name, fd)
+        if not shared:
+            lease.describe(what=what)
+        return lease
+
+
+_PLAIN = {"mount": "the store's mount", "objects": "the store's garbage collection"}
+
+
+def holder_of(store_path: str, name: str) -> dict[str, Any]:
+    """Returns what the last holder wrote of itself; empty if nothing readable."""
+    try:
+        with open(os.path.join(store_path, "locks", name), "rb") as file:
+            facts = json.loads(file.read() or b"{}")
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def is_held(store_path: str, name: str) -> bool:
+    """Tells whether somebody holds a lease right now."""
+    try:
+        fd = os.open(os.path.join(store_path, "locks", name), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False

@@ -1,0 +1,289 @@
+"""The store on disk: one LMDB environment, the only module that imports lmdb.
+
+Layout of a store's directory: `db/data.mdb` and `db/lock.mdb` are LMDB's; the database `meta`
+holds `format` (the store's format, decimal). Other modules keep `sessions/`, `locks/` and
+`log/` beside `db/`.
+
+LMDB's transactions are the only atomicity mechanism: a commit is durable when it returns
+(LMDB syncs the data, then writes one of two meta pages) and a process killed at any moment
+leaves the last committed state. A map that is too small grows and the transaction runs again.
+LMDB maps its file, so a file that was cut short would end the process with SIGBUS at the
+first touch: the file is made whole with zeros when it is opened, after which what was lost
+shows up as corrupt objects instead.
+"""
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import lmdb
+
+from engine.store import (
+    Db,
+    NewerFormatError,
+    NotAStoreError,
+    Store,
+    StoreDamagedError,
+    StoreExistsError,
+    StoreFullError,
+    StorePermissionError,
+    StoreStatistics,
+)
+
+T = TypeVar("T")
+
+FORMAT = 1
+"""The format this program writes."""
+
+LIBRARY = 0
+"""LMDB 0.9: the line whose files every distribution's tools read (1.0's differ)."""
+
+FIRST_MAP_BYTES = 64 << 30
+"""Address space reserved at first; costs no memory and no disk."""
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DAMAGED = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    lmdb.PanicError,
+)
+
+
+class _LmdbTransaction:
+    __slots__ = ("_dbs", "_txn")
+
+    def __init__(self, txn: "lmdb.Transaction[memoryview]", dbs: dict[Db, "lmdb._Database"]):
+        self._txn, self._dbs = txn, dbs
+
+    def get(self, db: Db, key: bytes) -> memoryview | None:
+        return self._txn.get(key, None, self._dbs[db])
+
+    def has(self, db: Db, key: bytes) -> bool:
+        return self._txn.get(key, None, self._dbs[db]) is not None
+
+    def items(self, db: Db, start: bytes = b"") -> Iterator[tuple[bytes, memoryview]]:
+        with self._txn.cursor(self._dbs[db]) as cursor:
+            if cursor.set_range(start) if start else cursor.first():
+                for key, value in cursor.iternext():
+                    yield bytes(key), value
+
+    def keys(self, db: Db, start: bytes = b"") -> Iterator[bytes]:
+        with self._txn.cursor(self._dbs[db]) as cursor:
+            if cursor.set_range(start) if start else cursor.first():
+                for key in cursor.iternext(keys=True, values=False):
+                    yield bytes(key)
+
+    def count(self, db: Db) -> int:
+        return self._txn.stat(self._dbs[db])["entries"]
+
+    def put(self, db: Db, key: bytes, value: bytes) -> None:
+        self._txn.put(key, value, db=self._dbs[db])
+
+    def put_many(self, db: Db, pairs: list[tuple[bytes, bytes]]) -> None:
+        with self._txn.cursor(self._dbs[db]) as cursor:
+            cursor.putmulti(pairs)
+
+    def delete(self, db: Db, key: bytes) -> bool:
+        return self._txn.delete(key, db=self._dbs[db])
+
+
+class LmdbStore(Store):
+    """One LMDB environment. A process opens a given store once."""
+
+    def __init__(self, path: str, *, create: bool = False, map_bytes: int = FIRST_MAP_BYTES):
+        """Opens the store at `path`, or makes one there with `create`.
+
+        Raises NotAStoreError, StoreExistsError, NewerFormatError, StorePermissionError,
+        StoreDamagedError or StoreFullError.
+        """
+        self.path = path
+        self._gate = threading.Condition()
+        self._readers = 0
+        self._growing = False
+        self._writer = threading.Lock()
+        self._thread = threading.local()
+        directory = os.path.join(path, "db")
+        data = self._data = os.path.join(os.path.realpath(directory), "data.mdb")
+        try:
+            if create:
+                _prepare(path, directory)
+            elif not os.path.exists(data):
+                os.stat(path)  # tells "no permission" from "no store"
+                raise NotAStoreError(path)
+            size = os.stat(data).st_size if os.path.exists(data) else 0
+            with _translated(path):
+                self._env = lmdb.Environment(
+                    directory,
+                    map_size=max(map_bytes, 2 * size),
+                    max_dbs=len(Db),
+                    max_readers=1022,
+                    mode=0o600,
+                    create=create,
+                    readahead=False,
+                    lib_version=LIBRARY,
+                )
+                self._make_whole(data)
+                self._dbs = {
+                    db: self._env.open_db(db.value.encode(), create=create) for db in Db
+                }
+                self._env.reader_check()
+        except FileNotFoundError as error:
+            raise NotAStoreError(path) from error
+        except PermissionError as error:
+            raise StorePermissionError(path, str(error)) from error
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StoreFullError(path) from error
+            raise
+        except lmdb.NotFoundError as error:
+            raise NotAStoreError(path) from error
+        self._check_format(create)
+
+    def _make_whole(self, data: str) -> None:
+        info, page = self._env.info(), self._env.stat()["psize"]
+        wanted = (info["last_pgno"] + 1) * page
+        if os.stat(data).st_size < wanted:
+            os.truncate(data, wanted)
+
+    def _check_format(self, create: bool) -> None:
+        with self.read() as txn:
+            raw = txn.get(Db.META, b"format")
+            found = bytes(raw) if raw is not None else None
+        if found is None and create:
+            self.write(lambda txn: txn.put(Db.META, b"format", str(FORMAT).encode()))
+            return
+        if found is None or not found.isdigit():
+            self.close()
+            raise NotAStoreError(self.path)
+        if int(found) > FORMAT:
+            self.close()
+            raise NewerFormatError(self.path, int(found), FORMAT)
+        if create:
+            self.close()
+            raise StoreExistsError(self.path, "there is a store already")
+
+    @contextmanager
+    def read(self) -> Iterator[_LmdbTransaction]:
+        depth = getattr(self._thread, "reads", 0)
+        with self._gate:
+            while self._growing and not depth:  # whoever holds one already is waited for
+                self._gate.wait()
+            self._readers += 1
+        self._thread.reads = depth + 1
+        try:
+            with _translated(self.path):
+                try:
+                    txn = self._env.begin(buffers=True)
+                except lmdb.MapResizedError:
+                    txn = self._adopt_map_and_begin()
+                with txn:
+                    yield _LmdbTransaction(txn, self._dbs)
+        finally:
+            self._thread.reads = depth
+            with self._gate:
+                self._readers -= 1
+                self._gate.notify_all()
+
+    def _adopt_map_and_begin(self) -> "lmdb.Transaction[memoryview]":
+        """Another process has grown the map: takes its size over, without other readers."""
+        with self._gate:
+            self._readers -= 1
+        try:
+            self._resize(0)
+        finally:
+            with self._gate:
+                self._readers += 1
+        return self._env.begin(buffers=True)
+
+    def _resize(self, map_bytes: int) -> None:
+        """Sets the map's size (0: what the file says) once no transaction is open here."""
+        with self._gate:
+            while self._growing:
+                self._gate.wait()
+            self._growing = True
+            try:
+                while self._readers:
+                    self._gate.wait()
+                self._env.set_mapsize(map_bytes)
+            finally:
+                self._growing = False
+                self._gate.notify_all()
+
+    def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
+        if getattr(self._thread, "reads", 0):
+            raise RuntimeError("a write inside a read could wait for itself when the map grows")
+        with self._writer:
+            while True:
+                try:
+                    with (
+                        _translated(self.path),
+                        self._env.begin(write=True, buffers=True) as txn,
+                    ):
+                        return change(_LmdbTransaction(txn, self._dbs))
+                except lmdb.MapFullError:
+                    self._resize(2 * self._env.info()["map_size"])
+                except lmdb.MapResizedError:
+                    self._resize(0)
+
+    def transaction_id(self) -> int:
+        return self._env.info()["last_txnid"]
+
+    def statistics(self) -> StoreStatistics:
+        info, page = self._env.info(), self._env.stat()["psize"]
+        with self.read() as txn:
+            counts = {db.value: txn.count(db) for db in Db}
+            stats = [txn._txn.stat(handle) for handle in self._dbs.values()]
+        pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+        size = os.stat(os.path.join(self.path, "db", "data.mdb")).st_size
+        return StoreStatistics(size, pages * page, info["map_size"], counts)
+
+    def trim(self) -> None:
+        """Unmaps the file's pages from this process; the kernel's cache keeps them.
+
+        A page counts as this process's memory once it was read through the map, and the kernel
+        maps sixteen at a time, so a large import would seem to use as much as it stored.
+        """
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            ours = [line for line in maps if line.rstrip("\n").endswith(self._data)]
+        libc = ctypes.CDLL(None, use_errno=True)
+        for line in ours:
+            start, end = (int(part, 16) for part in line.split(None, 1)[0].split("-"))
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 4)  # MADV_DONTNEED
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def _prepare(path: str, directory: str) -> None:
+    """Makes the directories of a new store; refuses a folder that holds something else."""
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise StoreExistsError(path, "it is not a directory")
+    if os.path.isdir(path):
+        strange = set(os.listdir(path)) - {"db", "sessions", "locks", "log"}
+        if strange:
+            raise StoreExistsError(path, f"the directory holds {sorted(strange)[0]!r}")
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """Turns LMDB's errors into the store's, leaving those about the map's size."""
+    try:
+        yield
+    except (lmdb.MapFullError, lmdb.MapResizedError, lmdb.NotFoundError):
+        raise
+    except _DAMAGED as error:
+        raise StoreDamagedError(path, str(error)) from error
+    except lmdb.Error as error:
+        code = getattr(error, "code", 0)
+        if code in _FULL:
+            raise StoreFullError(path) from error
+        if code in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise StorePermissionError(path, str(error)) from error
+        raise StoreDamagedError(path, str(error)) from error

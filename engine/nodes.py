@@ -1,0 +1,270 @@
+"""Nodes: the immutable, content-addressed parts of trees, and their canonical encoding.
+
+A node is one CBOR array (RFC 8949, core deterministic encoding: shortest integers, definite
+lengths; there are no maps) stored under the BLAKE3 of those bytes:
+
+    directory   [1, [entry, ...]]                           entries sorted by name
+    index       [2, level, [[last name, node id, entries], ...]]   a directory's pages, in order
+    list        [3, [ref, ...]]                             pieces of a long file
+    entry       [name, kind, mode, mtime, size, content, xattrs, link, totals]
+    ref         [id, length, level]
+
+`name` is bytes; `kind` 1 file, 2 directory, 3 symbolic link, 4 fifo; `mode` the permission
+bits 0 to 0o7777; `mtime` nanoseconds since 1970 (signed 64 bits); `size` bytes: of a file its
+length, of a link its target's, of a directory the sum of the files below it. `content` is
+bytes (a file of up to INLINE_BYTES, a link's target, a directory's node id, empty for a fifo)
+or an array of refs whose lengths add up to `size`. A ref of level 0 is a chunk, or a hole when
+its id is null; of level n, a list node of refs of level n - 1. `xattrs` is an array of
+[name, value] sorted by name. `link` is null or [group, count] for a file with several names:
+8 bytes that its names in the tree share and nobody else, and how many they are. `totals` is
+null, or for a directory [entries below it, of these with a link group].
+
+Decoding is strict: whatever does not encode to the same bytes again, or breaks a rule above,
+is a CorruptObjectError. cbor2 alone accepts trailing bytes and non-minimal integers. Who calls
+it: the modules of the engine that walk trees; it knows nothing of where nodes are kept.
+"""
+
+from enum import IntEnum
+from typing import NewType
+
+import cbor2
+import msgspec
+
+from engine.errors import CorruptObjectError
+from engine.ids import ID_BYTES, NodeId, digest
+
+LinkGroup = NewType("LinkGroup", bytes)
+
+INLINE_BYTES = 128
+"""A file of at most so many bytes stands in its entry."""
+LONGEST_NAME = 255
+DEEPEST = 512
+"""How many directories may stand inside each other."""
+LONGEST_REFS = 32
+"""An entry with more refs than this puts them into list nodes."""
+LIST_REFS = 1024
+"""How many refs a list node has at most."""
+TALLEST = 6
+"""The highest level of a ref: 1024**6 chunks."""
+
+_INT64 = 1 << 63
+_DIRECTORY, _INDEX, _LIST = 1, 2, 3
+
+
+class Kind(IntEnum):
+    """What an entry is."""
+
+    FILE = 1
+    DIRECTORY = 2
+    SYMLINK = 3
+    FIFO = 4
+
+
+class Ref(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A piece of a file: `length` bytes in a chunk, a hole (id None), or a list node."""
+
+    id: bytes | None
+    length: int
+    level: int
+
+
+class Link(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """The hard-link group of a file: what its `count` names share."""
+
+    group: bytes
+    count: int
+
+
+class Totals(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """What lies below a directory: entries of any kind, and those in a link group."""
+
+    entries: int
+    links: int
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """One name in a directory with all that is known of it."""
+
+    name: bytes
+    kind: int
+    mode: int
+    mtime_ns: int
+    size: int
+    content: bytes | tuple[Ref, ...]
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    link: Link | None = None
+    totals: Totals | None = None
+
+
+class Page(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
+    """One page of a large directory: its last name, its node, its number of entries."""
+
+    last: bytes
+    node: bytes
+    entries: int
+
+
+class DirectoryNode(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A directory, or one page of a large one."""
+
+    tag: int
+    entries: tuple[Entry, ...]
+
+
+class IndexNode(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """The pages of a large directory. At level 1 they are directory nodes, above it indexes."""
+
+    tag: int
+    level: int
+    pages: tuple[Page, ...]
+
+
+class ListNode(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """Consecutive pieces of a long file."""
+
+    tag: int
+    refs: tuple[Ref, ...]
+
+
+Node = DirectoryNode | IndexNode | ListNode
+
+
+def directory_node(entries: tuple[Entry, ...]) -> DirectoryNode:
+    """Makes a directory node of sorted entries."""
+    return DirectoryNode(_DIRECTORY, entries)
+
+
+def index_node(level: int, pages: tuple[Page, ...]) -> IndexNode:
+    """Makes an index node."""
+    return IndexNode(_INDEX, level, pages)
+
+
+def list_node(refs: tuple[Ref, ...]) -> ListNode:
+    """Makes a list node."""
+    return ListNode(_LIST, refs)
+
+
+def encode(value: msgspec.Struct) -> bytes:
+    """Returns the canonical CBOR of a node or record; it has arrays, no maps of ours."""
+    return cbor2.dumps(msgspec.to_builtins(value, builtin_types=(bytes,)), canonical=True)
+
+
+def node_id(encoded: bytes) -> NodeId:
+    """Returns the id of an encoded node."""
+    return NodeId(digest(encoded))
+
+
+def decode(identifier: NodeId, data: bytes | memoryview) -> Node:
+    """Returns the node that `data` encodes, having checked it against its id and every rule.
+
+    Raises CorruptObjectError.
+    """
+    data = bytes(data)
+    if digest(data) != identifier:
+        raise CorruptObjectError("node", identifier, "its bytes do not match its id")
+    try:
+        plain = cbor2.loads(data)
+        tag = plain[0] if isinstance(plain, list) and plain else None
+        node: Node
+        if tag == _DIRECTORY:
+            node = msgspec.convert(plain, DirectoryNode)
+        elif tag == _INDEX:
+            node = msgspec.convert(plain, IndexNode)
+        elif tag == _LIST:
+            node = msgspec.convert(plain, ListNode)
+        else:
+            raise ValueError(f"it starts with {tag!r}")
+        if encode(node) != data:
+            raise ValueError("its encoding is not canonical")
+        _check(node)
+    except (ValueError, TypeError, RecursionError, OverflowError, cbor2.CBORError) as error:
+        raise CorruptObjectError("node", identifier, str(error)) from error
+    return node
+
+
+def _check(node: Node) -> None:
+    if isinstance(node, DirectoryNode):
+        previous = b""
+        for entry in node.entries:
+            if entry.name <= previous:
+                raise ValueError(f"names not sorted at {entry.name!r}")
+            previous = entry.name
+            check_file_name(previous)
+            check_entry(entry)
+    elif isinstance(node, IndexNode):
+        if not 1 <= node.level <= TALLEST or not node.pages:
+            raise ValueError("an index without pages, or of an impossible level")
+        previous = b""
+        for page in node.pages:
+            if page.last <= previous or len(page.node) != ID_BYTES or page.entries < 1:
+                raise ValueError(f"a wrong page at {page.last!r}")
+            previous = page.last
+    else:
+        _check_refs(node.refs, LIST_REFS)
+
+
+def check_file_name(name: bytes) -> None:
+    """Raises ValueError for what cannot be a name in a directory."""
+    if not name or len(name) > LONGEST_NAME or b"/" in name or b"\0" in name:
+        raise ValueError(f"impossible name {name[:300]!r}")
+    if name in {b".", b".."}:
+        raise ValueError(f"reserved name {name!r}")
+
+
+def check_entry(entry: Entry) -> None:
+    """Raises ValueError for an entry that breaks the format's rules; not about its name."""
+    content = entry.content
+    if not 0 <= entry.mode <= 0o7777 or entry.size < 0:
+        raise ValueError(f"impossible mode or size of {entry.name!r}")
+    if not -_INT64 <= entry.mtime_ns < _INT64 or entry.size >= _INT64:
+        raise ValueError(f"a number of {entry.name!r} exceeds 64 bits")
+    if entry.kind == Kind.FILE:
+        if isinstance(content, tuple):
+            if len(content) > LONGEST_REFS or _check_refs(content, LONGEST_REFS) != entry.size:
+                raise ValueError(f"the pieces of {entry.name!r} do not make up its size")
+        elif len(content) != entry.size or entry.size > INLINE_BYTES:
+            raise ValueError(f"the content of {entry.name!r} does not have its size")
+    elif not isinstance(content, bytes):
+        raise ValueError(f"{entry.name!r} has pieces but is no file")
+    elif entry.kind == Kind.DIRECTORY:
+        if len(content) != ID_BYTES:
+            raise ValueError(f"{entry.name!r} has no node id")
+    elif entry.kind == Kind.SYMLINK:
+        if not content or b"\0" in content or len(content) != entry.size or entry.size > 4095:
+            raise ValueError(f"impossible target of {entry.name!r}")
+    elif entry.kind != Kind.FIFO or content or entry.size:
+        raise ValueError(f"unknown kind of {entry.name!r}")
+    if (entry.totals is not None) != (entry.kind == Kind.DIRECTORY):
+        raise ValueError(f"totals of {entry.name!r}")
+    link = entry.link
+    if link is not None and (
+        entry.kind == Kind.DIRECTORY or len(link.group) != 8 or link.count < 2
+    ):
+        raise ValueError(f"impossible link group of {entry.name!r}")
+    if entry.xattrs:
+        _check_xattrs(entry)
+
+
+def _check_xattrs(entry: Entry) -> None:
+    previous = b""
+    for name, value in entry.xattrs:
+        if name <= previous or b"\0" in name or len(name) > 255 or len(value) > 65536:
+            raise ValueError(f"impossible attribute of {entry.name!r}")
+        previous = name
+
+
+def _check_refs(refs: tuple[Ref, ...], most: int) -> int:
+    """Returns the sum of the lengths."""
+    if not refs or len(refs) > most:
+        raise ValueError("a list without pieces, or with too many")
+    level, total = refs[0].level, 0
+    for ref in refs:
+        if not 0 <= ref.level <= TALLEST or ref.level != level or ref.length < 1:
+            raise ValueError("a piece of impossible level or length")
+        if ref.id is None:
+            if level:
+                raise ValueError("a hole above the chunks")
+        elif len(ref.id) != ID_BYTES:
+            raise ValueError("a piece without an id")
+        total += ref.length
+    return total

@@ -1,0 +1,231 @@
+"""Objects: nodes, chunks and snapshots read from a store, checked, with what is warm kept.
+
+Every byte that leaves here was checked against its id. Decoded nodes and the chunks last
+decompressed are kept in two bounded caches, so that a directory listed entry by entry is
+decoded once and a file read in pieces is decompressed once. Safe to use from several threads.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+
+from engine.codec import pack, unpack
+from engine.errors import MissingObjectError
+from engine.ids import ChunkId, NodeId, SnapshotId, digest
+from engine.nodes import DirectoryNode, Node, decode, encode, node_id
+from engine.snapshots import Snapshot, decode_snapshot
+from engine.store import Db, Reader, Store, Writer
+
+PutNode = Callable[[msgspec.Struct], NodeId]
+
+NODE_CACHE_ENTRIES = 65_536
+"""Decoded entries kept, about 400 bytes each."""
+CHUNK_CACHE_BYTES = 8 << 20
+
+
+class ObjectsStatistics(msgspec.Struct, frozen=True):
+    """How full the caches are and how often they helped since the start."""
+
+    cached_nodes: int
+    cached_entries: int
+    cached_chunk_bytes: int
+    node_hits: int
+    node_misses: int
+    chunk_hits: int
+    chunk_misses: int
+
+
+class Objects:
+    """Reads objects of one store."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._lock = threading.Lock()
+        self._nodes: OrderedDict[bytes, Node] = OrderedDict()
+        self._entries = 0
+        self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
+        self._chunk_bytes = 0
+        self._hits = [0, 0, 0, 0]
+
+    def node(self, identifier: NodeId) -> Node:
+        """Returns a decoded node. Raises MissingObjectError or CorruptObjectError."""
+        with self._lock:
+            node = self._nodes.get(identifier)
+            if node is not None:
+                self._nodes.move_to_end(identifier)
+                self._hits[0] += 1
+                return node
+        with self.store.read() as reader:
+            raw = reader.get(Db.NODES, identifier)
+            if raw is None:
+                raise MissingObjectError("node", identifier)
+            node = decode(identifier, raw)
+        weight = _weight(node)
+        with self._lock:
+            self._hits[1] += 1
+            if identifier not in self._nodes:
+                self._nodes[identifier] = node
+                self._entries += weight
+            while self._entries > NODE_CACHE_ENTRIES and len(self._nodes) > 1:
+                self._entries -= _weight(self._nodes.popitem(last=False)[1])
+        return node
+
+    def chunk(self, identifier: ChunkId) -> bytes:
+        """Returns a chunk's plain bytes. Raises MissingObjectError or CorruptObjectError."""
+        with self._lock:
+            plain = self._chunks.get(identifier)
+            if plain is not None:
+                self._chunks.move_to_end(identifier)
+                self._hits[2] += 1
+                return plain
+        with self.store.read() as reader:
+            plain = bytes(_unpacked(reader, identifier))
+        with self._lock:
+            self._hits[3] += 1
+            if identifier not in self._chunks:
+                self._chunks[identifier] = plain
+                self._chunk_bytes += len(plain)
+            while self._chunk_bytes > CHUNK_CACHE_BYTES and len(self._chunks) > 1:
+                self._chunk_bytes -= len(self._chunks.popitem(last=False)[1])
+        return plain
+
+    @contextmanager
+    def chunks(self) -> Iterator[Callable[[ChunkId], bytes | memoryview]]:
+        """Gives a function that reads chunks past the cache, for streams.
+
+        What it returns is valid inside of the `with` only; raw chunks are not copied.
+        """
+        with self.store.read() as reader:
+            yield lambda identifier: _unpacked(reader, identifier)
+
+    def snapshot(self, identifier: SnapshotId) -> Snapshot:
+        """Returns a snapshot record. Raises MissingObjectError or CorruptObjectError."""
+        with self.store.read() as reader:
+            raw = reader.get(Db.SNAPSHOTS, identifier)
+            if raw is None:
+                raise MissingObjectError("snapshot", identifier)
+            return decode_snapshot(identifier, raw)
+
+    def shed(self) -> None:
+        """Empties the caches."""
+        with self._lock:
+            self._nodes.clear()
+            self._chunks.clear()
+            self._entries = self._chunk_bytes = 0
+
+    def statistics(self) -> ObjectsStatistics:
+        """Returns the state of the caches."""
+        with self._lock:
+            return ObjectsStatistics(
+                len(self._nodes), self._entries, self._chunk_bytes, *self._hits
+            )
+
+
+def _weight(node: Node) -> int:
+    return len(node.entries) + 1 if isinstance(node, DirectoryNode) else 64
+
+
+def _unpacked(reader: Reader, identifier: ChunkId) -> bytes | memoryview:
+    raw = reader.get(Db.CHUNKS, identifier)
+    if raw is None:
+        raise MissingObjectError("chunk", identifier)
+    return unpack(identifier, raw)
+
+
+def node_putter(writer: Writer) -> PutNode:
+    """Returns a function that stores nodes in `writer` and gives their ids."""
+
+    def put(node: msgspec.Struct) -> NodeId:
+        data = encode(node)
+        identifier = node_id(data)
+        if not writer.has(Db.NODES, identifier):
+            writer.put(Db.NODES, identifier, data)
+        return identifier
+
+    return put
+
+
+class NodeBuffer:
+    """Collects encoded nodes in memory, to be stored in one transaction later."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[NodeId, bytes] = {}
+
+    def put(self, node: msgspec.Struct) -> NodeId:
+        """Keeps a node and returns its id."""
+        data = encode(node)
+        identifier = node_id(data)
+        self.nodes[identifier] = data
+        return identifier
+
+    def flush(self, writer: Writer) -> None:
+        """Stores what was collected and is not there yet."""
+        pairs = sorted(self.nodes.items())
+        writer.put_many(Db.NODES, [p for p in pairs if not writer.has(Db.NODES, p[0])])
+
+
+class ChunkSink:
+    """Takes plain chunks from several threads and stores what the store lacks.
+
+    Packs in the caller's thread; writes a transaction whenever `batch_bytes` have gathered.
+    `flush` stores the rest; what was not flushed is lost with the process, and is garbage
+    until something refers to it, so its owner holds the store's write lease meanwhile.
+    """
+
+    def __init__(self, store: Store, *, compress: bool = True, batch_bytes: int = 6 << 20):
+        self._store = store
+        self._compress = compress
+        self._batch_bytes = batch_bytes
+        self._lock = threading.Lock()
+        self._pending: dict[ChunkId, bytes] = {}
+        self._bytes = 0
+        self.logical_bytes = 0
+        self.stored_bytes = 0
+
+    def put(self, data: bytes | memoryview) -> ChunkId:
+        """Stores one chunk, soon, and returns its id."""
+        identifier = ChunkId(digest(data))
+        self.logical_bytes += len(data)
+        if identifier in self._pending:
+            return identifier
+        with self._store.read() as reader:
+            if reader.has(Db.CHUNKS, identifier):
+                return identifier
+        packed = pack(data, self._compress)
+        full: dict[ChunkId, bytes] | None = None
+        with self._lock:
+            if identifier not in self._pending:
+                self._pending[identifier] = packed
+                self._bytes += len(packed)
+                self.stored_bytes += len(packed)
+            if self._bytes > self._batch_bytes:
+                full = self._take()
+        if full:
+            self._write(full)
+        return identifier
+
+    def _take(self) -> dict[ChunkId, bytes]:
+        full, self._pending, self._bytes = self._pending, {}, 0
+        return full
+
+    def _write(self, chunks: dict[ChunkId, bytes]) -> None:
+        pairs = sorted(chunks.items())
+        self._store.write(lambda writer: writer.put_many(Db.CHUNKS, list(pairs)))
+        self._store.trim()
+
+    def flush(self) -> None:
+        """Stores what has gathered; durable when it returns."""
+        with self._lock:
+            rest = self._take()
+        if rest:
+            self._write(rest)
+
+    def flush_into(self, writer: Writer) -> None:
+        """Stores what has gathered in a transaction of the caller's, with whatever else it does.
+
+        May run again when the transaction does: nothing is forgotten.
+        """
+        writer.put_many(Db.CHUNKS, sorted(self._pending.items()))

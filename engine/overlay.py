@@ -1,0 +1,488 @@
+"""The live view of a session: its upper laid over its base, as inodes that can be written.
+
+One `Overlay` is one session while a process holds it. It is the only user of the upper
+meanwhile, so it keeps in memory which names the upper has and asks the disk only for
+attributes. Files live as long as the kernel knows them (`lookups`), not by open and close: a
+name that is removed keeps its file here until the kernel forgets the inode.
+
+What is pristine comes from the base's nodes; the first change to it copies it up: made
+complete in the work directory, then renamed into place. A directory of the base is renamed by
+a redirect, whatever is in it. The names of a hard-linked file are copied up together.
+
+Called from one thread at a time, except `stage` and `sync`.
+"""
+
+import errno
+import os
+import stat
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine import content
+from engine.hostfs import OVERLAY_PREFIX, read_xattrs
+from engine.ids import InodeNo
+from engine.inodes import Attributes, Changes, Inode, Owner, entry_attributes, fail, number
+from engine.nodes import Entry, Kind
+from engine.objects import Objects
+from engine.upper import Upper
+
+if TYPE_CHECKING:
+    from engine.overlay_directory import SessionDirectory
+
+OPEN_FILES = 256
+"""How many of the upper's files are kept open for reading and writing."""
+
+
+class OverlayStatistics(msgspec.Struct, frozen=True):
+    """What an overlay holds in memory: descriptors, and files whose last name went."""
+
+    open_files: int
+    orphans: int
+
+
+class Overlay:
+    """A session's live state: its upper, its base and what is open.
+
+    The root is made by `overlay_directory.open_overlay`.
+    """
+
+    root: "SessionDirectory"
+
+    def __init__(
+        self, objects: Objects, upper: Upper, base: Entry, key: bytes, owner: Owner
+    ) -> None:
+        """Opens the view. `key` makes the inode numbers this session's own."""
+        self.objects, self.upper, self.base, self.key, self.owner = objects, upper, base, key, owner
+        self.by_host: dict[int, SessionFile] = {}
+        self.by_group: dict[bytes, SessionFile] = {}
+        self.orphans: set[SessionFile] = set()
+        self.changed: set[int] | None = None
+        self._open: OrderedDict[SessionFile, None] = OrderedDict()
+        self._made = 0
+
+    def next_number(self) -> InodeNo:
+        """Returns the number of a file that is new in the session."""
+        self._made += 1
+        return number(self.key, b"new", b"%d" % self._made)
+
+    def touch(self, host_ino: int) -> None:
+        """Notes that a file of the upper is being written, for a commit that is reading it."""
+        if self.changed is not None:
+            self.changed.add(host_ino)
+
+    def keep_open(self, file: "SessionFile", fd: int) -> None:
+        """Keeps a file's descriptor, closing the one unused longest."""
+        file.fd = fd
+        self._open[file] = None
+        if len(self._open) > OPEN_FILES:
+            other, _ = self._open.popitem(last=False)
+            os.close(other.fd)
+            other.fd = -1
+
+    def used(self, file: "SessionFile") -> None:
+        """Notes that a descriptor was used."""
+        if not file.orphan:
+            self._open.move_to_end(file)
+
+    def keep_orphan(self, file: "SessionFile") -> None:
+        """Keeps a descriptor until the kernel forgets the file."""
+        self._open.pop(file, None)
+        self.orphans.add(file)
+
+    def close_file(self, file: "SessionFile") -> None:
+        """Closes a file's descriptor if it is open."""
+        self._open.pop(file, None)
+        self.orphans.discard(file)
+        if file.fd >= 0:
+            os.close(file.fd)
+            file.fd = -1
+
+    def close(self) -> None:
+        """Closes every descriptor; the overlay is not used afterwards."""
+        for file in [*self._open, *self.orphans]:
+            self.close_file(file)
+
+    def rebase(self, base: Entry, upper: Upper) -> None:
+        """Takes over what a commit made: everything now is in `base`, `upper` is empty.
+
+        Numbers, names and open files stay as they are. Files that lost their last name keep
+        their descriptors.
+        """
+        self.base, self.upper = base, upper
+        self.by_host.clear()
+        self.root.become_pristine(base)
+        self.root.copied = True
+
+    def statistics(self) -> OverlayStatistics:
+        """Returns what is held in memory."""
+        return OverlayStatistics(len(self._open), len(self.orphans))
+
+
+class SessionInode(Inode):
+    """What files and directories of a session share.
+
+    `entry` is the base's entry, None if it is new in the session; `copied` tells whether the
+    upper has it. As long as it is pristine and has the number that a new lookup would give it,
+    nothing needs to be remembered of it.
+    """
+
+    __slots__ = ("copied", "entry", "gone", "mode", "name", "overlay", "parent")
+
+    directory = False
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        ino: InodeNo,
+        parent: "SessionDirectory | None",
+        name: bytes,
+        entry: Entry | None,
+        *,
+        copied: bool,
+    ) -> None:
+        super().__init__(ino)
+        self.overlay, self.parent, self.name, self.entry = overlay, parent, name, entry
+        self.copied = copied
+        self.mode: int | None = None
+        self.gone: Attributes | None = None
+
+    def path(self) -> bytes:
+        """Returns the path in the session."""
+        parts = []
+        at: SessionInode = self
+        while at.parent is not None:
+            parts.append(at.name)
+            at = at.parent
+        return b"/".join(reversed(parts))
+
+    def where(self) -> bytes | int:
+        """Returns where the upper has it: an absolute path, or a descriptor if it has no name."""
+        return self.overlay.upper.at(self.path())
+
+    def absolute(self) -> bytes:
+        """Returns the upper's path of what has a name."""
+        return self.overlay.upper.at(self.path())
+
+    def status(self) -> os.stat_result:
+        """Returns the upper's status."""
+        return os.lstat(self.absolute())
+
+    def attributes(self) -> Attributes:
+        if self.gone is not None:
+            return self.gone
+        if not self.copied and self.entry is not None:
+            return entry_attributes(self.ino, self.entry, self.overlay.owner)
+        status = self.status()
+        if self.mode is None:
+            self.mode = self.overlay.upper.mode(self.where(), status)
+        return Attributes(
+            self.ino, stat.S_IFMT(status.st_mode) | self.mode,
+            1 if self.directory else status.st_nlink,
+            status.st_uid, status.st_gid, status.st_size, status.st_blocks,
+            status.st_mtime_ns, status.st_ctime_ns, status.st_atime_ns, status.st_rdev,
+        )  # fmt: skip
+
+    def copy_up(self) -> None:
+        """Makes the upper have it."""
+        raise fail(errno.EIO)
+
+    def change(self, changes: Changes) -> Attributes:
+        self.copy_up()
+        where = self.where()
+        follow = isinstance(where, int)
+        if changes.uid is not None or changes.gid is not None:
+            uid = -1 if changes.uid is None else changes.uid
+            gid = -1 if changes.gid is None else changes.gid
+            os.chown(where, uid, gid, follow_symlinks=follow)
+            self.mode = None
+        if changes.mode is not None:
+            self.mode = stat.S_IMODE(changes.mode)
+            self.overlay.upper.chmod(where, self.mode, self.directory)
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            status = os.stat(where, follow_symlinks=follow)
+            atime = status.st_atime_ns if changes.atime_ns is None else changes.atime_ns
+            mtime = status.st_mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+            os.utime(where, ns=(atime, mtime), follow_symlinks=follow)
+        return self.attributes()
+
+    def xattrs(self) -> dict[bytes, bytes]:
+        if not self.copied and self.entry is not None:
+            return dict(self.entry.xattrs)
+        return dict(read_xattrs(self.where()))
+
+    def set_xattr(self, name: bytes, value: bytes, flags: int = 0) -> None:
+        _check_xattr(name)
+        self.copy_up()
+        where = self.where()
+        os.setxattr(where, name, value, flags, follow_symlinks=isinstance(where, int))
+
+    def remove_xattr(self, name: bytes) -> None:
+        _check_xattr(name)
+        if name not in self.xattrs():
+            raise fail(errno.ENODATA)
+        self.copy_up()
+        where = self.where()
+        os.removexattr(where, name, follow_symlinks=isinstance(where, int))
+
+    def forgotten(self) -> None:
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Drops it from its directory if looking it up anew would give the same."""
+        parent = self.parent
+        if (
+            parent is not None
+            and not self.lookups
+            and not self.copied
+            and parent.children.get(self.name) is self
+            and self.ino == parent.default_number(self.name)
+        ):
+            del parent.children[self.name]
+            if not parent.children:
+                parent.let_go()
+
+
+def _check_xattr(name: bytes) -> None:
+    if not name.startswith(b"user.") or name.startswith(OVERLAY_PREFIX):
+        raise fail(errno.EOPNOTSUPP)
+
+
+class SessionFile(SessionInode):
+    """A file, symbolic link or fifo in a session.
+
+    `names` are its places; a file without any is an orphan that lives by the kernel's lookup
+    count, in an open descriptor `fd` or, while pristine, in the store.
+    """
+
+    __slots__ = ("fd", "names", "staged")
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        ino: InodeNo,
+        parent: "SessionDirectory",
+        name: bytes,
+        entry: Entry | None,
+        *,
+        copied: bool,
+    ) -> None:
+        super().__init__(overlay, ino, parent, name, entry, copied=copied)
+        self.names: list[tuple[SessionDirectory, bytes]] = [(parent, name)]
+        self.fd = -1
+        self.staged: bytes | None = None
+
+    @property
+    def orphan(self) -> bool:
+        """Whether it has lost its last name."""
+        return not self.names
+
+    def where(self) -> bytes | int:
+        return self.fd if self.orphan else self.absolute()
+
+    def status(self) -> os.stat_result:
+        return os.fstat(self.fd) if self.fd >= 0 else os.lstat(self.absolute())
+
+    def attributes(self) -> Attributes:
+        attributes = super().attributes()
+        if self.orphan and not self.copied:
+            attributes.nlink = 0
+        return attributes
+
+    def change(self, changes: Changes) -> Attributes:
+        if changes.size is not None:
+            if not self.copied:
+                self._copy_up(empty=changes.size == 0)
+            fd = self.descriptor()
+            os.ftruncate(fd, changes.size)
+            if self.overlay.changed is not None:
+                self.overlay.touch(os.fstat(fd).st_ino)
+        return super().change(changes)
+
+    def descriptor(self) -> int:
+        """Returns a descriptor of the upper's file, for reading and writing."""
+        if self.fd >= 0:
+            self.overlay.used(self)
+        elif self.orphan:
+            raise fail(errno.ESTALE)
+        else:
+            flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            self.overlay.keep_open(self, os.open(self.absolute(), flags))
+        return self.fd
+
+    def read(self, offset: int, size: int) -> bytes:
+        if not self.copied and self.entry is not None:
+            return content.read(self.overlay.objects, self.entry, offset, size)
+        return os.pread(self.descriptor(), size, offset)
+
+    def write(self, offset: int, data: bytes) -> int:
+        self.copy_up()
+        fd = self.descriptor()
+        if self.overlay.changed is not None:
+            self.overlay.touch(os.fstat(fd).st_ino)
+        done = 0
+        while done < len(data):
+            done += os.pwrite(fd, data[done:] if done else data, offset + done)
+        return done
+
+    def readlink(self) -> bytes:
+        if not self.copied and self.entry is not None:
+            if self.entry.kind != Kind.SYMLINK or not isinstance(self.entry.content, bytes):
+                return super().readlink()
+            return self.entry.content
+        return os.readlink(self.absolute())
+
+    def sync(self) -> None:
+        if self.copied:
+            fd = os.dup(self.descriptor())
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def to_copy(self, changes: Changes | None = None) -> int:
+        if self.copied or self.entry is None or (changes is not None and changes.size == 0):
+            return 0
+        return self.entry.size
+
+    def stage(self) -> None:
+        """Copies the content into the work directory; `copy_up` puts it into place."""
+        if self.entry is not None and not self.copied and self.staged is None:
+            self.staged = self._fill(self.entry, empty=False)
+
+    def copy_up(self) -> None:
+        if not self.copied:
+            self._copy_up(empty=False)
+
+    def _copy_up(self, *, empty: bool) -> None:
+        entry, upper = self.entry, self.overlay.upper
+        if entry is None:
+            raise fail(errno.ESTALE)
+        if entry.link is not None and self.names:
+            self._find_other_names(entry.link.group)
+        for parent, _ in self.names:
+            parent.copy_up()
+        temporary, self.staged = self.staged, None
+        if temporary is None:
+            temporary = self._fill(entry, empty=empty)
+        if not self.names:
+            fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+            os.unlink(temporary)
+            self.fd, self.copied, self.mode = fd, True, entry.mode
+            self.overlay.keep_orphan(self)
+            return
+        # The other names first: killed in between, each name has the bytes it had.
+        for parent, name in self.names[1:]:
+            spare = upper.scratch()
+            os.link(temporary, spare, follow_symlinks=False)
+            install_quietly(upper, parent, spare, name)
+        parent, name = self.names[0]
+        install_quietly(upper, parent, temporary, name)
+        self.copied, self.mode = True, entry.mode
+        if len(self.names) > 1:
+            self.overlay.by_host[self.status().st_ino] = self
+
+    def _fill(self, entry: Entry, *, empty: bool) -> bytes:
+        """Makes a complete copy of the base's file in the work directory; durable.
+
+        Synced before it hides the base's, as overlayfs does: after a power cut there must not
+        be an empty file where the base has a good one.
+        """
+        upper = self.overlay.upper
+        temporary = upper.scratch()
+        if entry.kind == Kind.SYMLINK:
+            os.symlink(entry.content if isinstance(entry.content, bytes) else b"", temporary)
+        elif entry.kind == Kind.FIFO:
+            os.mkfifo(temporary, 0o600)
+        else:
+            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                if not empty:
+                    content.write_out(self.overlay.objects, entry, fd)
+                    os.fdatasync(fd)
+            except BaseException:
+                os.unlink(temporary)
+                raise
+            finally:
+                os.close(fd)
+        upper.dress(temporary, entry)
+        return temporary
+
+    def _find_other_names(self, group: bytes) -> None:
+        """Finds the session's names of a hard-linked file that were not looked up yet."""
+        for parent, name in self.overlay.root.names_of_group(group):
+            if (parent, name) not in self.names:
+                self.names.append((parent, name))
+                parent.children[name] = self
+
+    def add_name(self, parent: "SessionDirectory", name: bytes) -> None:
+        """Notes another name."""
+        self.names.append((parent, name))
+        self.overlay.by_host[self.status().st_ino] = self
+
+    def replace_name(
+        self, old: tuple["SessionDirectory", bytes], new: tuple["SessionDirectory", bytes]
+    ) -> None:
+        """Notes that a name became another."""
+        self.names[self.names.index(old)] = new
+        self.parent, self.name = self.names[0]
+
+    def hold(self) -> None:
+        """Opens what is about to lose its last name, if the kernel may have it open."""
+        if len(self.names) > 1 or not self.lookups or not self.copied:
+            return
+        status = self.status()
+        if self.mode is None:
+            self.mode = self.overlay.upper.mode(self.absolute(), status)
+        if self.fd < 0:
+            regular = stat.S_ISREG(status.st_mode)
+            flags = os.O_RDWR if regular else os.O_PATH
+            flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            self.overlay.keep_open(self, os.open(self.absolute(), flags))
+
+    def drop_name(self, parent: "SessionDirectory", name: bytes) -> None:
+        """Notes that a name went; `hold` came before."""
+        self.names.remove((parent, name))
+        if self.names:
+            self.parent, self.name = self.names[0]
+        elif self.lookups and self.copied:
+            self.overlay.keep_orphan(self)
+        else:
+            self.overlay.close_file(self)
+        if not self.names:
+            if self.entry is not None and self.entry.link is not None:
+                self.overlay.by_group.pop(self.entry.link.group, None)
+            self.overlay.by_host = {
+                ino: file for ino, file in self.overlay.by_host.items() if file is not self
+            }
+
+    def become_pristine(self, entry: Entry) -> None:
+        """Takes the base's entry in place of what the upper had."""
+        self.entry = entry
+        if self.copied:
+            self.overlay.close_file(self)
+            self.copied, self.mode = False, None
+        if entry.link is not None:
+            self.overlay.by_group[entry.link.group] = self
+
+    def forgotten(self) -> None:
+        if self.orphan:
+            self.overlay.close_file(self)
+        elif len(self.names) == 1:  # the number of a file with several names is kept
+            self.let_go()
+
+
+def install_quietly(
+    upper: Upper, parent: "SessionDirectory", temporary: bytes, name: bytes
+) -> None:
+    """Puts a copy into place without the directory's time telling of it."""
+    where = parent.absolute()
+    before = os.lstat(where)
+    upper.install(temporary, join(parent.path(), name), over_whiteout=False)
+    os.utime(where, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def join(path: bytes, name: bytes) -> bytes:
+    """Returns the path of a name in a directory whose own path may be empty."""
+    return path + b"/" + name if path else name

@@ -1,0 +1,480 @@
+"""The directories of a session: the base's and the upper's, merged.
+
+See `overlay` for how a session lives. Names are looked up in what the upper has, loaded when a
+directory is first asked, and then in the base; a listing is ordered by a number that each name
+has for as long as the process lives, so that it goes on where it was while names come and go.
+"""
+
+import contextlib
+import errno
+import os
+import stat
+from bisect import bisect_right
+from collections.abc import Iterator
+
+from engine.directory import Directory, directory_id, find
+from engine.ids import InodeNo
+from engine.inodes import Inode, Owner, fail, number
+from engine.nodes import LONGEST_NAME, Entry, Kind
+from engine.objects import Objects
+from engine.overlay import Overlay, SessionFile, SessionInode, install_quietly, join
+from engine.upper import EXCHANGE, NOREPLACE, OPAQUE, Upper
+
+
+def open_overlay(
+    objects: Objects, upper: Upper, base: Entry, key: bytes, owner: Owner
+) -> Overlay:
+    """Opens the live view of a session whose upper and base these are."""
+    overlay = Overlay(objects, upper, base, key, owner)
+    overlay.root = SessionDirectory(overlay, number(key), None, b"", base, copied=True)
+    return overlay
+
+
+class SessionDirectory(SessionInode):
+    """A directory in a session: the base's and the upper's, merged.
+
+    `entry` is the base's directory merged here, None if there is none or it is hidden.
+    `children` holds what was looked up and all that the upper has; None under a name means
+    that the upper hides the base's.
+    """
+
+    __slots__ = ("_order", "children", "scanned")
+
+    directory = True
+
+    def __init__(
+        self,
+        overlay: Overlay,
+        ino: InodeNo,
+        parent: "SessionDirectory | None",
+        name: bytes,
+        entry: Entry | None,
+        *,
+        copied: bool,
+    ) -> None:
+        super().__init__(overlay, ino, parent, name, entry, copied=copied)
+        self.children: dict[bytes, SessionFile | SessionDirectory | None] = {}
+        self.scanned = not copied
+        self._order: list[tuple[int, bytes]] | None = None
+
+    # Looking.
+
+    def base(self) -> Directory | None:
+        """Returns the base's directory that is merged here."""
+        if self.entry is None:
+            return None
+        return Directory(self.overlay.objects, directory_id(self.entry))
+
+    def base_entry(self, name: bytes) -> Entry | None:
+        """Returns what the base has under a name here, hidden or not."""
+        base = self.base()
+        return None if base is None else base.get(name)
+
+    def base_path(self) -> bytes | None:
+        """Returns the base's path of the directory that is merged here."""
+        if self.entry is None:
+            return None
+        if self.parent is None:
+            return b""
+        redirect = self.overlay.upper.redirect(self.path()) if self.copied else None
+        if redirect is not None:
+            return redirect
+        above = self.parent.base_path()
+        return None if above is None else join(above, self.name)
+
+    def scan(self) -> None:
+        """Loads what the upper has in this directory."""
+        if self.scanned:
+            return
+        self.scanned = True
+        overlay = self.overlay
+        path = self.path()
+        for name, status in overlay.upper.scan(path):
+            if name not in self.children:
+                self.children[name] = self._load(name, join(path, name), status)
+
+    def _load(
+        self, name: bytes, path: bytes, status: os.stat_result | None
+    ) -> "SessionFile | SessionDirectory | None":
+        overlay = self.overlay
+        if status is None:
+            return None
+        ino = self.default_number(name)
+        if stat.S_ISDIR(status.st_mode):
+            entry = None
+            redirect = overlay.upper.redirect(path)
+            if redirect is not None:
+                entry = find(overlay.objects, overlay.base, redirect)
+            elif not overlay.upper.is_opaque(path):
+                entry = self.base_entry(name)
+            if entry is not None and entry.kind != Kind.DIRECTORY:
+                entry = None
+            return SessionDirectory(overlay, ino, self, name, entry, copied=True)
+        if status.st_nlink > 1:
+            known = overlay.by_host.get(status.st_ino)
+            if known is not None:
+                known.names.append((self, name))
+                return known
+        file = SessionFile(overlay, ino, self, name, None, copied=True)
+        if status.st_nlink > 1:
+            overlay.by_host[status.st_ino] = file
+        return file
+
+    def default_number(self, name: bytes) -> InodeNo:
+        return number(self.ino.to_bytes(8, "big"), name)
+
+    def lookup(self, name: bytes) -> "SessionFile | SessionDirectory | None":
+        if len(name) > LONGEST_NAME:
+            raise fail(errno.ENAMETOOLONG)
+        self.scan()
+        try:
+            return self.children[name]
+        except KeyError:
+            pass
+        entry = self.base_entry(name)
+        return None if entry is None else self._pristine(entry)
+
+    def _pristine(self, entry: Entry) -> "SessionFile | SessionDirectory":
+        overlay, name = self.overlay, entry.name
+        child: SessionFile | SessionDirectory
+        if entry.kind == Kind.DIRECTORY:
+            child = SessionDirectory(
+                overlay, self.default_number(name), self, name, entry, copied=False
+            )
+        elif entry.link is not None and entry.link.group in overlay.by_group:
+            child = overlay.by_group[entry.link.group]
+            if child.copied:  # a name that a killed copy-up left behind
+                child = SessionFile(
+                    overlay, self.default_number(name), self, name, entry, copied=False
+                )
+            elif (self, name) not in child.names:
+                child.names.append((self, name))
+        else:
+            child = SessionFile(
+                overlay, self.default_number(name), self, name, entry, copied=False
+            )
+            if entry.link is not None:
+                overlay.by_group[entry.link.group] = child
+        self.children[name] = child
+        return child
+
+    def listing(self, cookie: int) -> Iterator[tuple[int, bytes, Inode]]:
+        self.scan()
+        if cookie == 0 or self._order is None:
+            names = {name for name, child in self.children.items() if child is not None}
+            base = self.base()
+            if base is not None:
+                names.update(e.name for e in base if e.name not in self.children)
+            self._order = sorted((_cookie(name), name) for name in names)
+        order = self._order
+        for at in range(bisect_right(order, (cookie, b"\xff" * 256)), len(order)):
+            name = order[at][1]
+            child = self.lookup(name)
+            if child is None:
+                continue
+            try:
+                yield order[at][0], name, child
+            finally:
+                if not child.lookups:  # nobody took it
+                    child.forgotten()
+
+    def names_of_group(self, group: bytes) -> Iterator[tuple["SessionDirectory", bytes]]:
+        """Yields the places below where the base's file of a link group still shows."""
+        self.scan()
+        base = self.base()
+        if base is not None and self.entry and self.entry.totals and self.entry.totals.links:
+            for below in base:
+                if below.name in self.children:
+                    continue
+                if below.kind == Kind.DIRECTORY and below.totals and below.totals.links:
+                    self._pristine(below)
+                elif below.link is not None and below.link.group == group:
+                    yield self, below.name
+        for child in list(self.children.values()):
+            if isinstance(child, SessionDirectory) and child.may_hold_links():
+                yield from child.names_of_group(group)
+
+    def may_hold_links(self) -> bool:
+        """Tells whether a linked file of the base could show below."""
+        totals = self.entry.totals if self.entry is not None else None
+        return self.copied or (totals is not None and totals.links > 0)
+
+    # Changing.
+
+    def copy_up(self) -> None:
+        if self.copied:
+            return
+        entry, parent, upper = self.entry, self.parent, self.overlay.upper
+        if entry is None or parent is None:
+            raise fail(errno.ESTALE)
+        parent.copy_up()
+        temporary = upper.scratch()
+        os.mkdir(temporary, 0o700)
+        upper.dress(temporary, entry)
+        install_quietly(upper, parent, temporary, self.name)
+        self.copied = True
+        self.mode = entry.mode
+
+    def _free(self, name: bytes) -> tuple[bytes, bool]:
+        """Gets ready for a new name; returns its path and whether a whiteout is there."""
+        if len(name) > LONGEST_NAME:
+            raise fail(errno.ENAMETOOLONG)
+        if self.lookup(name) is not None:
+            raise fail(errno.EEXIST)
+        if self.parent is not None and self.parent.children.get(self.name) is not self:
+            raise fail(errno.ENOENT)  # this directory was removed
+        self.copy_up()
+        return join(self.path(), name), name in self.children
+
+    def _own(self, absolute: bytes, owner: Owner) -> None:
+        """Gives a new file to who made it, where that is somebody else (allow_other)."""
+        if owner.uid != self.overlay.owner.uid or owner.gid != self.overlay.owner.gid:
+            with contextlib.suppress(PermissionError):
+                os.chown(absolute, owner.uid, owner.gid, follow_symlinks=False)
+
+    def create(self, name: bytes, mode: int, owner: Owner) -> "SessionFile":
+        path, whiteout = self._free(name)
+        upper = self.overlay.upper
+        kind = stat.S_IFMT(mode) or stat.S_IFREG
+        absolute = upper.scratch() if whiteout else upper.at(path)
+        fd = -1
+        if kind == stat.S_IFREG:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            fd = os.open(absolute, flags, 0o600)
+        elif kind in {stat.S_IFIFO, stat.S_IFSOCK}:
+            os.mknod(absolute, kind | 0o600)
+        else:
+            raise fail(errno.EPERM)
+        upper.chmod(absolute, stat.S_IMODE(mode), directory=False, new=True)
+        self._own(absolute, owner)
+        if whiteout:
+            upper.install(absolute, path, over_whiteout=True)
+        file = SessionFile(self.overlay, self.overlay.next_number(), self, name, None, copied=True)
+        file.mode = stat.S_IMODE(mode)
+        if fd >= 0:
+            self.overlay.keep_open(file, fd)
+        self._add(name, file)
+        return file
+
+    def _add(self, name: bytes, child: "SessionFile | SessionDirectory") -> None:
+        self.children[name] = child
+
+    def mkdir(self, name: bytes, mode: int, owner: Owner) -> "SessionDirectory":
+        path, whiteout = self._free(name)
+        upper = self.overlay.upper
+        absolute = upper.scratch() if whiteout else upper.at(path)
+        os.mkdir(absolute, 0o700)
+        if whiteout:
+            os.setxattr(absolute, OPAQUE, b"y")
+        upper.chmod(absolute, stat.S_IMODE(mode), directory=True, new=True)
+        self._own(absolute, owner)
+        if whiteout:
+            upper.install(absolute, path, over_whiteout=True)
+        made = SessionDirectory(
+            self.overlay, self.overlay.next_number(), self, name, None, copied=True
+        )
+        made.scanned = True
+        made.mode = stat.S_IMODE(mode)
+        self._add(name, made)
+        return made
+
+    def symlink(self, name: bytes, target: bytes, owner: Owner) -> "SessionFile":
+        path, whiteout = self._free(name)
+        upper = self.overlay.upper
+        absolute = upper.scratch() if whiteout else upper.at(path)
+        os.symlink(target, absolute)
+        self._own(absolute, owner)
+        if whiteout:
+            upper.install(absolute, path, over_whiteout=True)
+        file = SessionFile(self.overlay, self.overlay.next_number(), self, name, None, copied=True)
+        self._add(name, file)
+        return file
+
+    def link(self, name: bytes, file: Inode) -> Inode:
+        if not isinstance(file, SessionFile) or file.overlay is not self.overlay:
+            raise fail(errno.EXDEV)
+        if file.orphan:
+            raise fail(errno.ENOENT)
+        file.copy_up()
+        path, whiteout = self._free(name)
+        upper = self.overlay.upper
+        absolute = upper.scratch() if whiteout else upper.at(path)
+        os.link(file.absolute(), absolute, follow_symlinks=False)
+        if whiteout:
+            upper.install(absolute, path, over_whiteout=True)
+        self._add(name, file)
+        file.add_name(self, name)
+        return file
+
+    def unlink(self, name: bytes) -> None:
+        child = self.lookup(name)
+        if child is None:
+            raise fail(errno.ENOENT)
+        if isinstance(child, SessionDirectory):
+            raise fail(errno.EISDIR)
+        if child.entry is not None and child.entry.link is not None:
+            child.copy_up()  # its other names will have one link less
+        self.copy_up()
+        child.hold()
+        self._hide(name)
+        child.drop_name(self, name)
+
+    def _hide(self, name: bytes) -> None:
+        """Removes an upper's file or empty directory; what the base has there goes too."""
+        upper, path = self.overlay.upper, join(self.path(), name)
+        child = self.children.get(name)
+        if self.base_entry(name) is not None:
+            upper.whiteout(path)
+            self.children[name] = None
+            return
+        if isinstance(child, SessionDirectory):
+            os.rmdir(upper.at(path))
+        else:
+            os.unlink(upper.at(path))
+        self.children.pop(name, None)
+
+    def rmdir(self, name: bytes) -> None:
+        child = self.lookup(name)
+        if child is None:
+            raise fail(errno.ENOENT)
+        if not isinstance(child, SessionDirectory):
+            raise fail(errno.ENOTDIR)
+        child.check_empty()
+        self.copy_up()
+        if child.copied:
+            self.overlay.upper.empty(join(self.path(), name))
+        gone = child.attributes()
+        gone.nlink = 0
+        self._hide(name)
+        child.gone = gone
+
+    def check_empty(self) -> None:
+        """Raises ENOTEMPTY unless nothing is to be seen in it."""
+        self.scan()
+        if any(child is not None for child in self.children.values()):
+            raise fail(errno.ENOTEMPTY)
+        base = self.base()
+        if base is not None and any(e.name not in self.children for e in base):
+            raise fail(errno.ENOTEMPTY)
+
+    def _movable(self) -> None:
+        """Gets a directory ready to stand under another name."""
+        self.copy_up()
+        upper, path = self.overlay.upper, self.path()
+        if self.entry is None:
+            upper.set_opaque(path)
+        elif upper.redirect(path) is None:
+            base = self.base_path()
+            if base is None:
+                raise fail(errno.EIO)
+            upper.set_redirect(path, base)
+
+    def rename(self, name: bytes, target: Inode, new_name: bytes, flags: int) -> None:
+        if not isinstance(target, SessionDirectory) or target.overlay is not self.overlay:
+            raise fail(errno.EXDEV)
+        if flags & ~(NOREPLACE | EXCHANGE):
+            raise fail(errno.EINVAL)
+        if len(new_name) > LONGEST_NAME:
+            raise fail(errno.ENAMETOOLONG)
+        source = self.lookup(name)
+        other = target.lookup(new_name)
+        if source is None or (flags & EXCHANGE and other is None):
+            raise fail(errno.ENOENT)
+        if other is not None and flags & NOREPLACE:
+            raise fail(errno.EEXIST)
+        if source is other:
+            return
+        if isinstance(other, SessionDirectory) and not flags & EXCHANGE:
+            if not isinstance(source, SessionDirectory):
+                raise fail(errno.EISDIR)
+            other.check_empty()
+        elif isinstance(source, SessionDirectory) and other and not flags & EXCHANGE:
+            raise fail(errno.ENOTDIR)
+        self.copy_up()
+        target.copy_up()
+        for moved in (source, other if flags & EXCHANGE else None):
+            if isinstance(moved, SessionDirectory):
+                moved._movable()
+            elif moved is not None:
+                moved.copy_up()
+        upper = self.overlay.upper
+        old, new = join(self.path(), name), join(target.path(), new_name)
+        if flags & EXCHANGE and other is not None:
+            upper.exchange(old, new)
+            self._place(name, other, (target, new_name))
+            target._place(new_name, source, (self, name))
+            return
+        gone = None
+        if isinstance(other, SessionDirectory):
+            gone = other.attributes()
+            gone.nlink = 0
+            if other.copied:
+                upper.empty(new)
+        elif other is not None:
+            if other.entry is not None and other.entry.link is not None:
+                other.copy_up()
+            other.hold()
+        hidden = self.base_entry(name) is not None
+        onto_whiteout = other is None and new_name in target.children
+        if onto_whiteout and isinstance(source, SessionDirectory):
+            # A directory cannot replace a whiteout, but can change places with it.
+            upper.exchange(old, new)
+            if not hidden:
+                os.unlink(upper.at(old))
+        else:
+            upper.move(old, new, leave_whiteout=hidden)
+        if hidden:
+            self.children[name] = None
+        else:
+            self.children.pop(name, None)
+        if isinstance(other, SessionDirectory):
+            other.gone = gone
+        elif other is not None:
+            other.drop_name(target, new_name)
+        target._place(new_name, source, (self, name))
+
+    def _place(
+        self,
+        name: bytes,
+        child: "SessionFile | SessionDirectory",
+        old: tuple["SessionDirectory", bytes],
+    ) -> None:
+        """Notes that a child stands here now."""
+        self.children[name] = child
+        if isinstance(child, SessionFile):
+            child.replace_name(old, (self, name))
+        else:
+            child.parent, child.name = self, name
+
+    def sync(self) -> None:
+        if self.copied:
+            fd = os.open(self.absolute(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def become_pristine(self, entry: Entry) -> None:
+        """Takes the base's directory in place of what base and upper had together."""
+        if not self.copied and self.entry is not None and self.entry.content == entry.content:
+            self.entry = entry
+            return
+        self.entry = entry
+        self.copied = False
+        self.scanned = True
+        self._order = None
+        self.mode = None
+        base = Directory(self.overlay.objects, directory_id(entry))
+        for name, child in list(self.children.items()):
+            below = base.get(name)
+            if child is None or below is None:
+                del self.children[name]
+            else:
+                child.become_pristine(below)
+
+
+def _cookie(name: bytes) -> int:
+    """Returns a number that a name has for as long as it exists; 1 and 2 are free."""
+    return (hash(name) & 0x3FFF_FFFF_FFFF_FFFF) + 3
+
+

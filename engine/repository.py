@@ -1,0 +1,337 @@
+"""The repository: a store with everything that can be done to it. The engine's front door.
+
+Where a snapshot is asked for, its full id, a unique prefix of at least four digits, the name
+of a ref, or `@session` is accepted; `@session` means what that session shows now. Reads see
+one state; what changes the store is durable when it returns.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
+from engine.collecting import CollectReport, collect
+from engine.diffing import Change, diff
+from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
+from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
+from engine.importing import ImportReport, Progress, import_directory
+from engine.leases import Lease, acquire
+from engine.lmdb_store import LmdbStore
+from engine.nodes import Entry
+from engine.objects import Objects
+from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
+from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
+from engine.store import Db, Reader, Store, Writer
+from engine.verifying import VerifyReport, verify
+
+GC_WAIT = 30.0
+"""Seconds that a write waits for a garbage collection to end, or the other way round."""
+
+
+class ImportResult(msgspec.Struct, frozen=True):
+    """What an import made. `changed` is False if the tree is the last import's."""
+
+    snapshot: bytes
+    root: Entry
+    changed: bool
+    report: ImportReport
+
+
+class Repository:
+    """A store opened for use. One per store and process; safe in several threads."""
+
+    def __init__(self, path: str, store: Store) -> None:
+        self.path = path
+        self.store = store
+        self.objects = Objects(store)
+        self.sessions = Sessions(store, self.objects, path)
+
+    @classmethod
+    def create(cls, path: str) -> "Repository":
+        """Makes an empty store at `path`. Raises StoreExistsError and what `open` raises."""
+        path = os.path.abspath(path)
+        return cls(path, LmdbStore(path, create=True))
+
+    @classmethod
+    def open(cls, path: str) -> "Repository":
+        """Opens the store at `path`. Raises a StoreError."""
+        path = os.path.abspath(path)
+        return cls(path, LmdbStore(path))
+
+    def close(self) -> None:
+        """Closes the store."""
+        self.store.close()
+
+    def __enter__(self) -> "Repository":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # Names.
+
+    def resolve(self, name: str) -> SnapshotId:
+        """Returns the snapshot that `name` means; `@session` is that session's parent here.
+
+        A ref wins over a prefix. Raises NotFoundError, AmbiguousIdError.
+        """
+        with self.store.read() as reader:
+            return self._resolve(reader, name)
+
+    def _resolve(self, reader: Reader, name: str) -> SnapshotId:
+        if name.startswith("@"):
+            return SnapshotId(self.sessions.get(name[1:]).parent)
+        key = name.encode("utf-8", "surrogateescape")
+        if is_full_id(name):
+            if reader.has(Db.SNAPSHOTS, bytes.fromhex(name)):
+                return SnapshotId(bytes.fromhex(name))
+            raise NotFoundError("snapshot", name)
+        raw = reader.get(Db.REFS, key) if 0 < len(key) <= 255 else None
+        if raw is not None:
+            return SnapshotId(bytes(raw))
+        if not is_id_prefix(name):
+            raise NotFoundError("snapshot or ref", name)
+        start = bytes.fromhex(name + "0" * (len(name) % 2))
+        found = []
+        for identifier in reader.keys(Db.SNAPSHOTS, start):
+            if not identifier.hex().startswith(name):
+                break
+            found.append(identifier)
+        if not found:
+            raise NotFoundError("snapshot or ref", name)
+        if len(found) > 1:
+            raise AmbiguousIdError(name, [identifier.hex() for identifier in found])
+        return SnapshotId(found[0])
+
+    @contextmanager
+    def tree(self, name: str) -> Iterator[Entry]:
+        """Gives the root of what `name` means; an `@session` is frozen for the while.
+
+        Raises what `resolve` does, and LeaseHeldError for a session that somebody holds.
+        """
+        if not name.startswith("@"):
+            yield self.snapshot(self.resolve(name)).root
+            return
+        with self.storing(), self.sessions.hold(name[1:], "reading it") as held:
+            yield self.frozen(held)
+
+    def frozen(self, held: HeldSession) -> Entry:
+        """Returns the root of a held session's present tree, stored; inside `storing` only."""
+        freeze = held.freeze()
+        freeze.prepare()
+        root = held.peek_root(freeze)
+        self.store.write(freeze.save)
+        return root
+
+    @contextmanager
+    def storing(self) -> Iterator[Lease]:
+        """Keeps garbage collection away while objects are stored that nothing refers to yet."""
+        with acquire(self.path, "objects", shared=True, wait=GC_WAIT) as lease:
+            yield lease
+
+    # Snapshots and refs.
+
+    def snapshot(self, identifier: SnapshotId) -> Snapshot:
+        """Returns a record. Raises MissingObjectError or CorruptObjectError."""
+        return self.objects.snapshot(identifier)
+
+    def snapshots(self) -> list[SnapshotId]:
+        """Returns the ids of all snapshots, in the order of their bytes."""
+        with self.store.read() as reader:
+            return [SnapshotId(key) for key in reader.keys(Db.SNAPSHOTS)]
+
+    def has_snapshot(self, identifier: SnapshotId) -> bool:
+        """Tells whether there is such a snapshot."""
+        with self.store.read() as reader:
+            return reader.has(Db.SNAPSHOTS, identifier)
+
+    def log(self, start: SnapshotId) -> Iterator[tuple[SnapshotId, Snapshot]]:
+        """Yields a snapshot and its ancestors, latest first, each once."""
+        seen = {start}
+        heap = [(start, self.snapshot(start))]
+        while heap:
+            heap.sort(key=lambda pair: pair[1].time_ns)
+            identifier, snapshot = heap.pop()
+            yield identifier, snapshot
+            for parent in snapshot.parents:
+                if parent not in seen:
+                    seen.add(SnapshotId(parent))
+                    try:
+                        heap.append((SnapshotId(parent), self.snapshot(SnapshotId(parent))))
+                    except MissingObjectError:
+                        continue  # removed with `snapshot rm`; its children say so by its id
+
+    def remove_snapshot(self, identifier: SnapshotId) -> None:
+        """Removes a record; its objects go with the next collection.
+
+        Raises InUseError while a ref names it or a session stands on it.
+        """
+
+        def change(writer: Writer) -> None:
+            for key, raw in writer.items(Db.REFS):
+                if bytes(raw) == identifier:
+                    raise InUseError(f"snapshot {identifier.hex()[:12]}", f"ref {key.decode()!r}")
+            for session in self._sessions_in(writer):
+                if identifier in {session.parent, *(layer for _, layer in session.layers)}:
+                    raise InUseError(
+                        f"snapshot {identifier.hex()[:12]}", f"session {session.name!r}"
+                    )
+            if not writer.delete(Db.SNAPSHOTS, identifier):
+                raise NotFoundError("snapshot", identifier.hex())
+
+        self.store.write(change)
+
+    def _sessions_in(self, reader: Reader) -> Iterator[Session]:
+        for key, raw in reader.items(Db.SESSIONS):
+            yield decode_record(key, raw)
+
+    def refs(self) -> dict[str, SnapshotId]:
+        """Returns all refs by name."""
+        with self.store.read() as reader:
+            return {
+                key.decode("utf-8", "replace"): SnapshotId(bytes(raw))
+                for key, raw in reader.items(Db.REFS)
+            }
+
+    def set_ref(self, name: str, target: SnapshotId) -> None:
+        """Makes or moves a ref. Raises InvalidNameError, NotFoundError."""
+        check_name("ref", name)
+
+        def change(writer: Writer) -> None:
+            if not writer.has(Db.SNAPSHOTS, target):
+                raise NotFoundError("snapshot", target.hex())
+            writer.put(Db.REFS, name.encode(), target)
+
+        self.store.write(change)
+
+    def remove_ref(self, name: str) -> None:
+        """Removes a ref, not the snapshot. Raises NotFoundError."""
+
+        def change(writer: Writer) -> None:
+            if not writer.delete(Db.REFS, name.encode("utf-8", "surrogateescape") or b"-"):
+                raise NotFoundError("ref", name)
+
+        self.store.write(change)
+
+    # The large operations.
+
+    def import_directory(
+        self,
+        source: str,
+        *,
+        ref: str | None = None,
+        message: str = "",
+        parents: tuple[SnapshotId, ...] = (),
+        metadata: dict[str, Any] | None = None,
+        use_cache: bool = True,
+        progress: Progress | None = None,
+    ) -> ImportResult:
+        """Imports a directory as a snapshot.
+
+        Without `parents`, the parent is what `ref` names, else the last import of the same
+        directory. If the tree is that one's, no snapshot is made and its id is returned.
+        """
+        if ref is not None:
+            check_name("ref", ref)
+        source = os.path.abspath(source)
+        mark = b"import:" + digest(os.fsencode(source))
+
+        def finish(writer: Writer, root: Entry) -> tuple[bytes, bool]:
+            above = parents
+            if not above:
+                known = writer.get(Db.REFS, ref.encode()) if ref is not None else None
+                if known is None:
+                    known = writer.get(Db.META, mark)
+                if known is not None and writer.has(Db.SNAPSHOTS, bytes(known)):
+                    above = (SnapshotId(bytes(known)),)
+            if not parents and above and self._root_in(writer, above[0]) == root:
+                identifier, changed = above[0], False
+            else:
+                facts = {"source": os.fsdecode(os.fsencode(source)), **(metadata or {})}
+                facts = {key: _plain_text(value) for key, value in facts.items()}
+                identifier, record = encode_snapshot(make_snapshot(root, above, message, facts))
+                writer.put(Db.SNAPSHOTS, identifier, record)
+                changed = True
+            writer.put(Db.META, mark, identifier)
+            if ref is not None:
+                writer.put(Db.REFS, ref.encode(), identifier)
+            return identifier, changed
+
+        with self.storing():
+            (identifier, changed), root, report = import_directory(
+                self.store, self.objects, source, finish=finish, store_path=self.path,
+                use_cache=use_cache, progress=progress,
+            )  # fmt: skip
+        return ImportResult(identifier, root, changed, report)
+
+    def _root_in(self, reader: Reader, identifier: SnapshotId) -> Entry | None:
+        raw = reader.get(Db.SNAPSHOTS, identifier)
+        return None if raw is None else decode_snapshot(identifier, raw).root
+
+    def commit(
+        self,
+        name: str,
+        *,
+        message: str = "",
+        metadata: dict[str, Any] | None = None,
+        ref: str | None = None,
+    ) -> CommitReport:
+        """Commits a session that no mount holds. Raises NotFoundError, LeaseHeldError."""
+        if ref is not None:
+            check_name("ref", ref)
+        with self.sessions.hold(name, "committing it") as held, self.storing():
+            freeze = held.freeze()
+            freeze.prepare()
+            report = held.commit(freeze, message, metadata, ref)
+            held.clean()
+        return report
+
+    def fork(self, name: str, new_name: str) -> Session:
+        """Forks a session that no mount holds. Raises as `commit`, and NameTakenError."""
+        check_name("session", new_name)
+        with self.sessions.hold(name, "forking it") as held, self.storing():
+            freeze = held.freeze()
+            freeze.prepare()
+            return held.fork(freeze, new_name)
+
+    def diff(self, old: Entry, new: Entry) -> Iterator[Change]:
+        """Yields what differs between two trees, by path."""
+        return diff(self.objects, old, new)
+
+    def check_out(
+        self,
+        root: Entry,
+        target: str,
+        *,
+        outside_links: bool = False,
+        progress: Callable[[int, int | None], None] | None = None,
+    ) -> CheckoutReport:
+        """Makes a tree at `target`; see `checkout`."""
+        inside = os.path.realpath(target) + os.sep
+        if inside.startswith(os.path.realpath(self.path) + os.sep):
+            raise CheckoutRefusedError(target, "it is inside of the store")
+        return check_out(
+            self.objects, root, target, outside_links=outside_links, progress=progress
+        )
+
+    def collect(self, *, dry_run: bool = False) -> CollectReport:
+        """Removes what nothing refers to. Raises LeaseHeldError while objects are stored."""
+        with acquire(self.path, "objects", wait=GC_WAIT, what="collecting garbage"):
+            report = collect(self.store, self.objects, dry_run=dry_run)
+            if not dry_run:
+                report.session_directories = self.sessions.sweep()
+        return report
+
+    def verify(self, progress: Progress | None = None) -> VerifyReport:
+        """Checks every object."""
+        return verify(self.store, self.objects, progress)
+
+
+def _plain_text(value: Any) -> Any:
+    """Returns metadata text that CBOR can carry: a path need not be valid UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value

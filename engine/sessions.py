@@ -1,0 +1,346 @@
+"""Sessions: named writable overlays on snapshots, and what is on disk for each.
+
+A session's record, database `sessions` under its name, MessagePack: its uid (16 hexadecimal
+digits, the directory `sessions/<uid>` beside the database), the snapshot that its next commit
+has as parent, its layers, the root of its base tree, and the generation of its upper. The
+upper is `sessions/<uid>/upper.<generation>`; beside it lies `work`.
+
+A commit writes objects, snapshot and a record with the next generation, whose upper is empty,
+in one transaction; the upper of the generation before is garbage from then on. So a process
+killed at any moment leaves either the old upper on the old base or the empty one on the new.
+"""
+
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from engine.errors import CorruptObjectError, InUseError, NameTakenError, NotFoundError
+from engine.freezing import Freeze
+from engine.ids import SnapshotId, check_name
+from engine.layers import NAMES, fold
+from engine.leases import Lease, acquire
+from engine.nodes import Entry
+from engine.objects import NodeBuffer, Objects
+from engine.overlay import Overlay
+from engine.snapshots import encode_snapshot, make_snapshot
+from engine.store import Db, Reader, Store, Writer
+from engine.upper import Upper
+
+_UID = re.compile(r"[0-9a-f]{16}")
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A session's record. `layers` are (name, snapshot id) from the lowest up."""
+
+    name: str
+    uid: str
+    parent: bytes
+    layers: tuple[tuple[str, bytes], ...]
+    root: Entry
+    generation: int
+    created_ns: int
+
+
+class CommitReport(msgspec.Struct, frozen=True):
+    """What a commit did. Without any change there is no new snapshot: `changed` is False."""
+
+    snapshot: bytes
+    changed: bool
+    new_bytes: int
+    warnings: tuple[str, ...]
+
+
+class Sessions:
+    """The sessions of a store."""
+
+    def __init__(self, store: Store, objects: Objects, path: str) -> None:
+        self._store, self._objects, self._path = store, objects, path
+
+    def get(self, name: str) -> Session:
+        """Returns a session's record. Raises NotFoundError."""
+        with self._store.read() as reader:
+            return read_record(reader, name)
+
+    def all(self) -> list[Session]:
+        """Returns all records by name."""
+        with self._store.read() as reader:
+            return [decode_record(key, raw) for key, raw in reader.items(Db.SESSIONS)]
+
+    def create(self, name: str, layers: tuple[SnapshotId | None, ...]) -> Session:
+        """Makes a session on a stack: infrastructure and global (or None), then the blueprint.
+
+        Raises InvalidNameError, NameTakenError, MissingObjectError.
+        """
+        check_name("session", name)
+        named = tuple(
+            (label, layer) for label, layer in zip(NAMES, layers, strict=True) if layer is not None
+        )
+        roots = [self._objects.snapshot(SnapshotId(layer)).root for _, layer in named]
+        nodes = NodeBuffer()
+        root = roots[0] if len(roots) == 1 else fold(self._objects, nodes.put, roots)
+        session = Session(
+            name, secrets.token_hex(8), named[-1][1], named, root, 0, time.time_ns()
+        )  # fmt: skip
+        return self._add(session, nodes.flush)
+
+    def _add(self, session: Session, save: Callable[[Writer], None]) -> Session:
+        self._make_upper(session)
+
+        def change(writer: Writer) -> None:
+            if writer.has(Db.SESSIONS, session.name.encode()):
+                raise NameTakenError("session", session.name)
+            save(writer)
+            put_record(writer, session)
+
+        try:
+            self._store.write(change)
+        except BaseException:
+            shutil.rmtree(self._home(session), ignore_errors=True)
+            raise
+        return session
+
+    def _home(self, session: Session) -> str:
+        return os.path.join(self._path, "sessions", session.uid)
+
+    def upper(self, session: Session) -> Upper:
+        """Returns the session's upper; use it while holding the session only."""
+        home = self._home(session)
+        return Upper(
+            os.path.join(home, f"upper.{session.generation}"), os.path.join(home, "work")
+        )  # fmt: skip
+
+    def _make_upper(self, session: Session) -> None:
+        upper = self.upper(session)
+        os.makedirs(upper.work, mode=0o700, exist_ok=True)
+        if os.path.isdir(upper.root):  # of a commit that did not come to pass
+            upper.remove_tree(upper.root)
+        os.mkdir(upper.root, 0o700)
+        upper.dress(upper.root, session.root)
+
+    def hold(self, name: str, what: str, wait: float = 0.0) -> "HeldSession":
+        """Takes a session for oneself. Raises NotFoundError, LeaseHeldError."""
+        while True:
+            session = self.get(name)
+            lease = acquire(self._path, f"session-{session.uid}", wait=wait, what=what)
+            try:
+                session = self.get(name)  # it may have changed while we waited
+                self._tidy(session)
+            except NotFoundError:
+                lease.release()
+                raise
+            return HeldSession(self, self._store, self._objects, session, lease)
+
+    def _tidy(self, session: Session) -> None:
+        """Removes what a killed holder left: old uppers, half-made files."""
+        upper = self.upper(session)
+        home = self._home(session)
+        if not os.path.isdir(upper.root):
+            # Killed between the transaction and this: nothing was written to it yet.
+            self._make_upper(session)
+        current = os.path.basename(upper.root)
+        for name in os.listdir(os.fsencode(home)):
+            if name.startswith(b"upper.") and name != current:
+                upper.remove_tree(os.path.join(os.fsencode(home), name))
+        for name in os.listdir(upper.work):
+            path = upper.work + b"/" + name
+            if os.path.isdir(path) and not os.path.islink(path):
+                upper.remove_tree(path)
+            else:
+                os.unlink(path)
+
+    def rename(self, old: str, new: str) -> Session:
+        """Gives a session another name, whoever holds it. Raises as `create` does."""
+        check_name("session", new)
+
+        def change(writer: Writer) -> Session:
+            session = read_record(writer, old)
+            if writer.has(Db.SESSIONS, new.encode()):
+                raise NameTakenError("session", new)
+            writer.delete(Db.SESSIONS, old.encode())
+            session = msgspec.structs.replace(session, name=new)
+            put_record(writer, session)
+            return session
+
+        return self._store.write(change)
+
+    def remove(self, held: "HeldSession") -> None:
+        """Removes a held session and all that it changed."""
+        session = held.session
+        self._store.write(lambda writer: writer.delete(Db.SESSIONS, session.name.encode()))
+        held.release()
+        upper = self.upper(session)
+        upper.remove_tree(os.fsencode(self._home(session)))
+        lock = os.path.join(self._path, "locks", f"session-{session.uid}")
+        if os.path.exists(lock):
+            os.unlink(lock)
+
+    def sweep(self) -> int:
+        """Removes session directories that no record names; returns how many."""
+        home = os.path.join(self._path, "sessions")
+        if not os.path.isdir(home):
+            return 0
+        live = {session.uid for session in self.all()}
+        dead = [name for name in os.listdir(home) if _UID.fullmatch(name) and name not in live]
+        for name in dead:
+            Upper(os.path.join(home, name), "").remove_tree(os.fsencode(os.path.join(home, name)))
+        return len(dead)
+
+
+class HeldSession:
+    """A session that this process holds: the only way to change one."""
+
+    def __init__(
+        self, sessions: Sessions, store: Store, objects: Objects, session: Session, lease: Lease
+    ) -> None:
+        self._sessions, self._store, self._objects = sessions, store, objects
+        self.session = session
+        self._lease = lease
+
+    def release(self) -> None:
+        """Gives the session up."""
+        self._lease.release()
+
+    def __enter__(self) -> "HeldSession":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def upper(self) -> Upper:
+        """Returns the upper of the current generation."""
+        return self._sessions.upper(self.session)
+
+    def freeze(self, overlay: Overlay | None = None) -> Freeze:
+        """Begins to freeze the session; `overlay` is its live view, if it has one here."""
+        changed = None
+        if overlay is not None:
+            changed = overlay.changed = set()
+        return Freeze(self._store, self._objects, self.upper(), self.session.root, changed)
+
+    def commit(
+        self,
+        freeze: Freeze,
+        message: str = "",
+        metadata: dict[str, Any] | None = None,
+        ref: str | None = None,
+        overlay: Overlay | None = None,
+    ) -> CommitReport:
+        """Makes a snapshot of what was frozen and goes on from it; durable when it returns.
+
+        Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
+        """
+        if overlay is not None:
+            overlay.changed = None
+        old = self.session
+        root = msgspec.structs.replace(freeze.build(), name=b"")
+        unchanged = root == self._objects.snapshot(SnapshotId(old.parent)).root
+        if unchanged:
+            identifier, record = SnapshotId(old.parent), b""
+        else:
+            snapshot = make_snapshot(root, (SnapshotId(old.parent),), message, metadata)
+            identifier, record = encode_snapshot(snapshot)
+        session = msgspec.structs.replace(
+            old,
+            parent=identifier,
+            layers=(*old.layers[:-1], (NAMES[-1], identifier)),
+            root=root,
+            generation=old.generation + 1,
+        )
+        self._sessions._make_upper(session)
+
+        def change(writer: Writer) -> None:
+            current = read_record(writer, old.name)
+            if (current.uid, current.generation) != (old.uid, old.generation):
+                raise InUseError(f"session {old.name!r}", "somebody who ignored its lease")
+            freeze.save(writer)
+            if record:
+                writer.put(Db.SNAPSHOTS, identifier, record)
+            if ref is not None:
+                writer.put(Db.REFS, ref.encode(), identifier)
+            put_record(writer, session)
+
+        self._store.write(change)
+        self.session = session
+        if overlay is not None:
+            overlay.rebase(session.root, self.upper())
+        return CommitReport(
+            identifier, not unchanged, freeze.stored_bytes, tuple(freeze.warnings)
+        )  # fmt: skip
+
+    def fork(self, freeze: Freeze, name: str, overlay: Overlay | None = None) -> Session:
+        """Makes a session that begins with all that this one has; this one stays as it is."""
+        check_name("session", name)
+        root = self.peek_root(freeze, overlay)
+        old = self.session
+        session = Session(
+            name, secrets.token_hex(8), old.parent, old.layers, root, 0, time.time_ns()
+        )  # fmt: skip
+        return self._sessions._add(session, freeze.save)
+
+    def peek_root(self, freeze: Freeze, overlay: Overlay | None = None) -> Entry:
+        """Returns the root of what was frozen; the caller saves it or holds the objects' lease."""
+        if overlay is not None:
+            overlay.changed = None
+        return msgspec.structs.replace(freeze.build(), name=b"")
+
+    def reset(self, to: SnapshotId | None = None) -> Session:
+        """Throws away what the session changed; with `to`, goes on from another snapshot."""
+        old = self.session
+        target = SnapshotId(old.parent) if to is None else to
+        root = self._objects.snapshot(target).root
+        layers = (*old.layers[:-1], (NAMES[-1], bytes(target)))
+        nodes = NodeBuffer()
+        if len(layers) > 1:
+            roots = [self._objects.snapshot(SnapshotId(layer)).root for _, layer in layers]
+            root = fold(self._objects, nodes.put, roots)
+        session = msgspec.structs.replace(
+            old, parent=target, layers=layers, root=root, generation=old.generation + 1
+        )
+        self._sessions._make_upper(session)
+
+        def change(writer: Writer) -> None:
+            nodes.flush(writer)
+            put_record(writer, session)
+
+        self._store.write(change)
+        self.session = session
+        return session
+
+    def clean(self) -> None:
+        """Removes the uppers of earlier generations; takes as long as they are large."""
+        upper = self.upper()
+        home = os.path.dirname(upper.root)
+        current = os.path.basename(upper.root)
+        for name in os.listdir(home):
+            if name.startswith(b"upper.") and name != current:
+                upper.remove_tree(os.path.join(home, name))
+
+
+def read_record(reader: Reader, name: str) -> Session:
+    """Returns a session's record. Raises NotFoundError, CorruptObjectError."""
+    raw = reader.get(Db.SESSIONS, name.encode())
+    if raw is None:
+        raise NotFoundError("session", name)
+    return decode_record(name.encode(), raw)
+
+
+def decode_record(key: bytes, raw: memoryview) -> Session:
+    """Returns the record stored under `key`. Raises CorruptObjectError."""
+    try:
+        session = msgspec.msgpack.decode(raw, type=Session)
+    except msgspec.DecodeError as error:
+        raise CorruptObjectError("session", key, str(error)) from error
+    if _UID.fullmatch(session.uid) is None or session.name.encode() != key:
+        raise CorruptObjectError("session", key, "it is not what it is called")
+    return session
+
+
+def put_record(writer: Writer, session: Session) -> None:
+    """Stores a session's record under its name."""
+    writer.put(Db.SESSIONS, session.name.encode(), msgspec.msgpack.encode(session))

@@ -1,0 +1,76 @@
+"""Snapshot records: an immutable root with its history.
+
+A record is one canonical CBOR array stored under the BLAKE3 of its bytes:
+
+    [1, root, [parent id, ...], time, message, metadata]
+
+`root` is an entry (see nodes) of kind directory with an empty name, so the root's own mode,
+mtime and attributes are kept; `time` is in ns since 1970; `metadata` is a map from text to any
+JSON value, keys in canonical order (shorter first, then by bytes). Decoding is strict.
+"""
+
+import time
+from typing import Any
+
+import cbor2
+import msgspec
+
+from engine.errors import CorruptObjectError
+from engine.ids import ID_BYTES, SnapshotId, digest
+from engine.nodes import Entry, Kind, check_entry, encode
+
+_VERSION = 1
+
+
+class Snapshot(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
+    """A tree at one moment, with its parents, time (ns), message and metadata."""
+
+    version: int
+    root: Entry
+    parents: tuple[bytes, ...]
+    time_ns: int
+    message: str
+    metadata: dict[str, Any]
+
+
+def make_snapshot(
+    root: Entry,
+    parents: tuple[SnapshotId, ...] = (),
+    message: str = "",
+    metadata: dict[str, Any] | None = None,
+) -> Snapshot:
+    """Makes a record of the present time. The root keeps everything but its name."""
+    return Snapshot(
+        _VERSION,
+        msgspec.structs.replace(root, name=b""),
+        parents,
+        time.time_ns(),
+        message,
+        metadata or {},
+    )
+
+
+def encode_snapshot(snapshot: Snapshot) -> tuple[SnapshotId, bytes]:
+    """Returns the id and the canonical bytes of a record."""
+    data = encode(snapshot)
+    return SnapshotId(digest(data)), data
+
+
+def decode_snapshot(identifier: SnapshotId, data: bytes | memoryview) -> Snapshot:
+    """Returns the record, checked against its id and every rule; CorruptObjectError otherwise."""
+    data = bytes(data)
+    if digest(data) != identifier:
+        raise CorruptObjectError("snapshot", identifier, "its bytes do not match its id")
+    try:
+        snapshot = msgspec.convert(cbor2.loads(data), Snapshot)
+        if encode(snapshot) != data or snapshot.version != _VERSION:
+            raise ValueError("its encoding is not canonical, or of another version")
+        root = snapshot.root
+        if root.name or root.kind != Kind.DIRECTORY:
+            raise ValueError("its root is not a directory")
+        check_entry(root)
+        if any(len(parent) != ID_BYTES for parent in snapshot.parents):
+            raise ValueError("a parent without an id")
+    except (ValueError, TypeError, RecursionError, OverflowError, cbor2.CBORError) as error:
+        raise CorruptObjectError("snapshot", identifier, str(error)) from error
+    return snapshot

@@ -1,0 +1,161 @@
+"""The store's interface: named databases of bytes with transactions.
+
+A store is a set of ordered key-value databases and one kind of atomicity, the write
+transaction. It knows nothing of chunks or trees. `lmdb_store` is the implementation that
+keeps things; `memory_store` is the strict one that tests and scratch work use. Both run the
+same conformance suite.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from enum import Enum
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from engine.errors import EngineError
+
+T = TypeVar("T")
+
+LONGEST_KEY = 500
+"""A key has 1 to 500 bytes (LMDB's limit is 511)."""
+
+
+class Db(Enum):
+    """The parts of a store."""
+
+    CHUNKS = "chunks"
+    NODES = "nodes"
+    SNAPSHOTS = "snapshots"
+    REFS = "refs"
+    SESSIONS = "sessions"
+    IMPORTS = "imports"
+    META = "meta"
+
+
+class Reader(Protocol):
+    """A consistent view of a store. Its values are valid until the transaction ends."""
+
+    def get(self, db: Db, key: bytes) -> memoryview | None:
+        """Returns the value under `key`, or None."""
+
+    def has(self, db: Db, key: bytes) -> bool:
+        """Tells whether `key` has a value."""
+
+    def items(self, db: Db, start: bytes = b"") -> Iterator[tuple[bytes, memoryview]]:
+        """Yields keys from `start` on with their values, in the order of their bytes."""
+
+    def keys(self, db: Db, start: bytes = b"") -> Iterator[bytes]:
+        """Yields keys from `start` on, in the order of their bytes, reading no value."""
+
+    def count(self, db: Db) -> int:
+        """Returns how many keys a database has."""
+
+
+class Writer(Reader, Protocol):
+    """A write transaction: sees its own changes; nobody else does until it is committed."""
+
+    def put(self, db: Db, key: bytes, value: bytes) -> None:
+        """Sets the value under `key`."""
+
+    def put_many(self, db: Db, pairs: list[tuple[bytes, bytes]]) -> None:
+        """Sets many values; fastest when `pairs` are sorted."""
+
+    def delete(self, db: Db, key: bytes) -> bool:
+        """Removes `key`; tells whether it was there."""
+
+
+class StoreStatistics(msgspec.Struct, frozen=True):
+    """What a store holds. `file_bytes` is the size of its file, `used_bytes` without free pages."""
+
+    file_bytes: int
+    used_bytes: int
+    map_bytes: int
+    counts: dict[str, int]
+
+
+class Store(ABC):
+    """Opens transactions on the databases. Safe to use from several threads."""
+
+    @abstractmethod
+    def read(self) -> AbstractContextManager[Reader]:
+        """Opens a view of the last committed state. Never blocks; keep it short."""
+
+    @abstractmethod
+    def write(self, change: Callable[[Writer], T]) -> T:
+        """Runs `change` in the write transaction and commits; durable when it returns.
+
+        One writer at a time, in all processes; waits for its turn. An exception rolls back.
+        `change` may be run more than once (the map grew in between), so it must not have
+        effects outside of the transaction before its last statement.
+        Raises StoreFullError when the disk is full.
+        """
+
+    @abstractmethod
+    def transaction_id(self) -> int:
+        """Returns the number of the last committed transaction; grows with each."""
+
+    @abstractmethod
+    def statistics(self) -> StoreStatistics:
+        """Returns sizes and counts."""
+
+    def trim(self) -> None:
+        """Gives memory back that holds clean pages of the store's file, where there are any."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes the store; no transaction may be open."""
+
+
+class StoreError(EngineError):
+    """The store itself cannot be used. `path` is its directory."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class NotAStoreError(StoreError):
+    """There is no store at that path."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, f"there is no AmalgamFS store at {path}")
+
+
+class StoreExistsError(StoreError):
+    """There is a store, or something else, where a new one was to be made."""
+
+    def __init__(self, path: str, what: str) -> None:
+        super().__init__(path, f"cannot make a store at {path}: {what}")
+
+
+class NewerFormatError(StoreError):
+    """The store was written by a later version of the program."""
+
+    def __init__(self, path: str, found: int, known: int) -> None:
+        super().__init__(
+            path, f"the store at {path} has format {found}; this program knows up to {known}"
+        )
+        self.found, self.known = found, known
+
+
+class StorePermissionError(StoreError):
+    """The user may not read or write the store."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(path, f"no permission to use the store at {path}: {detail}")
+
+
+class StoreDamagedError(StoreError):
+    """The store's file is damaged as a whole."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(path, f"the store at {path} is damaged: {detail}")
+
+
+class StoreFullError(StoreError):
+    """The disk that holds the store has no room; nothing was changed."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, f"no space left on the disk that holds the store at {path}")

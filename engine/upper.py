@@ -1,0 +1,238 @@
+"""The upper of a session: a directory on the host in the kernel's overlayfs format.
+
+What a session changed, laid over its base:
+
+    regular files, links, fifos   stand for themselves and hide what the base has there
+    whiteout                      a character device 0:0 (or, where none can be made, an empty
+                                  file with `user.overlay.whiteout` in a directory marked
+                                  `user.overlay.opaque=x`): the base's name is gone
+    directory                     merged with the base's directory of the same path,
+      user.overlay.opaque=y       unless it hides it,
+      user.overlay.redirect=/p    or is merged with the base's directory at /p instead
+
+That is overlayfs (Documentation/filesystems/overlayfs.rst) with `userxattr`. One addition,
+which overlayfs hides from programs and ignores: `user.overlay.amalgam.mode`, the permission
+bits (octal) of a file whose own would lock out an ordinary user who owns it; the file itself
+then has u+rw, a directory u+rwx.
+
+Every change is one rename or one creation in place, so a process killed at any moment leaves
+the state before or after it. Beside the upper lies `work`, for what is not yet in place.
+Only paths below the upper's root are touched; names come from callers who checked them.
+"""
+
+import ctypes
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+
+from engine.hostfs import set_times, write_xattrs
+from engine.nodes import Entry, Kind
+
+OPAQUE = b"user.overlay.opaque"
+REDIRECT = b"user.overlay.redirect"
+WHITEOUT = b"user.overlay.whiteout"
+MODE = b"user.overlay.amalgam.mode"
+
+NOREPLACE, EXCHANGE, LEAVE_WHITEOUT = 1, 2, 4
+"""Flags of renameat2(2)."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_AT_FDCWD = -100
+
+
+def rename(old: bytes, new: bytes, flags: int = 0) -> None:
+    """renameat2(2). Raises OSError."""
+    if not flags:
+        os.rename(old, new)
+        return
+    if _libc.renameat2(_AT_FDCWD, old, _AT_FDCWD, new, ctypes.c_uint(flags)):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fsdecode(new))
+
+
+class Upper:
+    """One session's upper and its work directory. Paths are relative, as bytes."""
+
+    def __init__(self, root: str, work: str) -> None:
+        self.root, self.work = os.fsencode(root), os.fsencode(work)
+        self._numbers = itertools.count()
+
+    def at(self, path: bytes) -> bytes:
+        """Returns the absolute path."""
+        return self.root + b"/" + path if path else self.root
+
+    def scratch(self) -> bytes:
+        """Returns a new absolute path in the work directory."""
+        return self.work + b"/%d.%d" % (os.getpid(), next(self._numbers))
+
+    # Reading.
+
+    def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result | None]]:
+        """Yields the names in a directory with their status; None for a whiteout."""
+        absolute = self.at(path)
+        marked = self._mark(absolute) == b"x"
+        with os.scandir(absolute) as listing:
+            for item in listing:
+                status = item.stat(follow_symlinks=False)
+                yield item.name, None if is_whiteout(item.path, status, marked) else status
+
+    def _mark(self, absolute: bytes) -> bytes:
+        return _attribute(absolute, OPAQUE) or b""
+
+    def is_opaque(self, path: bytes) -> bool:
+        """Tells whether a directory hides the base's."""
+        return self._mark(self.at(path)) == b"y"
+
+    def redirect(self, path: bytes) -> bytes | None:
+        """Returns the base's path, without its leading slash, that a directory is merged with."""
+        value = _attribute(self.at(path), REDIRECT)
+        return value.strip(b"/") if value else None
+
+    def mode(self, where: bytes | int, status: os.stat_result) -> int:
+        """Returns the permission bits that programs are to see."""
+        needed = 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
+        if status.st_mode & needed == needed and not stat.S_ISLNK(status.st_mode):
+            kept = _attribute(where, MODE)
+            if kept is not None:
+                return int(kept, 8) & 0o7777
+        return stat.S_IMODE(status.st_mode)
+
+    # Writing.
+
+    def chmod(self, where: bytes | int, mode: int, directory: bool, *, new: bool = False) -> None:
+        """Sets the permission bits so that the session itself can still read and write.
+
+        With `new` the file was just made, and has no bits kept aside.
+        """
+        needed = 0o700 if directory else 0o600
+        if mode & needed == needed or os.geteuid() == 0:
+            os.chmod(where, mode)
+            if not new and _attribute(where, MODE) is not None:
+                os.removexattr(where, MODE)
+            return
+        os.setxattr(where, MODE, b"%o" % mode)
+        os.chmod(where, mode | needed)
+
+    def set_opaque(self, path: bytes) -> None:
+        """Marks a directory as hiding the base's."""
+        os.setxattr(self.at(path), OPAQUE, b"y")
+
+    def set_redirect(self, path: bytes, base_path: bytes) -> None:
+        """Merges a directory with the base's directory at `base_path`."""
+        os.setxattr(self.at(path), REDIRECT, b"/" + base_path)
+
+    def make_whiteout(self, absolute: bytes) -> None:
+        """Makes a whiteout at a free path."""
+        try:
+            os.mknod(absolute, stat.S_IFCHR, os.makedev(0, 0))
+        except PermissionError:
+            self._make_whiteout_file(absolute)
+
+    def _make_whiteout_file(self, absolute: bytes) -> None:
+        fd = os.open(absolute, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.setxattr(fd, WHITEOUT, b"y")
+        finally:
+            os.close(fd)
+
+    def whiteout(self, path: bytes) -> None:
+        """Puts a whiteout where nothing is, or in place of what is there, at once."""
+        target, temporary = self.at(path), self.scratch()
+        self.make_whiteout(temporary)
+        self._mark_parent(temporary, target)
+        try:
+            status = os.lstat(target)
+        except FileNotFoundError:
+            rename(temporary, target)
+            return
+        if stat.S_ISDIR(status.st_mode):
+            rename(temporary, target, EXCHANGE)
+            os.rmdir(temporary)
+        else:
+            rename(temporary, target)
+
+    def _mark_parent(self, whiteout: bytes, target: bytes) -> None:
+        if stat.S_ISREG(os.lstat(whiteout).st_mode):
+            parent = os.path.dirname(target)
+            if self._mark(parent) == b"":
+                os.setxattr(parent, OPAQUE, b"x")
+
+    def move(self, old: bytes, new: bytes, *, leave_whiteout: bool = False) -> None:
+        """Renames inside the upper, replacing what is at `new`, at once.
+
+        With `leave_whiteout` one appears at `old` in the same instant.
+        """
+        if not leave_whiteout:
+            rename(self.at(old), self.at(new))
+            return
+        try:
+            rename(self.at(old), self.at(new), LEAVE_WHITEOUT)
+        except OSError as error:
+            if error.errno not in {errno.EINVAL, errno.EPERM}:
+                raise
+            # No whiteout devices here: exchange with a whiteout file, then move that's left.
+            temporary = self.scratch()
+            self.make_whiteout(temporary)
+            self._mark_parent(temporary, self.at(old))
+            rename(temporary, self.at(old), EXCHANGE)
+            rename(temporary, self.at(new))
+
+    def exchange(self, one: bytes, other: bytes) -> None:
+        """Swaps two paths at once."""
+        rename(self.at(one), self.at(other), EXCHANGE)
+
+    def install(self, temporary: bytes, path: bytes, over_whiteout: bool) -> None:
+        """Moves something made in the work directory into place, over a whiteout if there is one."""
+        target = self.at(path)
+        if over_whiteout and stat.S_ISDIR(os.lstat(temporary).st_mode):
+            rename(temporary, target, EXCHANGE)
+            os.unlink(temporary)
+        else:
+            rename(temporary, target)
+
+    def empty(self, path: bytes) -> None:
+        """Makes a directory that looks empty be empty: opaque, without whiteouts."""
+        self.set_opaque(path)
+        absolute = self.at(path)
+        for name in os.listdir(absolute):
+            os.unlink(absolute + b"/" + name)
+
+    def remove_tree(self, absolute: bytes) -> None:
+        """Removes a directory that nobody uses any more, whatever its permissions."""
+        with os.scandir(absolute) as listing:
+            items = list(listing)
+        for item in items:
+            if item.is_dir(follow_symlinks=False):
+                self.remove_tree(item.path)
+            else:
+                os.unlink(item.path)
+        os.rmdir(absolute)
+
+    def dress(self, absolute: bytes, entry: Entry) -> None:
+        """Gives a file or directory the attributes of `entry`."""
+        if entry.kind != Kind.SYMLINK:
+            if entry.xattrs:
+                write_xattrs(absolute, entry.xattrs)
+            self.chmod(absolute, entry.mode, entry.kind == Kind.DIRECTORY, new=True)
+        set_times(absolute, entry.mtime_ns)
+
+
+def is_whiteout(absolute: bytes, status: os.stat_result, marked: bool) -> bool:
+    """Tells whether a file is a whiteout; `marked` if its directory may hold whiteout files."""
+    if stat.S_ISCHR(status.st_mode) and status.st_rdev == 0:
+        return True
+    if not marked or not stat.S_ISREG(status.st_mode) or status.st_size:
+        return False
+    return _attribute(absolute, WHITEOUT) is not None
+
+
+def _attribute(where: bytes | int, name: bytes) -> bytes | None:
+    try:
+        return os.getxattr(where, name, follow_symlinks=isinstance(where, int))
+    except OSError as error:
+        if error.errno in {errno.ENODATA, errno.ENOTSUP}:
+            return None
+        raise
+

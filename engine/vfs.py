@@ -1,0 +1,351 @@
+"""The virtual filesystem: what a mount shows, as a table of inodes. Needs no FUSE.
+
+    /snapshots/<id>/        every snapshot; refs are links to them
+    /sessions/<name>/       every session, writable, held from the first look on
+    /layers/<session>/      0-infrastructure 1-global 2-blueprint, links; 3-session, a link
+    /.amalgam/              status (JSON), socket (the control socket's path)
+
+A driver calls it from one thread. `prepare`-like work that may run in another thread is said
+so. What is immutable may be kept by the kernel for ever; what is not is either changed through
+this table only, or named by `stale` after a change of the store.
+"""
+
+import errno
+import json
+import stat
+import time
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from engine.errors import MissingObjectError, NotFoundError
+from engine.freezing import Freeze
+from engine.ids import InodeNo, SnapshotId, is_full_id
+from engine.inodes import (
+    Attributes,
+    Inode,
+    Owner,
+    VirtualDirectory,
+    VirtualLink,
+    fail,
+    number,
+)
+from engine.leases import LeaseHeldError
+from engine.overlay import Overlay
+from engine.overlay_directory import open_overlay
+from engine.repository import Repository
+from engine.sessions import CommitReport, HeldSession, Session
+from engine.snapshot_inodes import SnapshotDirectory
+from engine.store import Db
+
+ROOT = InodeNo(1)
+_SNAPSHOTS, _SESSIONS, _LAYERS, _AMALGAM = (InodeNo(n) for n in (2, 3, 4, 5))
+
+
+class VfsStatistics(msgspec.Struct, frozen=True):
+    """What the table holds: inodes, sessions, and over all sessions files and orphans."""
+
+    inodes: int
+    sessions: int
+    open_files: int
+    orphans: int
+
+
+class LiveSession:
+    """A session that this mount holds, with its view."""
+
+    def __init__(self, held: HeldSession, overlay: Overlay) -> None:
+        self.held, self.overlay = held, overlay
+
+
+class Vfs:
+    """The inodes of one mount of one repository."""
+
+    def __init__(self, repository: Repository, owner: Owner, facts: dict[str, str]) -> None:
+        """Makes the table. `facts` (mount point, socket) go into `/.amalgam`."""
+        self.repository, self.owner, self.facts = repository, owner, facts
+        self.started_ns = time.time_ns()
+        self.live: dict[str, LiveSession] = {}
+        self._epochs = 0
+        self.table: dict[int, Inode] = {}
+        for inode in (_Root(self), _Snapshots(self), _Sessions(self), _Layers(self), _Own(self)):
+            self.table[inode.ino] = inode
+            inode.lookups = 1
+
+    # The table.
+
+    def inode(self, ino: int) -> Inode:
+        """Returns an inode that the kernel knows. Raises ESTALE for one that is gone."""
+        try:
+            return self.table[ino]
+        except KeyError:
+            raise fail(errno.ESTALE) from None
+
+    def find(self, ino: InodeNo) -> Inode | None:
+        """Returns the inode of that number if the kernel knows it."""
+        return self.table.get(ino)
+
+    def refer(self, inode: Inode) -> Inode:
+        """Counts one more of the kernel's references; returns the inode to use."""
+        known = self.table.setdefault(inode.ino, inode)
+        known.lookups += 1
+        return known
+
+    def forget(self, ino: int, count: int) -> None:
+        """Takes `count` of the kernel's references back."""
+        inode = self.table.get(ino)
+        if inode is None or ino <= _AMALGAM:
+            return
+        inode.lookups -= count
+        if inode.lookups <= 0:
+            inode.lookups = 0
+            del self.table[ino]
+            inode.forgotten()
+
+    def known(self, inode: Inode) -> Inode:
+        """Returns the inode in the table of that number, else this one."""
+        return self.table.get(inode.ino, inode)
+
+    # Sessions.
+
+    def session(self, name: str) -> LiveSession:
+        """Returns a session, taken for this mount. Raises NotFoundError, LeaseHeldError."""
+        live = self.live.get(name)
+        if live is None:
+            held = self.repository.sessions.hold(name, "the mount")
+            self._epochs += 1
+            key = b"session %s %d" % (held.session.uid.encode(), self._epochs)
+            overlay = open_overlay(
+                self.repository.objects, held.upper(), held.session.root, key, self.owner
+            )
+            live = self.live[name] = LiveSession(held, overlay)
+        return live
+
+    def finish_commit(
+        self, name: str, freeze: Freeze, message: str, ref: str | None
+    ) -> CommitReport:
+        """Ends a commit that `freeze` prepared; afterwards the session goes on from it."""
+        live = self.session(name)
+        return live.held.commit(freeze, message, None, ref, live.overlay)
+
+    def drop_session(self, name: str) -> None:
+        """Lets go of a session: its inodes answer ESTALE from now on."""
+        live = self.live.pop(name, None)
+        if live is None:
+            return
+        for ino, inode in list(self.table.items()):
+            if getattr(inode, "overlay", None) is live.overlay:
+                del self.table[ino]
+        live.overlay.close()
+        live.held.release()
+
+    def reset(self, name: str, to: SnapshotId | None) -> Session:
+        """Throws away what a session changed."""
+        live = self.session(name)
+        session = live.held.reset(to)
+        held = live.held
+        self.drop_session(name)
+        held.clean()
+        return session
+
+    def remove(self, name: str) -> None:
+        """Removes a session and what it changed."""
+        live = self.session(name)
+        self.drop_session(name)
+        with self.repository.sessions.hold(name, "removing it") as held:
+            self.repository.sessions.remove(held)
+        del live
+
+    def rename(self, old: str, new: str) -> Session:
+        """Gives a session another name; its inodes stay."""
+        session = self.repository.sessions.rename(old, new)
+        live = self.live.pop(old, None)
+        if live is not None:
+            live.held.session = session
+            self.live[new] = live
+        return session
+
+    def close(self) -> None:
+        """Gives up all sessions."""
+        for name in list(self.live):
+            self.drop_session(name)
+
+    def statistics(self) -> VfsStatistics:
+        """Returns what the table holds."""
+        files = [live.overlay.statistics() for live in self.live.values()]
+        return VfsStatistics(
+            len(self.table), len(self.live), sum(f.open_files for f in files),
+            sum(f.orphans for f in files),
+        )  # fmt: skip
+
+
+class _Root(VirtualDirectory):
+    __slots__ = ("vfs",)
+
+    def __init__(self, vfs: Vfs) -> None:
+        super().__init__(ROOT, vfs.owner, vfs.started_ns)
+        self.vfs = vfs
+
+    def names(self) -> list[bytes]:
+        return [b".amalgam", b"layers", b"sessions", b"snapshots"]
+
+    def lookup(self, name: bytes) -> Inode | None:
+        at = {b"snapshots": _SNAPSHOTS, b"sessions": _SESSIONS, b"layers": _LAYERS,
+              b".amalgam": _AMALGAM}.get(name)  # fmt: skip
+        return None if at is None else self.vfs.table[at]
+
+
+class _Snapshots(VirtualDirectory):
+    __slots__ = ("vfs",)
+
+    def __init__(self, vfs: Vfs) -> None:
+        super().__init__(_SNAPSHOTS, vfs.owner, vfs.started_ns)
+        self.vfs = vfs
+
+    def names(self) -> list[bytes]:
+        repository = self.vfs.repository
+        ids = [identifier.hex().encode() for identifier in repository.snapshots()]
+        return sorted([*ids, *(name.encode() for name in repository.refs())])
+
+    def lookup(self, name: bytes) -> Inode | None:
+        vfs, text = self.vfs, name.decode("ascii", "replace")
+        if is_full_id(text):
+            try:
+                snapshot = vfs.repository.snapshot(SnapshotId(bytes.fromhex(text)))
+            except MissingObjectError:
+                return None
+            return SnapshotDirectory(
+                vfs.find, vfs.repository.objects, vfs.owner, snapshot.root, name, b""
+            )
+        with vfs.repository.store.read() as reader:
+            raw = reader.get(Db.REFS, name) if len(name) <= 255 else None
+            if raw is None:
+                return None
+            target = bytes(raw).hex().encode()
+        return VirtualLink(number(b"ref", name, target), vfs.owner, vfs.started_ns, target)
+
+
+class _Sessions(VirtualDirectory):
+    __slots__ = ("vfs",)
+
+    def __init__(self, vfs: Vfs) -> None:
+        super().__init__(_SESSIONS, vfs.owner, vfs.started_ns)
+        self.vfs = vfs
+
+    def names(self) -> list[bytes]:
+        return [session.name.encode() for session in self.vfs.repository.sessions.all()]
+
+    def lookup(self, name: bytes) -> Inode | None:
+        try:
+            return self.vfs.session(name.decode("ascii")).overlay.root
+        except (NotFoundError, UnicodeDecodeError):
+            return None
+        except LeaseHeldError:
+            raise fail(errno.EBUSY) from None
+
+    def listing(self, cookie: int) -> Iterator[tuple[int, bytes, Inode]]:
+        for at, name in enumerate(self.names()[cookie:], cookie + 1):
+            try:
+                inode = self.lookup(name)
+            except OSError:  # somebody else holds it: it is there, but not to be entered
+                inode = VirtualDirectory(number(b"busy", name), self.owner, self.time_ns)
+            if inode is not None:
+                yield at, name, inode
+
+
+class _Layers(VirtualDirectory):
+    __slots__ = ("vfs",)
+
+    def __init__(self, vfs: Vfs) -> None:
+        super().__init__(_LAYERS, vfs.owner, vfs.started_ns)
+        self.vfs = vfs
+
+    def names(self) -> list[bytes]:
+        return [session.name.encode() for session in self.vfs.repository.sessions.all()]
+
+    def lookup(self, name: bytes) -> Inode | None:
+        try:
+            session = self.vfs.repository.sessions.get(name.decode("ascii"))
+        except (NotFoundError, UnicodeDecodeError):
+            return None
+        return _Stack(self.vfs, session)
+
+
+class _Stack(VirtualDirectory):
+    __slots__ = ("_links",)
+
+    keep_entry = 0.0
+
+    def __init__(self, vfs: Vfs, session: Session) -> None:
+        self._links = {
+            label.encode(): b"../../snapshots/" + layer.hex().encode()
+            for label, layer in session.layers
+        }
+        self._links[b"3-session"] = b"../../sessions/" + session.name.encode()
+        parts = [name + target for name, target in self._links.items()]
+        super().__init__(number(b"layers", *parts), vfs.owner, vfs.started_ns)
+
+    def names(self) -> list[bytes]:
+        return sorted(self._links)
+
+    def lookup(self, name: bytes) -> Inode | None:
+        target = self._links.get(name)
+        if target is None:
+            return None
+        ino = number(b"layer", self.ino.to_bytes(8, "big"), name)
+        return VirtualLink(ino, self.owner, self.time_ns, target)
+
+
+class _Own(VirtualDirectory):
+    __slots__ = ("vfs",)
+
+    def __init__(self, vfs: Vfs) -> None:
+        super().__init__(_AMALGAM, vfs.owner, vfs.started_ns)
+        self.vfs = vfs
+
+    def names(self) -> list[bytes]:
+        return [b"socket", b"status"]
+
+    def lookup(self, name: bytes) -> Inode | None:
+        vfs = self.vfs
+        if name == b"status":
+            return _Text(vfs, b"status", lambda: status_text(vfs))
+        if name == b"socket":
+            return _Text(vfs, b"socket", lambda: vfs.facts.get("socket", "") + "\n")
+        return None
+
+
+def status_text(vfs: Vfs) -> str:
+    """Returns what `/.amalgam/status` says: JSON, one object."""
+    facts = {
+        **vfs.facts,
+        "store": vfs.repository.path,
+        "vfs": msgspec.to_builtins(vfs.statistics()),
+        "objects": msgspec.to_builtins(vfs.repository.objects.statistics()),
+    }
+    return json.dumps(facts, indent=1) + "\n"
+
+
+class _Text(Inode):
+    """A file whose text is made when it is looked at."""
+
+    __slots__ = ("_make", "_text", "vfs")
+
+    keep_entry = 0.0
+    keep_attributes = 0.0
+    keep_data = False
+
+    def __init__(self, vfs: Vfs, name: bytes, make: Callable[[], str]) -> None:
+        super().__init__(number(b"own", name))
+        self.vfs, self._make, self._text = vfs, make, b""
+
+    def attributes(self) -> Attributes:
+        self._text = self._make().encode("utf-8", "surrogateescape")
+        now = time.time_ns()
+        size = len(self._text)
+        return Attributes(
+            self.ino, stat.S_IFREG | 0o400, 1, *self.vfs.owner, size, 1, now, now, now
+        )  # fmt: skip
+
+    def read(self, offset: int, size: int) -> bytes:
+        return self._text[offset : offset + size]

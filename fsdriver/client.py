@@ -1,0 +1,112 @@
+"""The command line's end of the control socket. Blocks; imports neither trio nor pyfuse3."""
+
+import os
+import socket
+from types import TracebackType
+
+import msgspec
+
+from engine.errors import EngineError
+from engine.leases import holder_of, is_held
+from fsdriver.messages import AnyReply, AnyRequest, Failed
+
+LONGEST_LINE = 64 << 20
+
+
+class DaemonError(EngineError):
+    """The daemon refused. `kind` is the class of the error there."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class DaemonLostError(EngineError):
+    """The daemon holds the mount but does not answer, or went away while it was asked."""
+
+    def __init__(self, pid: int, detail: str) -> None:
+        super().__init__(f"the mount's daemon (process {pid}) does not answer: {detail}")
+        self.pid = pid
+
+
+class Client:
+    """A connection to the daemon that serves a store."""
+
+    def __init__(self, path: str, pid: int, timeout: float | None = None) -> None:
+        """Connects. `timeout` bounds each answer, in seconds. Raises DaemonLostError."""
+        self.pid = pid
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            self._socket.settimeout(10.0)
+            connect(self._socket, path)
+            self._socket.settimeout(timeout)
+        except OSError as error:
+            self._socket.close()
+            raise DaemonLostError(pid, str(error)) from error
+        self._file = self._socket.makefile("rb")
+
+    def ask(self, request: AnyRequest) -> AnyReply:
+        """Sends a request and returns the answer. Raises DaemonError, DaemonLostError."""
+        try:
+            self._socket.sendall(msgspec.json.encode(request) + b"\n")
+            line = self._file.readline(LONGEST_LINE)
+        except OSError as error:
+            raise DaemonLostError(self.pid, str(error)) from error
+        if not line.endswith(b"\n"):
+            raise DaemonLostError(self.pid, "it closed the connection")
+        reply = msgspec.json.decode(line, type=AnyReply)
+        if isinstance(reply, Failed):
+            raise DaemonError(reply.kind, reply.message)
+        return reply
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._file.close()
+        self._socket.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def find_daemon(store_path: str, timeout: float | None = None) -> Client | None:
+    """Returns a connection to the daemon that has the store mounted, or None if none has.
+
+    Raises DaemonLostError if one has and cannot be reached.
+    """
+    if not is_held(store_path, "mount"):
+        return None
+    facts = holder_of(store_path, "mount")
+    return Client(str(facts.get("socket", "")), int(facts.get("pid", 0)), timeout)
+
+
+def socket_path(store_path: str) -> str:
+    """Returns where a store's daemon listens."""
+    return os.path.join(store_path, "locks", "control")
+
+
+def connect(sock: socket.socket, path: str) -> None:
+    """Connects to a Unix socket whose path may be longer than the 107 bytes that fit."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    finally:
+        os.close(folder)
+
+
+def bind(sock: socket.socket, path: str) -> None:
+    """Binds a Unix socket likewise, readable and writable by its owner alone."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    before = os.umask(0o177)
+    try:
+        sock.bind(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+    finally:
+        os.umask(before)
+        os.close(folder)

@@ -1,0 +1,99 @@
+"""Starts a mount's daemon and waits until it serves. Light; imports neither trio nor pyfuse3.
+
+The daemon is a fresh interpreter in a session of its own, because a process with an open LMDB
+environment or threads must not fork. It tells through a pipe that it serves, or why not.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+
+from engine.errors import EngineError
+from engine.leases import is_held
+from engine.store import StoreError
+
+START_SECONDS = 30.0
+
+
+class LaunchError(EngineError):
+    """The daemon could not serve. `kind` is the class of the error there."""
+
+    def __init__(self, kind: str, message: str, log: str) -> None:
+        super().__init__(message)
+        self.kind, self.log = kind, log
+
+
+def default_log(store_path: str) -> str:
+    """Returns where a store's daemon logs."""
+    return os.path.join(store_path, "log", "mount.log")
+
+
+def launch(
+    store_path: str, mountpoint: str, *, allow_other: bool = False, log: str | None = None
+) -> int:
+    """Starts a daemon for a checked mount point and returns its process id once it serves.
+
+    Raises LaunchError; nothing is left running then.
+    """
+    log = log or default_log(store_path)
+    try:
+        os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
+        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreError(store_path, f"cannot write the log {log!r}: {error.strerror}") from error
+    ready, told = os.pipe2(os.O_CLOEXEC)
+    command = [sys.executable, "-m", "fsdriver.daemon", store_path, mountpoint,
+               "--ready-fd", str(told), "--log", log]  # fmt: skip
+    if allow_other:
+        command.append("--allow-other")
+    try:
+        daemon = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            pass_fds=(told,), start_new_session=True, cwd="/",
+        )  # fmt: skip
+    finally:
+        os.close(told)
+        os.close(output)
+    try:
+        answer = _wait(ready)
+    finally:
+        os.close(ready)
+    if "pid" in answer:
+        return int(answer["pid"])
+    daemon.send_signal(signal.SIGTERM)
+    daemon.wait()
+    raise LaunchError(
+        str(answer.get("kind", "")), str(answer.get("message", "the daemon ended at once")), log
+    )
+
+
+def _wait(ready: int) -> dict[str, object]:
+    text = b""
+    deadline = time.monotonic() + START_SECONDS
+    while not text.endswith(b"\n"):
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([ready], [], [], left)[0]:
+            return {"message": f"the daemon was not ready after {START_SECONDS:.0f} seconds"}
+        part = os.read(ready, 65536)
+        if not part:
+            break
+        text += part
+    try:
+        answer = json.loads(text or b"{}")
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def wait_until_ended(store_path: str, seconds: float) -> bool:
+    """Waits until no daemon serves the store; False if one still does after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while is_held(store_path, "mount"):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True

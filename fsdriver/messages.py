@@ -1,0 +1,125 @@
+"""What the command line and a mount's daemon say to each other.
+
+One JSON object per line over a Unix socket, one reply per request, in order. A request is one
+of the structs below with its class's name under `type`; so is a reply. Snapshot ids are 64
+hexadecimal digits; `root` is the canonical encoding of a root's entry in base64.
+"""
+
+import msgspec
+
+
+class Request(msgspec.Struct, tag_field="type", frozen=True):
+    """Base of what a client asks."""
+
+
+class GetStatus(Request, frozen=True, tag=True):
+    """Asks what is mounted where; answered by Status."""
+
+
+class GetStatistics(Request, frozen=True, tag=True):
+    """Asks for counters; answered by Statistics."""
+
+
+class Commit(Request, frozen=True, tag=True):
+    """Commits a session; answered by Committed."""
+
+    session: str
+    message: str = ""
+    ref: str | None = None
+
+
+class Fork(Request, frozen=True, tag=True):
+    """Forks a session; answered by Done."""
+
+    session: str
+    name: str
+
+
+class Freeze(Request, frozen=True, tag=True):
+    """Stores a session's present tree without a snapshot; answered by Frozen.
+
+    The client holds the lease on objects as long as it uses the tree.
+    """
+
+    session: str
+
+
+class Reset(Request, frozen=True, tag=True):
+    """Throws away what a session changed; answered by Done."""
+
+    session: str
+    to: str | None = None
+
+
+class Remove(Request, frozen=True, tag=True):
+    """Removes a session; answered by Done."""
+
+    session: str
+
+
+class Rename(Request, frozen=True, tag=True):
+    """Renames a session; answered by Done."""
+
+    session: str
+    name: str
+
+
+class Refresh(Request, frozen=True, tag=True):
+    """Tells that the store has changed; answered by Done once the mount shows it."""
+
+
+class Shutdown(Request, frozen=True, tag=True):
+    """Asks the daemon to unmount and end; answered by Done before it does."""
+
+
+class Reply(msgspec.Struct, tag_field="type", frozen=True):
+    """Base of what the daemon answers."""
+
+
+class Done(Reply, frozen=True, tag=True):
+    """It is done, and durable."""
+
+
+class Status(Reply, frozen=True, tag=True):
+    """Where and how the mount runs. `sessions` are those that it holds."""
+
+    pid: int
+    store: str
+    mountpoint: str
+    log: str
+    started_ns: int
+    sessions: list[str]
+
+
+class Statistics(Reply, frozen=True, tag=True):
+    """Counters by group and name."""
+
+    groups: dict[str, dict[str, int]]
+
+
+class Committed(Reply, frozen=True, tag=True):
+    """The snapshot that a session stands on now; `changed` is False if it did before."""
+
+    snapshot: str
+    changed: bool
+    new_bytes: int
+    warnings: list[str]
+
+
+class Frozen(Reply, frozen=True, tag=True):
+    """A tree in the store that nothing refers to."""
+
+    root: bytes
+
+
+class Failed(Reply, frozen=True, tag=True):
+    """It was not done. `kind` is the error's class, `message` its sentence."""
+
+    kind: str
+    message: str
+
+
+AnyRequest = (
+    GetStatus | GetStatistics | Commit | Fork | Freeze | Reset | Remove | Rename | Refresh | Shutdown
+)
+AnyReply = Done | Status | Statistics | Committed | Frozen | Failed

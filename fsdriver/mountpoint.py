@@ -1,0 +1,133 @@
+"""Mount points: which there are, whether one can be used, and how it is given up.
+
+Light: used by the command line too. A mount whose daemon died answers ENOTCONN ("Transport
+endpoint is not connected"); such a one of ours is unmounted when its place is wanted again.
+"""
+
+import ctypes
+import errno
+import os
+import shutil
+import subprocess
+from typing import NamedTuple
+
+from engine.errors import EngineError
+
+FILESYSTEM = "fuse.amalgamfs"
+
+_MNT_DETACH = 2
+
+
+class MountPointError(EngineError):
+    """A directory cannot be mounted on. `path` names it."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"cannot mount on {path!r}: {why}")
+        self.path, self.why = path, why
+
+
+class UnmountError(EngineError):
+    """A mount cannot be ended. `path` is where it is."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"cannot unmount {path!r}: {why}")
+        self.path, self.why = path, why
+
+
+class Mount(NamedTuple):
+    """One line of /proc/self/mountinfo. `source` of ours is the store's path."""
+
+    path: str
+    kind: str
+    source: str
+
+
+def mounts() -> list[Mount]:
+    """Returns all mounts that this process sees, the latest last."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            before, _, after = line.partition(" - ")
+            kind, source = after.split()[:2]
+            found.append(Mount(_plain(before.split()[4]), kind, _plain(source)))
+    return found
+
+
+def _plain(field: str) -> str:
+    """Undoes the octal escapes of mountinfo."""
+    raw = os.fsencode(field)
+    for code in (b"040", b"011", b"012", b"043", b"134"):
+        raw = raw.replace(b"\\" + code, bytes([int(code, 8)]))
+    return os.fsdecode(raw)
+
+
+def our_mount(path: str) -> Mount | None:
+    """Returns the AmalgamFS mount at exactly this path."""
+    path = os.path.abspath(path)
+    here = [m for m in mounts() if m.path in {path, _real(path)}]
+    return here[-1] if here and here[-1].kind == FILESYSTEM else None
+
+
+def _real(path: str) -> str:
+    """Resolves a path up to its last part, which may be a dead mount."""
+    parent, name = os.path.split(path)
+    return os.path.join(os.path.realpath(parent), name)
+
+
+def is_dead(path: str) -> bool:
+    """Tells whether a mount's daemon is gone."""
+    try:
+        os.stat(path)
+    except OSError as error:
+        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
+    return False
+
+
+def check(path: str, store_path: str) -> str:
+    """Returns the absolute path of a directory that can be mounted on.
+
+    A dead mount of ours there is unmounted first. Raises MountPointError.
+    """
+    path = os.path.abspath(path)
+    mount = our_mount(path)
+    if mount is not None:
+        if not is_dead(path):
+            raise MountPointError(path, f"the store {mount.source} is mounted there")
+        unmount(path)
+    try:
+        if os.path.islink(path):
+            raise MountPointError(path, "it is a symbolic link")
+        if not os.path.isdir(path):
+            raise MountPointError(path, "it is not a directory" if os.path.exists(path) else
+                                  "there is no such directory")  # fmt: skip
+        if os.listdir(path):
+            raise MountPointError(path, "the directory is not empty")
+        if not os.access(path, os.W_OK):
+            raise MountPointError(path, "you may not write to it")
+    except OSError as error:
+        raise MountPointError(path, error.strerror or str(error)) from error
+    real, store = os.path.realpath(path) + os.sep, os.path.realpath(store_path) + os.sep
+    if real.startswith(store):
+        raise MountPointError(path, "it is inside of the store")
+    if store.startswith(real):
+        raise MountPointError(path, "the store is inside of it")
+    return os.path.realpath(path)
+
+
+def unmount(path: str, *, lazy: bool = False) -> None:
+    """Ends a mount, as root or with fusermount3. Raises UnmountError (busy, not yours)."""
+    if os.geteuid() == 0:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.umount2(os.fsencode(path), _MNT_DETACH if lazy else 0) == 0:
+            return
+        code = ctypes.get_errno()
+        raise UnmountError(path, os.strerror(code))
+    tool = shutil.which("fusermount3") or shutil.which("fusermount")
+    if tool is None:
+        raise UnmountError(path, "fusermount3 is not installed")
+    done = subprocess.run(
+        [tool, "-u", *(["-z"] if lazy else []), "--", path],
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise UnmountError(path, done.stderr.strip() or f"fusermount3 failed ({done.returncode})")
