@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from engine.errors import MissingObjectError, NotFoundError
-from engine.freezing import Freeze
 from engine.ids import InodeNo, SnapshotId, is_full_id
 from engine.inodes import (
     Attributes,
@@ -34,12 +33,12 @@ from engine.leases import LeaseHeldError
 from engine.overlay import Overlay
 from engine.overlay_directory import open_overlay
 from engine.repository import Repository
-from engine.sessions import CommitReport, HeldSession, Session
+from engine.sessions import HeldSession, Session
 from engine.snapshot_inodes import SnapshotDirectory
 from engine.store import Db
 
 ROOT = InodeNo(1)
-_SNAPSHOTS, _SESSIONS, _LAYERS, _AMALGAM = (InodeNo(n) for n in (2, 3, 4, 5))
+SNAPSHOTS, SESSIONS, _LAYERS, _AMALGAM = (InodeNo(n) for n in (2, 3, 4, 5))
 
 
 class VfsStatistics(msgspec.Struct, frozen=True):
@@ -66,6 +65,7 @@ class Vfs:
         self.repository, self.owner, self.facts = repository, owner, facts
         self.started_ns = time.time_ns()
         self.live: dict[str, LiveSession] = {}
+        self.snapshot_roots: set[bytes] = set()
         self._epochs = 0
         self.table: dict[int, Inode] = {}
         for inode in (_Root(self), _Snapshots(self), _Sessions(self), _Layers(self), _Own(self)):
@@ -121,13 +121,6 @@ class Vfs:
             live = self.live[name] = LiveSession(held, overlay)
         return live
 
-    def finish_commit(
-        self, name: str, freeze: Freeze, message: str, ref: str | None
-    ) -> CommitReport:
-        """Ends a commit that `freeze` prepared; afterwards the session goes on from it."""
-        live = self.session(name)
-        return live.held.commit(freeze, message, None, ref, live.overlay)
-
     def drop_session(self, name: str) -> None:
         """Lets go of a session: its inodes answer ESTALE from now on."""
         live = self.live.pop(name, None)
@@ -150,11 +143,9 @@ class Vfs:
 
     def remove(self, name: str) -> None:
         """Removes a session and what it changed."""
-        live = self.session(name)
         self.drop_session(name)
         with self.repository.sessions.hold(name, "removing it") as held:
             self.repository.sessions.remove(held)
-        del live
 
     def rename(self, old: str, new: str) -> Session:
         """Gives a session another name; its inodes stay."""
@@ -164,6 +155,17 @@ class Vfs:
             live.held.session = session
             self.live[new] = live
         return session
+
+    def removed_snapshots(self) -> list[bytes]:
+        """Returns the names in `/snapshots` that the kernel knows and the store no more."""
+        gone = [
+            name
+            for name in self.snapshot_roots
+            if not self.repository.has_snapshot(SnapshotId(bytes.fromhex(name.decode())))
+        ]
+        for name in gone:
+            self.snapshot_roots.discard(name)
+        return gone
 
     def close(self) -> None:
         """Gives up all sessions."""
@@ -190,7 +192,7 @@ class _Root(VirtualDirectory):
         return [b".amalgam", b"layers", b"sessions", b"snapshots"]
 
     def lookup(self, name: bytes) -> Inode | None:
-        at = {b"snapshots": _SNAPSHOTS, b"sessions": _SESSIONS, b"layers": _LAYERS,
+        at = {b"snapshots": SNAPSHOTS, b"sessions": SESSIONS, b"layers": _LAYERS,
               b".amalgam": _AMALGAM}.get(name)  # fmt: skip
         return None if at is None else self.vfs.table[at]
 
@@ -199,7 +201,7 @@ class _Snapshots(VirtualDirectory):
     __slots__ = ("vfs",)
 
     def __init__(self, vfs: Vfs) -> None:
-        super().__init__(_SNAPSHOTS, vfs.owner, vfs.started_ns)
+        super().__init__(SNAPSHOTS, vfs.owner, vfs.started_ns)
         self.vfs = vfs
 
     def names(self) -> list[bytes]:
@@ -214,6 +216,7 @@ class _Snapshots(VirtualDirectory):
                 snapshot = vfs.repository.snapshot(SnapshotId(bytes.fromhex(text)))
             except MissingObjectError:
                 return None
+            vfs.snapshot_roots.add(name)
             return SnapshotDirectory(
                 vfs.find, vfs.repository.objects, vfs.owner, snapshot.root, name, b""
             )
@@ -229,7 +232,7 @@ class _Sessions(VirtualDirectory):
     __slots__ = ("vfs",)
 
     def __init__(self, vfs: Vfs) -> None:
-        super().__init__(_SESSIONS, vfs.owner, vfs.started_ns)
+        super().__init__(SESSIONS, vfs.owner, vfs.started_ns)
         self.vfs = vfs
 
     def names(self) -> list[bytes]:

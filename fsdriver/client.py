@@ -54,7 +54,7 @@ class Client:
             raise DaemonLostError(self.pid, str(error)) from error
         if not line.endswith(b"\n"):
             raise DaemonLostError(self.pid, "it closed the connection")
-        reply = msgspec.json.decode(line, type=AnyReply)
+        reply: AnyReply = msgspec.json.decode(line, type=AnyReply)
         if isinstance(reply, Failed):
             raise DaemonError(reply.kind, reply.message)
         return reply

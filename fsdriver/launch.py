@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 from engine.errors import EngineError
 from engine.leases import is_held
@@ -71,7 +72,7 @@ def launch(
     )
 
 
-def _wait(ready: int) -> dict[str, object]:
+def _wait(ready: int) -> dict[str, Any]:
     text = b""
     deadline = time.monotonic() + START_SECONDS
     while not text.endswith(b"\n"):

@@ -1,0 +1,206 @@
+"""The control socket: what the command line asks of a running mount.
+
+Only the user who mounted, and root, are answered. One request at a time is carried out; the
+kernel's requests are answered meanwhile, except in the moment in which a commit changes over.
+"""
+
+import functools
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+
+import msgspec
+import structlog
+import trio
+
+from engine import EngineError, SnapshotId
+from engine.ids import check_name
+from engine.nodes import encode
+from engine.vfs import SESSIONS, SNAPSHOTS, Vfs
+from fsdriver import messages
+from fsdriver.channel import Channel
+from fsdriver.client import bind, socket_path
+from fsdriver.mountpoint import unmount
+from fsdriver.operations import Operations
+
+LONGEST_REQUEST = 1 << 20
+
+log = structlog.get_logger("control")
+
+
+class Control:
+    """Answers clients for one mount."""
+
+    def __init__(
+        self, vfs: Vfs, operations: Operations, channel: Channel, facts: messages.Status
+    ) -> None:
+        self._vfs, self._operations, self._channel, self._facts = vfs, operations, channel, facts
+        self._turn = trio.Lock()
+        self._handlers: dict[type, Callable[..., Awaitable[messages.AnyReply]]] = {
+            messages.GetStatus: self._status,
+            messages.GetStatistics: self._statistics,
+            messages.Commit: self._commit,
+            messages.Fork: self._fork,
+            messages.Freeze: self._freeze,
+            messages.Reset: self._reset,
+            messages.Remove: self._remove,
+            messages.Rename: self._rename,
+            messages.Refresh: self._refresh,
+            messages.Shutdown: self._shutdown,
+        }
+
+    async def serve(self, listener: socket.socket) -> None:
+        """Answers connections on a bound socket until cancelled."""
+        server = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+        await trio.serve_listeners(self._connection, [server])
+
+    async def _connection(self, stream: trio.SocketStream) -> None:
+        raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        _, uid, _ = struct.unpack("iII", raw)
+        if uid not in {0, os.geteuid()}:
+            log.warning("refused a client", uid=uid)
+            await stream.aclose()
+            return
+        buffer = b""
+        try:
+            async for part in stream:
+                buffer += part
+                while b"\n" in buffer:
+                    line, _, buffer = buffer.partition(b"\n")
+                    reply = await self._answer(line)
+                    await stream.send_all(msgspec.json.encode(reply) + b"\n")
+                if len(buffer) > LONGEST_REQUEST:
+                    return
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # the client went away; what it asked for is done
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                await stream.aclose()
+
+    async def _answer(self, line: bytes) -> messages.AnyReply:
+        try:
+            request = msgspec.json.decode(line, type=messages.AnyRequest)
+            return await self._handlers[type(request)](request)
+        except (EngineError, msgspec.MsgspecError, ValueError, OSError) as error:
+            return messages.Failed(type(error).__name__, str(error))
+        except Exception as error:
+            log.exception("a request crashed")
+            return messages.Failed(type(error).__name__, str(error))
+
+    async def _status(self, request: messages.GetStatus) -> messages.AnyReply:
+        return msgspec.structs.replace(self._facts, sessions=sorted(self._vfs.live))
+
+    async def _statistics(self, request: messages.GetStatistics) -> messages.AnyReply:
+        vfs = self._vfs
+        return messages.Statistics(
+            {
+                "vfs": msgspec.to_builtins(vfs.statistics()),
+                "objects": msgspec.to_builtins(vfs.repository.objects.statistics()),
+                "operations": dict(self._operations.counts),
+            }
+        )
+
+    async def _commit(self, request: messages.Commit) -> messages.AnyReply:
+        if request.ref is not None:
+            check_name("ref", request.ref)
+        async with self._turn:
+            live = self._vfs.session(request.session)
+            storing = self._vfs.repository.storing()
+            await trio.to_thread.run_sync(storing.__enter__)
+            try:
+                freeze = live.held.freeze(live.overlay)
+                await trio.to_thread.run_sync(freeze.prepare)
+                report = live.held.commit(
+                    freeze, request.message, None, request.ref, live.overlay
+                )
+            finally:
+                live.overlay.changed = None
+                storing.__exit__(None, None, None)
+            await trio.to_thread.run_sync(live.held.clean)
+        return messages.Committed(
+            report.snapshot.hex(), report.changed, report.new_bytes, list(report.warnings)
+        )
+
+    async def _fork(self, request: messages.Fork) -> messages.AnyReply:
+        check_name("session", request.name)
+        async with self._turn:
+            live = self._vfs.session(request.session)
+            storing = self._vfs.repository.storing()
+            await trio.to_thread.run_sync(storing.__enter__)
+            try:
+                freeze = live.held.freeze(live.overlay)
+                await trio.to_thread.run_sync(freeze.prepare)
+                live.held.fork(freeze, request.name, live.overlay)
+            finally:
+                live.overlay.changed = None
+                storing.__exit__(None, None, None)
+        return messages.Done()
+
+    async def _freeze(self, request: messages.Freeze) -> messages.AnyReply:
+        async with self._turn:
+            live = self._vfs.session(request.session)
+            try:
+                freeze = live.held.freeze(live.overlay)
+                await trio.to_thread.run_sync(freeze.prepare)
+                root = live.held.peek_root(freeze, live.overlay)
+            finally:
+                live.overlay.changed = None
+            store = self._vfs.repository.store
+            await trio.to_thread.run_sync(functools.partial(store.write, freeze.save))
+        return messages.Frozen(encode(root))
+
+    async def _reset(self, request: messages.Reset) -> messages.AnyReply:
+        async with self._turn:
+            to = SnapshotId(bytes.fromhex(request.to)) if request.to is not None else None
+            self._vfs.reset(request.session, to)
+            await self._channel.forget_entry(SESSIONS, request.session.encode())
+        return messages.Done()
+
+    async def _remove(self, request: messages.Remove) -> messages.AnyReply:
+        async with self._turn:
+            self._vfs.remove(request.session)
+            await self._channel.forget_entry(SESSIONS, request.session.encode())
+        return messages.Done()
+
+    async def _rename(self, request: messages.Rename) -> messages.AnyReply:
+        async with self._turn:
+            self._vfs.rename(request.session, request.name)
+            await self._channel.forget_entry(SESSIONS, request.session.encode())
+        return messages.Done()
+
+    async def _refresh(self, request: messages.Refresh) -> messages.AnyReply:
+        await self.refresh()
+        return messages.Done()
+
+    async def refresh(self) -> None:
+        """Makes the kernel forget the snapshots that were removed."""
+        for name in self._vfs.removed_snapshots():
+            await self._channel.forget_entry(SNAPSHOTS, name)
+
+    async def watch(self, seconds: float) -> None:
+        """Looks every so often whether somebody else has changed the store."""
+        store = self._vfs.repository.store
+        last = store.transaction_id()
+        while True:
+            await trio.sleep(seconds)
+            now = store.transaction_id()
+            if now != last:
+                last = now
+                await self.refresh()
+
+    async def _shutdown(self, request: messages.Shutdown) -> messages.AnyReply:
+        """Unmounts; refused while the mount is busy. The daemon ends when the mount does."""
+        await trio.to_thread.run_sync(unmount, self._facts.mountpoint)
+        return messages.Done()
+
+
+def listen(store_path: str) -> socket.socket:
+    """Binds the control socket of a store; the caller holds the mount's lease."""
+    path = socket_path(store_path)
+    if os.path.lexists(path):
+        os.unlink(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    bind(sock, path)
+    sock.listen(16)
+    return sock

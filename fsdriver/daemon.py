@@ -1,0 +1,143 @@
+"""The daemon: serves one mount of one store until it is unmounted or told to end.
+
+`python -m fsdriver.daemon STORE MOUNTPOINT`; people use `mountctl mount`. Holds the store's
+lease `mount`, so there is one at a time and everybody can see which. Ends cleanly on SIGTERM,
+SIGINT and SIGHUP, unmounting even when busy, and when the mount is ended from outside. Killed,
+it leaves a dead mount, whose operations fail at once, and nothing that is not in order.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator
+
+import structlog
+import trio
+
+from engine import EngineError, Repository
+from engine.inodes import Owner
+from engine.leases import acquire
+from engine.vfs import Vfs
+from fsdriver.channel import Channel
+from fsdriver.client import socket_path
+from fsdriver.control import Control, listen
+from fsdriver.launch import default_log
+from fsdriver.messages import Status
+from fsdriver.operations import Operations
+
+WATCH_SECONDS = 1.0
+
+log = structlog.get_logger("daemon")
+
+
+def main(argv: list[str]) -> int:
+    """Runs a daemon in this process; returns its exit status."""
+    options = _parser().parse_args(argv)
+    _prepare_process()
+    try:
+        with _mounted(options) as (vfs, operations, channel, control, listener):
+            _tell(options.ready_fd, {"pid": os.getpid()})
+            log.info("mounted", mountpoint=options.mountpoint, store=options.store)
+            trio.run(_serve, operations, channel, control, listener)
+            del vfs
+        log.info("ended", mountpoint=options.mountpoint)
+    except (EngineError, OSError) as error:
+        log.error("cannot serve", kind=type(error).__name__, error=str(error))
+        _tell(options.ready_fd, {"kind": type(error).__name__, "message": str(error)})
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fsdriver.daemon", description=__doc__)
+    parser.add_argument("store")
+    parser.add_argument("mountpoint")
+    parser.add_argument("--allow-other", action="store_true")
+    parser.add_argument("--log", default=None)
+    parser.add_argument("--ready-fd", type=int, default=-1)
+    return parser
+
+
+def _prepare_process() -> None:
+    os.umask(0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _tell(fd: int, facts: dict[str, object]) -> None:
+    """Tells whoever started us, once."""
+    if fd >= 0:
+        with contextlib.suppress(OSError):
+            os.write(fd, json.dumps(facts).encode() + b"\n")
+            os.close(fd)
+
+
+@contextlib.contextmanager
+def _mounted(
+    options: argparse.Namespace,
+) -> Iterator[tuple[Vfs, Operations, Channel, Control, socket.socket]]:
+    """Holds the lease, the store, the socket and the mount, and lets go in reverse."""
+    store, mountpoint = os.path.abspath(options.store), os.path.abspath(options.mountpoint)
+    where = socket_path(store)
+    with contextlib.ExitStack() as stack:
+        repository = stack.enter_context(Repository.open(store))
+        lease = stack.enter_context(acquire(store, "mount", what=f"mounted on {mountpoint}"))
+        lease.describe(what=f"mounted on {mountpoint}", mountpoint=mountpoint, socket=where)
+        facts = {"mountpoint": mountpoint, "socket": where}
+        vfs = Vfs(repository, Owner(os.getuid(), os.getgid()), facts)
+        stack.callback(vfs.close)
+        listener = stack.enter_context(listen(store))
+        stack.callback(_remove, where)
+        operations = Operations(vfs)
+        channel = Channel(
+            operations, mountpoint, source=store, allow_other=options.allow_other
+        )  # fmt: skip
+        stack.callback(channel.close)
+        status = Status(
+            os.getpid(), store, mountpoint, options.log or default_log(store), time.time_ns(), []
+        )  # fmt: skip
+        yield vfs, operations, channel, Control(vfs, operations, channel, status), listener
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+async def _serve(
+    operations: Operations, channel: Channel, control: Control, listener: socket.socket
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(control.serve, listener)
+        nursery.start_soon(control.watch, WATCH_SECONDS)
+        nursery.start_soon(_end_on_signal, channel)
+        await channel.serve()
+        nursery.cancel_scope.cancel()
+
+
+async def _end_on_signal(channel: Channel) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("ending", signal=signal.Signals(number).name)
+            channel.stop()
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
