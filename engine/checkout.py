@@ -196,7 +196,11 @@ def _leads_out(objects: Objects, directories: list[Entry], target: bytes) -> boo
             entry = None
             if here is not None and here.kind == Kind.DIRECTORY:
                 entry = Directory(objects, directory_id(here)).get(name)
-            if entry is not None and entry.kind == Kind.SYMLINK and isinstance(entry.content, bytes):
+            if (
+                entry is not None
+                and entry.kind == Kind.SYMLINK
+                and isinstance(entry.content, bytes)
+            ):
                 followed += 1
                 if followed > _LINKS:
                     return False  # the kernel answers ELOOP

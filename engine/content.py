@@ -224,7 +224,7 @@ def write_out(objects: Objects, entry: Entry, fd: int) -> None:
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
-    while len(view):
+    while view:
         view = view[os.write(fd, view) :]
 
 

@@ -86,9 +86,7 @@ def _whole(objects: Objects, path: bytes, entry: Entry, kind: ChangeKind) -> Ite
             yield Change(child, kind, below, None)
 
 
-def _pairs(
-    objects: Objects, old: Entry, new: Entry
-) -> Iterator[tuple[Entry | None, Entry | None]]:
+def _pairs(objects: Objects, old: Entry, new: Entry) -> Iterator[tuple[Entry | None, Entry | None]]:
     """Yields the entries of two directories that differ, side by side, by name."""
     one, other = Directory(objects, directory_id(old)), Directory(objects, directory_id(new))
     shared = set(one.page_ids()) & set(other.page_ids())

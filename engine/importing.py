@@ -192,7 +192,9 @@ class _Import:
         folder.result = None
         return False
 
-    def _rows(self, fd: int, folder: _Folder) -> tuple[list[Row], list[tuple[bytes, os.stat_result]]]:
+    def _rows(
+        self, fd: int, folder: _Folder
+    ) -> tuple[list[Row], list[tuple[bytes, os.stat_result]]]:
         rows: list[Row] = []
         below = []
         with os.scandir(fd) as listing:

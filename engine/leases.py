@@ -25,7 +25,11 @@ class LeaseHeldError(EngineError):
     """Somebody else holds what is needed now. `holder` is what they said of themselves."""
 
     def __init__(self, what: str, holder: dict[str, Any]) -> None:
-        who = f"process {holder['pid']} ({holder.get('what', '?')})" if "pid" in holder else "another process"
+        who = (
+            f"process {holder['pid']} ({holder.get('what', '?')})"
+            if "pid" in holder
+            else "another process"
+        )
         super().__init__(f"{what} is held by {who}")
         self.what, self.holder = what, holder
 

@@ -129,9 +129,7 @@ class LmdbStore(Store):
                     lib_version=LIBRARY,
                 )
                 self._make_whole(data)
-                self._dbs = {
-                    db: self._env.open_db(db.value.encode(), create=create) for db in Db
-                }
+                self._dbs = {db: self._env.open_db(db.value.encode(), create=create) for db in Db}
                 self._env.reader_check()
         except FileNotFoundError as error:
             raise NotAStoreError(path) from error
@@ -267,7 +265,7 @@ def _prepare(path: str, directory: str) -> None:
     if os.path.isdir(path):
         strange = set(os.listdir(path)) - {"db", "sessions", "locks", "log"}
         if strange:
-            raise StoreExistsError(path, f"the directory holds {sorted(strange)[0]!r}")
+            raise StoreExistsError(path, f"the directory holds {min(strange)!r}")
     os.makedirs(directory, mode=0o700, exist_ok=True)
 
 

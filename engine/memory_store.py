@@ -140,6 +140,9 @@ class MemoryStore(Store):
         counts = {db.value: len(table.values) for db, table in self._tables.items()}
         return StoreStatistics(used, used, used, counts)
 
+    def trim(self) -> None:
+        pass
+
     def close(self) -> None:
         if self._readers:
             raise RuntimeError(f"{self._readers} read transactions are open")

@@ -21,9 +21,7 @@ from engine.overlay import Overlay, SessionFile, SessionInode, install_quietly, 
 from engine.upper import EXCHANGE, NOREPLACE, OPAQUE, Upper
 
 
-def open_overlay(
-    objects: Objects, upper: Upper, base: Entry, key: bytes, owner: Owner
-) -> Overlay:
+def open_overlay(objects: Objects, upper: Upper, base: Entry, key: bytes, owner: Owner) -> Overlay:
     """Opens the live view of a session whose upper and base these are."""
     overlay = Overlay(objects, upper, base, key, owner)
     overlay.root = SessionDirectory(overlay, number(key), None, b"", base, copied=True)
@@ -150,9 +148,7 @@ class SessionDirectory(SessionInode):
             elif (self, name) not in child.names:
                 child.names.append((self, name))
         else:
-            child = SessionFile(
-                overlay, self.default_number(name), self, name, entry, copied=False
-            )
+            child = SessionFile(overlay, self.default_number(name), self, name, entry, copied=False)
             if entry.link is not None:
                 overlay.by_group[entry.link.group] = child
         self.children[name] = child
@@ -476,5 +472,3 @@ class SessionDirectory(SessionInode):
 def _cookie(name: bytes) -> int:
     """Returns a number that a name has for as long as it exists; 1 and 2 are free."""
     return (hash(name) & 0x3FFF_FFFF_FFFF_FFFF) + 3
-
-

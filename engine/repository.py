@@ -313,9 +313,7 @@ class Repository:
         inside = os.path.realpath(target) + os.sep
         if inside.startswith(os.path.realpath(self.path) + os.sep):
             raise CheckoutRefusedError(target, "it is inside of the store")
-        return check_out(
-            self.objects, root, target, outside_links=outside_links, progress=progress
-        )
+        return check_out(self.objects, root, target, outside_links=outside_links, progress=progress)
 
     def collect(self, *, dry_run: bool = False) -> CollectReport:
         """Removes what nothing refers to. Raises LeaseHeldError while objects are stored."""

@@ -5,14 +5,20 @@ its entry: the same file in a hundred snapshots is one inode, and one copy in th
 """
 
 import struct
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
 from engine import content
 from engine.directory import Directory, directory_id
 from engine.ids import InodeNo
 from engine.inodes import Attributes, Inode, Owner, entry_attributes, number
-from engine.nodes import Entry, Kind
+from engine.nodes import Entry, Kind, Totals
 from engine.objects import Objects
+
+KEPT_LISTING = 1 << 20
+"""A directory with more below it than this is listed page by page and not kept."""
+
+_NOTHING = Totals(0, 0)
 
 Find = Callable[[InodeNo], Inode | None]
 
@@ -44,7 +50,7 @@ class SnapshotFile(Inode):
 class SnapshotDirectory(Inode):
     """A directory in a snapshot. `key` names the snapshot, `path` the place in it."""
 
-    __slots__ = ("_entry", "_find", "_key", "_objects", "_owner", "_path")
+    __slots__ = ("_below", "_entry", "_find", "_key", "_objects", "_owner", "_path")
 
     def __init__(
         self, find: Find, objects: Objects, owner: Owner, entry: Entry, key: bytes, path: bytes
@@ -52,6 +58,7 @@ class SnapshotDirectory(Inode):
         super().__init__(number(b"directory", key, path))
         self._find, self._objects, self._owner = find, objects, owner
         self._entry, self._key, self._path = entry, key, path
+        self._below: list[tuple[bytes, Inode]] | None = None
 
     def attributes(self) -> Attributes:
         return entry_attributes(self.ino, self._entry, self._owner)
@@ -65,9 +72,7 @@ class SnapshotDirectory(Inode):
     def _inode(self, entry: Entry) -> Inode:
         path = self._path + b"/" + entry.name
         if entry.kind == Kind.DIRECTORY:
-            return SnapshotDirectory(
-                self._find, self._objects, self._owner, entry, self._key, path
-            )
+            return SnapshotDirectory(self._find, self._objects, self._owner, entry, self._key, path)
         place = entry.link.group if entry.link is not None else path
         ino = number(b"file", place, _essence(entry))
         known = self._find(ino)
@@ -76,12 +81,32 @@ class SnapshotDirectory(Inode):
         return SnapshotFile(ino, self._objects, self._owner, entry)
 
     def lookup(self, name: bytes) -> Inode | None:
+        if self._below is not None:
+            at = bisect_left(self._below, name, key=_first)
+            found = at < len(self._below) and self._below[at][0] == name
+            return self._below[at][1] if found else None
         entry = self._open().get(name)
         return None if entry is None else self._inode(entry)
 
     def listing(self, cookie: int) -> Iterator[tuple[int, bytes, Inode]]:
+        """Yields the entries after the `cookie`th; keeps the inodes while the kernel knows it."""
+        below = self._below
+        if below is None and (self._entry.totals or _NOTHING).entries <= KEPT_LISTING:
+            below = self._below = [(e.name, self._inode(e)) for e in self._open()]
+        if below is not None:
+            for at in range(cookie, len(below)):
+                name, inode = below[at]
+                yield at + 1, name, inode
+            return
         for at, entry in enumerate(self._open().from_index(cookie), cookie + 1):
             yield at, entry.name, self._inode(entry)
+
+    def forgotten(self) -> None:
+        self._below = None
+
+
+def _first(pair: tuple[bytes, Inode]) -> bytes:
+    return pair[0]
 
 
 def _essence(entry: Entry) -> bytes:

@@ -100,6 +100,7 @@ class Store(ABC):
     def statistics(self) -> StoreStatistics:
         """Returns sizes and counts."""
 
+    @abstractmethod
     def trim(self) -> None:
         """Gives memory back that holds clean pages of the store's file, where there are any."""
 

@@ -184,7 +184,7 @@ class Upper:
         rename(self.at(one), self.at(other), EXCHANGE)
 
     def install(self, temporary: bytes, path: bytes, over_whiteout: bool) -> None:
-        """Moves something made in the work directory into place, over a whiteout if there is one."""
+        """Moves something made in the work directory into place, maybe over a whiteout."""
         target = self.at(path)
         if over_whiteout and stat.S_ISDIR(os.lstat(temporary).st_mode):
             rename(temporary, target, EXCHANGE)
@@ -235,4 +235,3 @@ def _attribute(where: bytes | int, name: bytes) -> bytes | None:
         if error.errno in {errno.ENODATA, errno.ENOTSUP}:
             return None
         raise
-

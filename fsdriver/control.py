@@ -111,9 +111,7 @@ class Control:
             try:
                 freeze = live.held.freeze(live.overlay)
                 await trio.to_thread.run_sync(freeze.prepare)
-                report = live.held.commit(
-                    freeze, request.message, None, request.ref, live.overlay
-                )
+                report = live.held.commit(freeze, request.message, None, request.ref, live.overlay)
             finally:
                 live.overlay.changed = None
                 storing.__exit__(None, None, None)

@@ -120,6 +120,15 @@ class Failed(Reply, frozen=True, tag=True):
 
 
 AnyRequest = (
-    GetStatus | GetStatistics | Commit | Fork | Freeze | Reset | Remove | Rename | Refresh | Shutdown
+    GetStatus
+    | GetStatistics
+    | Commit
+    | Fork
+    | Freeze
+    | Reset
+    | Remove
+    | Rename
+    | Refresh
+    | Shutdown
 )
 AnyReply = Done | Status | Statistics | Committed | Frozen | Failed

@@ -111,9 +111,7 @@ class Operations(pyfuse3.Operations):
     # Looking.
 
     @_answered
-    async def lookup(
-        self, parent_inode: int, name: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
         parent = self.vfs.inode(parent_inode)
         found = parent.lookup(name)
         if found is None:

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the scripts share. Sourced first by each; sets ROOT, ends at the first error.
 set -euo pipefail
-shopt -s inherit_errexit
+shopt -s inherit_errexit extglob
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export ROOT
