@@ -25,6 +25,8 @@ from fsdriver.mountpoint import unmount
 from fsdriver.operations import Operations
 
 LONGEST_REQUEST = 1 << 20
+ANSWER_SECONDS = 5.0
+"""How long a client that does not read is waited for."""
 
 log = structlog.get_logger("control")
 
@@ -68,8 +70,11 @@ class Control:
                 buffer += part
                 while b"\n" in buffer:
                     line, _, buffer = buffer.partition(b"\n")
-                    reply = await self._answer(line)
-                    await stream.send_all(msgspec.json.encode(reply) + b"\n")
+                    # What was begun is ended and answered, though the mount may end meanwhile.
+                    with trio.CancelScope(shield=True):
+                        reply = await self._answer(line)
+                        with trio.move_on_after(ANSWER_SECONDS):
+                            await stream.send_all(msgspec.json.encode(reply) + b"\n")
                 if len(buffer) > LONGEST_REQUEST:
                     return
         except (trio.BrokenResourceError, trio.ClosedResourceError):

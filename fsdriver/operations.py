@@ -257,7 +257,7 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         parent = self.vfs.inode(parent_inode)
-        return self._made(parent.create(name, mode, self._owner(ctx)))
+        return self._made(parent.create(name, mode, self._owner(ctx), rdev))
 
     @_answered
     async def mkdir(
