@@ -75,9 +75,9 @@ def _real(path: str) -> str:
 
 
 def is_dead(path: str) -> bool:
-    """Tells whether a mount's daemon is gone."""
+    """Tells whether a mount's daemon is gone. Asks what the kernel cannot answer by itself."""
     try:
-        os.stat(path)
+        os.statvfs(path)
     except OSError as error:
         return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
     return False

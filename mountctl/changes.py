@@ -1,0 +1,64 @@
+"""Changes between trees as commands show them: one line each, or fields for JSON."""
+
+import stat
+from collections.abc import Iterable
+from typing import Any
+
+from engine.diffing import Change, ChangeKind
+from engine.nodes import Entry, Kind
+from mountctl.output import Output
+from mountctl.text import count, path_fields, quoted
+
+LETTERS = {
+    ChangeKind.ADDED: "A",
+    ChangeKind.REMOVED: "D",
+    ChangeKind.MODIFIED: "M",
+    ChangeKind.TYPE: "T",
+    ChangeKind.METADATA: "U",
+}
+"""As in git, and U for what is only permissions, time or attributes (restic's letter)."""
+
+_COLOURS = {"A": "green", "D": "red", "M": "yellow", "T": "magenta", "U": "cyan"}
+
+
+def path_text(change: Change) -> str:
+    """Returns a change's path, safe for a terminal; directories end in a slash."""
+    entry = change.new or change.old
+    directory = entry is not None and entry.kind == Kind.DIRECTORY
+    return quoted((change.path or b".") + b"/" * directory)
+
+
+def show_names(output: Output, changes: Iterable[Change]) -> int:
+    """Writes a letter and a path for each change, as they are found; returns how many."""
+    number = 0
+    for change in changes:
+        letter = LETTERS[change.kind]
+        output.line(output.style(f"{letter} {path_text(change)}", _COLOURS[letter]))
+        number += 1
+    return number
+
+
+def summary(number: int, what: str) -> str:
+    """Returns the sentence that ends a list of changes."""
+    return f"{count(number, 'change')} {what}" if number else f"no change {what}"
+
+
+def change_fields(change: Change) -> dict[str, Any]:
+    """Returns a change for JSON."""
+    return {
+        **path_fields(change.path),
+        "change": change.kind.value,
+        "old": _entry_fields(change.old),
+        "new": _entry_fields(change.new),
+    }
+
+
+def _entry_fields(entry: Entry | None) -> dict[str, Any] | None:
+    if entry is None:
+        return None
+    return {
+        "kind": Kind(entry.kind).name.lower(),
+        "mode": f"{stat.S_IMODE(entry.mode):04o}",
+        "size": entry.size,
+        "mtime_ns": entry.mtime_ns,
+    }

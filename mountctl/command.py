@@ -1,0 +1,112 @@
+"""What all commands have in common: the global options anywhere, and help with an example."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from mountctl.invocation import Invocation
+
+Function = Callable[..., Any]
+
+
+def _remember(context: click.Context, option: click.Parameter, value: Any) -> None:
+    invocation = context.ensure_object(Invocation)
+    if value and option.name:
+        setattr(invocation, option.name, value)
+
+
+class GlobalOption(click.Option):
+    """An option that every command takes, before and after its name."""
+
+    def __init__(self, *names: str, **settings: Any) -> None:
+        super().__init__(names, expose_value=False, callback=_remember, **settings)
+
+
+def _global_options() -> list[click.Parameter]:
+    path = click.Path(file_okay=False)
+    return [
+        GlobalOption(
+            "--store", type=path, metavar="DIR",
+            help="The store; else $AMALGAMFS_STORE, else amalgamfs/store among the XDG data.",
+        ),
+        GlobalOption("--json", is_flag=True, help="Answer with one JSON object or array."),
+        GlobalOption("--quiet", "-q", is_flag=True, help="No notes and no progress."),
+    ]  # fmt: skip
+
+
+class Command(click.Command):
+    """A command with `example`, lines as they would be typed."""
+
+    def __init__(self, *args: Any, example: str, **settings: Any) -> None:
+        settings.setdefault("context_settings", {"help_option_names": ["-h", "--help"]})
+        super().__init__(*args, **settings)
+        self.example = inspect.cleandoc(example)
+        self.params.extend(_global_options())
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own: list[tuple[str, str]] = []
+        common: list[tuple[str, str]] = []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and not isinstance(parameter, click.Argument):
+                (common if isinstance(parameter, GlobalOption) else own).append(record)
+        for title, records in (("Options", own), ("Global options", common)):
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Example"):
+            for line in self.example.splitlines():
+                formatter.write(f"{'':{formatter.current_indent}}{line}\n")
+
+
+class Group(Command, click.Group):
+    """A command with commands below it."""
+
+    command_class = Command
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+
+class _SessionName(click.ParamType[str]):
+    name = "session"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        name = value.removeprefix("@")
+        if not name:
+            self.fail("give a session as NAME or @NAME", param, ctx)
+        return name
+
+
+class _Text(click.ParamType[str]):
+    name = "text"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            self.fail("it is not valid UTF-8", param, ctx)
+        return value
+
+
+SESSION = _SessionName()
+"""The name of a session, given as `name` or `@name`."""
+TEXT = _Text()
+"""Text that goes into the store, and so must be UTF-8."""
+
+pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
+
+
+def snapshot_argument(name: str = "snapshot", **settings: Any) -> Callable[[Function], Function]:
+    """Returns the argument that names a snapshot in all the ways there are."""
+    settings.setdefault("help", "An id, the beginning of one, a ref, or @SESSION.")
+    return click.argument(name, **settings)
+
+
+def session_argument(name: str = "session") -> Callable[[Function], Function]:
+    """Returns the argument that names a session."""
+    return click.argument(name, type=SESSION, help="A session, as NAME or @NAME.")

@@ -1,0 +1,1 @@
+"""The commands of `mountctl`: one module each, loaded when it is called, named `command`."""

@@ -1,0 +1,95 @@
+"""`mountctl import`."""
+
+import click
+
+from mountctl.command import TEXT, Command, pass_invocation
+from mountctl.invocation import Invocation
+from mountctl.text import count, short, size
+
+
+def _metadata(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    pairs = [value.partition("=") for value in values]
+    for key, sign, _ in pairs:
+        if not key or not sign:
+            raise click.BadParameter("give it as KEY=VALUE", context, option)
+    return {key: value for key, _, value in pairs}
+
+
+@click.command(
+    "import",
+    cls=Command,
+    example="""
+    $ mountctl import ~/src/lua --ref main -m "lua 5.4.7"
+    $ mountctl import build --parent main --meta commit=1f2e3d
+    """,
+)
+@click.argument("directory", metavar="DIR", type=click.Path(), help="The directory to read.")
+@click.option("--ref", metavar="NAME", type=TEXT, help="Make or move a ref to the snapshot.")
+@click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
+@click.option(
+    "--parent", "parents", metavar="SNAPSHOT", multiple=True,
+    help="What it came from; else what --ref names, else the last import of DIR. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--meta", "metadata", metavar="KEY=VALUE", type=TEXT, multiple=True, callback=_metadata,
+    help="Keep a fact with the snapshot. Repeatable.",
+)  # fmt: skip
+@click.option("--no-cache", is_flag=True, help="Read every file, even what looks unchanged.")
+@pass_invocation
+def command(
+    invocation: Invocation,
+    directory: str,
+    ref: str | None,
+    message: str,
+    parents: tuple[str, ...],
+    metadata: dict[str, str],
+    no_cache: bool,
+) -> None:
+    """Store a directory as a snapshot.
+
+    Writes the snapshot's id. Files that have not changed since the last import of DIR are not
+    read again; if nothing has changed, the snapshot is the last one. Sockets and devices are
+    left out, with a warning each.
+    """
+    from engine.chunking import compiled
+
+    output = invocation.output
+    with invocation.open() as store:
+        if not compiled():
+            output.warning(
+                "fastcdc is not compiled here: large files are read 200 times slower "
+                "(`mountctl doctor` tells more)"
+            )
+        above = tuple(store.resolve(parent) for parent in parents)
+        with output.progress("importing files") as progress:
+            result = store.repository.import_directory(
+                directory, ref=ref, message=message, parents=above, metadata=dict(metadata),
+                use_cache=not no_cache, progress=progress,
+            )  # fmt: skip
+        store.refresh()
+    report = result.report
+    if output.json:
+        output.result(
+            {
+                "snapshot": result.snapshot,
+                "changed": result.changed,
+                "ref": ref,
+                "entries": report.files,
+                "bytes": result.root.size,
+                "read_files": report.read_files,
+                "read_bytes": report.read_bytes,
+                "new_bytes": report.new_bytes,
+                "warnings": report.warnings,
+            }
+        )
+        return
+    output.warnings(report.warnings)
+    output.line(output.style(short(result.snapshot), "yellow"))
+    output.note(
+        f"{count(report.files, 'entry')}, {size(result.root.size)}: "
+        f"read {count(report.read_files, 'file')}, stored {size(report.new_bytes)}"
+    )
+    if not result.changed:
+        output.note("nothing has changed: the snapshot is the last one")

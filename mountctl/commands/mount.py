@@ -1,0 +1,60 @@
+"""`mountctl mount`."""
+
+import os
+
+import click
+
+from mountctl.command import Command, pass_invocation
+from mountctl.invocation import Invocation
+from mountctl.text import quoted
+
+
+@click.command(
+    "mount",
+    cls=Command,
+    example="""
+    $ mkdir ~/mnt
+    $ mountctl mount ~/mnt
+    $ ls ~/mnt/snapshots/main ~/mnt/sessions
+    """,
+)
+@click.argument("mountpoint", type=click.Path(), help="An empty directory.")
+@click.option("--foreground", is_flag=True, help="Stay, and log to the terminal, until Ctrl-C.")
+@click.option("--allow-other", is_flag=True, help="Let other users in (see fuse.conf(5)).")
+@click.option(
+    "--log", type=click.Path(), metavar="FILE",
+    help="Where the daemon logs; else log/mount.log in the store.",
+)  # fmt: skip
+@pass_invocation
+def command(
+    invocation: Invocation, mountpoint: str, foreground: bool, allow_other: bool, log: str | None
+) -> None:
+    """Show the store as a filesystem.
+
+    Returns once the mount is there; a daemon serves it until `mountctl umount`. Snapshots are
+    in snapshots/ by id and ref, sessions to work in are in sessions/. A mount that a killed
+    daemon left is removed first.
+    """
+    from fsdriver.launch import default_log
+    from mountctl import mounts
+
+    output = invocation.output
+    prepared = mounts.prepare(invocation.store_path, mountpoint, output)
+    if log is not None:
+        log = os.path.abspath(log)
+    if foreground:
+        mounts.become_daemon(prepared, allow_other=allow_other, log=log)
+    pid = mounts.start(prepared, allow_other=allow_other, log=log)
+    if output.json:
+        output.result(
+            {
+                "mountpoint": prepared.mountpoint,
+                "store": prepared.store,
+                "pid": pid,
+                "log": log or default_log(prepared.store),
+            }
+        )
+        return
+    output.line(quoted(prepared.mountpoint))
+    output.note("snapshots/ has every snapshot, sessions/ the trees to work in")
+    output.note("end it with `mountctl umount`")

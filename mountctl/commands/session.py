@@ -1,0 +1,168 @@
+"""`mountctl session`."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from mountctl.command import TEXT, Group, pass_invocation, session_argument, snapshot_argument
+from mountctl.invocation import Invocation
+from mountctl.text import quoted, short, visible, when
+
+if TYPE_CHECKING:
+    from mountctl.access import StoreAccess
+    from mountctl.output import Output
+
+
+@click.group(
+    "session",
+    cls=Group,
+    example="""
+    $ mountctl session create work main
+    $ mountctl session fork work attempt-2
+    """,
+)
+def command() -> None:
+    """Writable copies of snapshots.
+
+    A session shows a snapshot and keeps what is changed on top of it, in the mount's
+    sessions/NAME, until it is committed or reset. Making or forking one copies nothing.
+    """
+
+
+def _new_name(name: str = "name") -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.argument(name, type=TEXT, help="The new session's name.")
+
+
+@command.command("create", example="$ mountctl session create work main\n$ ls ~/mnt/sessions/work")
+@_new_name()
+@snapshot_argument()
+@click.option("--infrastructure", metavar="SNAPSHOT", help="A layer below: the lowest.")
+@click.option("--global", "global_", metavar="SNAPSHOT", help="A layer below: the middle one.")
+@pass_invocation
+def create(
+    invocation: Invocation,
+    name: str,
+    snapshot: str,
+    infrastructure: str | None,
+    global_: str | None,
+) -> None:
+    """Make a session on a snapshot.
+
+    With layers, directories of the same path are merged, and anything else of a higher layer
+    hides what is below it.
+    """
+    output = invocation.output
+    with invocation.open() as store:
+        layers = tuple(
+            None if layer is None else store.resolve(layer)
+            for layer in (infrastructure, global_, snapshot)
+        )
+        session = store.repository.sessions.create(name, layers)
+        store.refresh()
+        _tell(store, output, name, f"@{name} stands on snapshot {short(session.parent)}")
+
+
+@command.command("list", example="$ mountctl session list")
+@pass_invocation
+def list_sessions(invocation: Invocation) -> None:
+    """List all sessions."""
+    from mountctl.records import session_fields, show_sessions
+
+    output = invocation.output
+    with invocation.open() as store:
+        repository = store.repository
+        sessions = repository.sessions.all()
+        if output.json:
+            output.result([session_fields(repository, session) for session in sessions])
+            return
+        show_sessions(output, repository, sessions)
+        if not sessions:
+            output.note("there are no sessions: `mountctl session create NAME SNAPSHOT` makes one")
+
+
+@command.command("show", example="$ mountctl session show work\n$ mountctl status work")
+@session_argument("name")
+@pass_invocation
+def show(invocation: Invocation, name: str) -> None:
+    """Show what a session stands on, who holds it, and where it keeps its changes."""
+    from mountctl.records import holder_text, session_fields
+
+    output = invocation.output
+    with invocation.open() as store:
+        repository = store.repository
+        session = repository.sessions.get(name)
+        upper = repository.sessions.upper(session).root
+        if output.json:
+            fields = session_fields(repository, session)
+            output.result({**fields, "upper": upper.decode("utf-8", "backslashreplace")})
+            return
+        output.facts(
+            [
+                ("session", output.style(visible(session.name), "green")),
+                ("snapshot", output.style(session.parent.hex(), "yellow")),
+                *((f"layer {label}", layer.hex()) for label, layer in session.layers[:-1]),
+                ("created", when(session.created_ns)),
+                ("held by", visible(holder_text(repository, session)) or "-"),
+                ("upper", quoted(upper)),
+            ]
+        )
+
+
+@command.command("fork", example="$ mountctl session fork work attempt-2")
+@session_argument("source")
+@_new_name("new")
+@pass_invocation
+def fork(invocation: Invocation, source: str, new: str) -> None:
+    """Make a session that begins with all that another one has now."""
+    with invocation.open() as store:
+        store.fork(source, new)
+        _tell(store, invocation.output, new, f"@{new} begins where @{source} is now")
+
+
+@command.command("rename", example="$ mountctl session rename attempt-2 work-2")
+@session_argument("old")
+@_new_name("new")
+@pass_invocation
+def rename(invocation: Invocation, old: str, new: str) -> None:
+    """Give a session another name."""
+    with invocation.open() as store:
+        store.rename(old, new)
+        _tell(store, invocation.output, new, f"@{old} is now @{new}")
+
+
+@command.command("reset", example="$ mountctl session reset work --to main")
+@session_argument("name")
+@click.option("--to", metavar="SNAPSHOT", help="Go on from another snapshot.")
+@pass_invocation
+def reset(invocation: Invocation, name: str, to: str | None) -> None:
+    """Throw away what a session changed since its snapshot."""
+    with invocation.open() as store:
+        store.reset(name, None if to is None else store.resolve(to))
+        session = store.repository.sessions.get(name)
+        text = f"@{name} is as snapshot {short(session.parent)}"
+        _tell(store, invocation.output, name, text)
+
+
+@command.command("rm", example="$ mountctl session rm attempt-2")
+@session_argument("name")
+@pass_invocation
+def remove(invocation: Invocation, name: str) -> None:
+    """Remove a session and what it changed since its snapshot."""
+    with invocation.open() as store:
+        store.remove(name)
+    if invocation.output.json:
+        invocation.output.result({"removed": name})
+    else:
+        invocation.output.note(f"removed @{name}")
+
+
+def _tell(store: "StoreAccess", output: "Output", name: str, text: str) -> None:
+    """Says what a session is now."""
+    if not output.json:
+        output.note(text)
+        return
+    from mountctl.records import session_fields
+
+    repository = store.repository
+    output.result(session_fields(repository, repository.sessions.get(name)))

@@ -1,0 +1,169 @@
+"""What can go wrong, as the caller of the program meets it: exit codes and hints.
+
+One table has a row for every class of error of the engine, the driver and this package, by the
+class's name, because that is all that is known of an error in a mount's daemon. A test walks
+all subclasses of EngineError and fails on a missing row.
+
+Under `--json` an error is the last line of stderr: {"error": {"kind", "message", "hint",
+"exit_code"}}; `kind` is the class's name.
+"""
+
+import errno
+from typing import Any, NamedTuple
+
+import click
+
+from mountctl.text import quoted, visible
+
+DONE, FOUND, USAGE, UNKNOWN, REFUSED, BUSY, NO_STORE, PERMISSION, FULL, DAMAGED, DAEMON, SYSTEM = (
+    range(12)
+)
+BUG, INTERRUPTED, READER_GONE = 70, 130, 141
+
+EXIT_CODES = {
+    DONE: "done",
+    FOUND: "verify found damage, or doctor found something missing",
+    USAGE: "the command line is wrong, or a name that it gives cannot be used",
+    UNKNOWN: "no such snapshot, ref, session or mount, or a shortened id fits several",
+    REFUSED: "refused because of what is there: a name taken, a directory not empty",
+    BUSY: "something is in use; it may work later",
+    NO_STORE: "there is no store, or it needs a later version of the program",
+    PERMISSION: "the user may not do that",
+    FULL: "no space left on a disk; nothing was lost",
+    DAMAGED: "an object or the whole store is damaged, or a disk does not read",
+    DAEMON: "the mount's daemon failed or does not answer",
+    SYSTEM: "the operating system refused for another reason",
+    BUG: "an error that the program did not expect: a bug",
+    INTERRUPTED: "interrupted (Ctrl-C)",
+    READER_GONE: "whoever read the output has gone (`mountctl log | head`)",
+}
+"""Every exit code and what it says."""
+
+
+class Failure(NamedTuple):
+    """An error as it is shown."""
+
+    kind: str
+    message: str
+    hint: str
+    exit_code: int
+
+
+class Row(NamedTuple):
+    """What the table says of a class; a hint may name fields of the error in braces."""
+
+    exit_code: int
+    hint: str
+
+
+_LISTS = "`mountctl snapshot list`, `ref list` and `session list` show what there is"
+
+ROWS = {
+    "EngineError": Row(SYSTEM, "run the command again; if it stays, report it"),
+    # names
+    "InvalidNameError": Row(USAGE, "use letters, digits and _ . + -, as in `work-2`"),
+    "NotFoundError": Row(UNKNOWN, _LISTS),
+    "AmbiguousIdError": Row(UNKNOWN, "give more digits of the id"),
+    "NameTakenError": Row(REFUSED, "choose another name, or remove what has it first"),
+    "InUseError": Row(BUSY, "remove or move what uses it first (`mountctl ref`, `session`)"),
+    # the store
+    "StoreError": Row(SYSTEM, "look at the path that the message names, or choose another"),
+    "NotAStoreError": Row(
+        NO_STORE, "make one with `mountctl init`, or name yours with --store or AMALGAMFS_STORE"
+    ),
+    "StoreExistsError": Row(REFUSED, "name a new or empty directory with --store"),
+    "NewerFormatError": Row(
+        NO_STORE, "use a later version of AmalgamFS for it; nothing was changed"
+    ),
+    "StorePermissionError": Row(
+        PERMISSION, "run it as the store's owner, or name a store of yours with --store"
+    ),
+    "StoreDamagedError": Row(
+        DAMAGED, "restore its folder `db` from a copy; what sessions changed is in `sessions`"
+    ),
+    "StoreFullError": Row(FULL, "make room on that disk, then run the command again"),
+    "CorruptObjectError": Row(
+        DAMAGED, "`mountctl verify` names every path that is damaged; all others stay readable"
+    ),
+    "MissingObjectError": Row(
+        DAMAGED, "`mountctl verify` names every path that is damaged; all others stay readable"
+    ),
+    "LeaseHeldError": Row(BUSY, "wait until it has ended, then run the command again"),
+    # trees in and out
+    "ImportSourceError": Row(
+        REFUSED, "import another directory, or make that one a readable directory of its own"
+    ),
+    "SourceChangedError": Row(BUSY, "stop what writes there, then run the command again"),
+    "TooDeepError": Row(REFUSED, "move directories up, so that fewer lie inside each other"),
+    "CheckoutRefusedError": Row(REFUSED, "name a directory that does not exist yet, or is empty"),
+    "OutsideLinkError": Row(
+        REFUSED, "--outside-links makes such links all the same; look at them before you use them"
+    ),
+    # the mount
+    "MountPointError": Row(REFUSED, "name an empty directory of yours (`mkdir` makes one), outside of the store"),
+    "AlreadyMountedError": Row(BUSY, "use it there, or end it with `mountctl umount`"),
+    "NotMountedError": Row(UNKNOWN, "`mountctl status` tells whether and where it is mounted"),
+    "UnmountError": Row(
+        BUSY, "leave the directory in every shell and end what has files open there, then try again"
+    ),
+    "LaunchError": Row(DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"),
+    "ChannelError": Row(DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"),
+    "DaemonError": Row(DAEMON, "the daemon's log says more: `mountctl status` names it"),
+    "DaemonLostError": Row(
+        DAEMON, "end process {pid}, then `mountctl umount`; sessions keep what was written"
+    ),
+}
+
+_SYSTEM = {
+    errno.ENOSPC: Row(FULL, "make room on that disk, then run the command again"),
+    errno.EDQUOT: Row(FULL, "make room within your quota, then run the command again"),
+    errno.EACCES: Row(PERMISSION, "run it as a user who may, or choose another path"),
+    errno.EPERM: Row(PERMISSION, "run it as a user who may, or choose another path"),
+    errno.EROFS: Row(PERMISSION, "choose a path on a disk that can be written"),
+    errno.EIO: Row(DAMAGED, "a disk or a mount does not read or write: see `dmesg`"),
+    errno.ENOTCONN: Row(DAEMON, "a mount there has lost its daemon: `mountctl umount` the path"),
+    errno.EMFILE: Row(SYSTEM, "raise the limit of open files: `ulimit -n 4096`"),
+    errno.ENFILE: Row(SYSTEM, "end programs that hold many files open"),
+}
+_OTHER_SYSTEM = Row(SYSTEM, "look at the path that the message names; `mountctl doctor` may help")
+_BUG = Row(BUG, "please report it with the lines above; the store keeps what was acknowledged")
+
+_RELAYED = {"DaemonError", "LaunchError"}
+"""Errors that carry the class of the daemon's error as `kind`."""
+
+
+class _Fields(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "…"
+
+
+def describe(error: Exception) -> Failure:
+    """Returns how an error is shown and which exit code it has."""
+    kind = type(error).__name__
+    if isinstance(error, click.ClickException):
+        return _usage(error)
+    names = [cls.__name__ for cls in type(error).__mro__]
+    relayed = getattr(error, "kind", "") if kind in _RELAYED else ""
+    if relayed in ROWS:
+        kind = relayed
+        names.insert(0, relayed)
+    row = next((ROWS[name] for name in names if name in ROWS), None)
+    message = str(error)
+    if row is None and isinstance(error, OSError):
+        row = _SYSTEM.get(error.errno or 0, _OTHER_SYSTEM)
+        message = error.strerror or message or kind
+        if error.filename is not None:
+            message = f"{quoted(error.filename)}: {message}"
+    elif row is None:
+        row = _BUG
+        message = f"unexpected {kind}: {message}"
+    hint = row.hint.format_map(_Fields(vars(error)))
+    return Failure(kind, visible(message), visible(hint), row.exit_code)
+
+
+def _usage(error: click.ClickException) -> Failure:
+    hint = "`mountctl --help` lists the commands"
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        hint = f"`{context.command_path} --help` explains it"
+    return Failure("UsageError", visible(error.format_message()), hint, USAGE)

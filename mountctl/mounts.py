@@ -1,0 +1,168 @@
+"""Mounts from the outside: starting a daemon, ending one, clearing up after a killed one."""
+
+import os
+import sys
+from typing import NamedTuple, NoReturn
+
+from engine.errors import EngineError
+from engine.leases import holder_of, is_held
+from engine.repository import Repository
+from fsdriver import mountpoint as places
+from fsdriver.client import DaemonError, DaemonLostError, find_daemon
+from fsdriver.launch import launch, wait_until_ended
+from fsdriver.messages import Shutdown
+from mountctl.output import Output
+
+END_SECONDS = 30.0
+"""How long a daemon that was asked to end may take."""
+
+
+class AlreadyMountedError(EngineError):
+    """The store is mounted; a store has one mount at a time."""
+
+    def __init__(self, store: str, mountpoint: str, pid: int) -> None:
+        where = f"mounted on {mountpoint!r}" if mountpoint else "being mounted"
+        super().__init__(f"the store at {store!r} is {where} already (process {pid})")
+        self.store, self.mountpoint, self.pid = store, mountpoint, pid
+
+
+class NotMountedError(EngineError):
+    """There is no mount of ours where one is to be ended."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} is not mounted")
+
+
+class Prepared(NamedTuple):
+    """A store and a directory that were found good for a mount."""
+
+    store: str
+    mountpoint: str
+
+
+def prepare(store: str, mountpoint: str, output: Output) -> Prepared:
+    """Checks all that can be checked before a daemon starts, and removes dead mounts.
+
+    Raises a StoreError, AlreadyMountedError, MountPointError.
+    """
+    Repository.open(store).close()
+    last = _place_of(store)
+    if is_held(store, "mount"):
+        raise AlreadyMountedError(store, last, holder_of(store, "mount").get("pid", 0))
+    for path in (last, mountpoint):
+        if path:
+            _clear(path, output)
+    return Prepared(store, places.check(mountpoint, store))
+
+
+def _clear(path: str, output: Output) -> bool:
+    """Removes the dead mount that a killed daemon left; tells whether there was one."""
+    mount = places.our_mount(path)
+    if mount is None or not places.is_dead(path):
+        return False
+    places.unmount(path, lazy=True)
+    output.note(f"removed the dead mount on {path!r}; its daemon was killed")
+    return True
+
+
+def start(prepared: Prepared, *, allow_other: bool, log: str | None) -> int:
+    """Starts a daemon in the background and returns its process id once it serves."""
+    return launch(prepared.store, prepared.mountpoint, allow_other=allow_other, log=log)
+
+
+def become_daemon(prepared: Prepared, *, allow_other: bool, log: str | None) -> NoReturn:
+    """Turns this process into the daemon, with this terminal as its log unless `log` is given.
+
+    A fresh interpreter in the same process: signals reach it directly, and trio and pyfuse3
+    need not be loaded here.
+    """
+    command = [sys.executable, "-m", "fsdriver.daemon", prepared.store, prepared.mountpoint]
+    if allow_other:
+        command.append("--allow-other")
+    if log is not None:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.dup2(descriptor, 2)
+        command += ["--log", log]
+    sys.stdout.flush()
+    os.execv(sys.executable, command)
+
+
+def end(store: str, mountpoint: str | None, output: Output) -> str:
+    """Ends the store's mount, or the one on `mountpoint`, and returns where it was.
+
+    Raises NotMountedError, UnmountError, DaemonLostError.
+    """
+    if mountpoint is not None:
+        mount = places.our_mount(mountpoint)
+        if mount is None:
+            raise NotMountedError(repr(os.path.abspath(mountpoint)))
+        served = [s for s in (store, mount.source) if _place_of(s) == mount.path]
+        if not served:  # a second way into a mount, or what is left of one
+            places.unmount(mount.path, lazy=places.is_dead(mount.path))
+            return mount.path
+        store = served[0]
+    path = _place_of(store)
+    client = find_daemon(store, END_SECONDS)
+    if client is None:
+        if path and _clear(path, output):
+            return path
+        raise NotMountedError(f"the store at {store!r}")
+    with client:
+        try:
+            client.ask(Shutdown())
+        except DaemonError as error:
+            if error.kind != "UnmountError":
+                raise
+            raise places.UnmountError(path, _why(path)) from error
+        except DaemonLostError:
+            pass  # it may have ended before it could say so: what counts is that it ends
+    if not wait_until_ended(store, END_SECONDS):
+        raise places.UnmountError(path, f"its daemon has not ended after {END_SECONDS:.0f} seconds")
+    return path
+
+
+def _place_of(store: str) -> str:
+    """Returns where a store is or was mounted last; empty if that is not known."""
+    return str(holder_of(store, "mount").get("mountpoint", ""))
+
+
+def _why(path: str) -> str:
+    names = [f"{name} ({pid})" for pid, name in users_of(path)]
+    if not names:
+        return "it is in use"
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"it is in use by {', '.join(names[:5])}{more}"
+
+
+def users_of(path: str) -> list[tuple[int, str]]:
+    """Returns the processes, of those that this user may look into, that use files below `path`.
+
+    Reads links in /proc only, so it asks nothing of the mount.
+    """
+    found = []
+    for pid in os.listdir("/proc"):
+        if not pid.isdigit() or int(pid) == os.getpid():
+            continue
+        links = _links(f"/proc/{pid}")
+        if any(link == path or link.startswith(path + "/") for link in links):
+            try:
+                with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+                    found.append((int(pid), file.read().strip()))
+            except OSError:
+                continue  # it has ended
+    return found
+
+
+def _links(process: str) -> list[str]:
+    """Returns what a process has as its directories, program and open files."""
+    try:
+        names = ["cwd", "root", "exe", *(f"fd/{fd}" for fd in os.listdir(f"{process}/fd"))]
+    except OSError:
+        names = ["cwd", "root", "exe"]
+    links = []
+    for name in names:
+        try:
+            links.append(os.readlink(f"{process}/{name}"))
+        except OSError:
+            continue
+    return links
