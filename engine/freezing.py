@@ -15,7 +15,7 @@ from engine.content import Content, SourceChangedError, ingest
 from engine.directory import Directory, directory_entry, directory_id, find
 from engine.errors import EngineError
 from engine.hostfs import describe, kind_of, read_xattrs
-from engine.links import number_groups
+from engine.links import groups_in, linked, number_groups
 from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import ChunkSink, NodeBuffer, Objects
 from engine.store import Store, Writer
@@ -74,7 +74,8 @@ class Freeze:
                 self._files[path] = entry
         ordered = sorted((sorted(members, key=lambda m: m[0]) for members in groups.values()),
                          key=lambda members: members[0][0])  # fmt: skip
-        self._files.update(number_groups(ordered))
+        taken = set(self._kept_links(b"", self._base)) if ordered else set()
+        self._files.update(number_groups(ordered, taken))
         return self._directory(b"", b"", self._base)
 
     def save(self, writer: Writer) -> None:
@@ -164,6 +165,19 @@ class Freeze:
             mtime_ns=status.st_mtime_ns,
             xattrs=read_xattrs(absolute),
         )
+
+    def _kept_links(self, path: bytes, base: Entry | None) -> Iterator[bytes]:
+        """Yields the link groups of what is kept by id; reads what holds some, nothing else."""
+        entries: dict[bytes, Entry] = {}
+        if base is not None:
+            entries = {e.name: e for e in linked(self._objects, base)}
+        for child, status in self._upper.scan(path):
+            same_name = entries.pop(child, None)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                below = path + b"/" + child if path else child
+                yield from self._kept_links(below, self._merged(below, same_name))
+        for entry in entries.values():
+            yield from groups_in(self._objects, entry)
 
     def _merged(self, path: bytes, same_name: Entry | None) -> Entry | None:
         """Returns the base's directory that the upper's at `path` is merged with."""

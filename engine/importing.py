@@ -110,7 +110,7 @@ class _Import:
         self.done = 0
         self.batch: list[tuple[_Folder, int]] = []
         self.batch_bytes = 0
-        self.futures: list[Future[None]] = []
+        self.futures: list[tuple[int, Future[tuple[int, int]]]] = []
         self.skip: set[tuple[int, int]] = set()
         self.skip_devices: set[int] = set()
         self.linked: list[tuple[_Folder, Row]] = []
@@ -132,10 +132,13 @@ class _Import:
             with self.store.read() as reader:
                 self.scan(self.root_fd, root, 0, reader)
             self.submit()
-            total = self.done + sum(not f.done() for f in self.futures)
-            for future in self.futures:
-                future.result()
-                self.progress(self.done, max(total, self.done))
+            total = self.done + sum(files for files, _ in self.futures)
+            for files, future in self.futures:
+                read, size = future.result()
+                self.report.read_files += read
+                self.report.read_bytes += size
+                self.done += files
+                self.progress(self.done, total)
             self.sink.flush()
         finally:
             self.pool.shutdown(wait=True, cancel_futures=True)
@@ -286,15 +289,17 @@ class _Import:
 
     def submit(self) -> None:
         if self.batch:
-            self.futures.append(self.pool.submit(self._read_batch, self.batch))
+            self.futures.append((len(self.batch), self.pool.submit(self._read_batch, self.batch)))
             self.batch, self.batch_bytes = [], 0
 
-    def _read_batch(self, batch: list[tuple[_Folder, int]]) -> None:
-        for folder, at in batch:
-            self._read_file(folder, at)
-        self.done += len(batch)
+    def _read_batch(self, batch: list[tuple[_Folder, int]]) -> tuple[int, int]:
+        """Reads files and returns how many there were, and their bytes."""
+        sizes = [self._read_file(folder, at) for folder, at in batch]
+        read = [size for size in sizes if size is not None]
+        return len(read), sum(read)
 
-    def _read_file(self, folder: _Folder, at: int) -> None:
+    def _read_file(self, folder: _Folder, at: int) -> int | None:
+        """Stores a file and returns its size; None if it has gone."""
         row = folder.rows[at]
         path = _join(folder.path, row[0])
         for attempt in range(_TRIES):
@@ -302,7 +307,7 @@ class _Import:
                 fd = os.open(path, _OPEN, dir_fd=self.root_fd)
             except FileNotFoundError:
                 self._warn(path, "vanished while it was read")
-                return
+                return None
             except OSError as error:
                 raise ImportSourceError(self._name(path), error.strerror or "") from error
             try:
@@ -328,8 +333,7 @@ class _Import:
             -1 if fresh else after.st_ctime_ns, after.st_nlink,
         )  # fmt: skip
         folder.entries[row[0]] = entry
-        self.report.read_files += 1
-        self.report.read_bytes += size
+        return size
 
     # Building.
 

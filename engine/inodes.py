@@ -80,6 +80,8 @@ class Inode:
     """How many seconds the kernel may remember that a name is not in this directory."""
     keep_data: bool = True
     """Whether cached pages survive an open."""
+    read_only: bool = True
+    """Whether every change is refused with EROFS."""
 
     def __init__(self, ino: InodeNo) -> None:
         self.ino = ino
@@ -122,8 +124,8 @@ class Inode:
         """Writes all of `data` and returns its length."""
         raise fail(errno.EROFS)
 
-    def create(self, name: bytes, mode: int, owner: Owner) -> "Inode":
-        """Makes a regular file (or a fifo or socket, by `mode`'s type bits)."""
+    def create(self, name: bytes, mode: int, owner: Owner, device: int = 0) -> "Inode":
+        """Makes a regular file (or a fifo, socket or device, by `mode`'s type bits)."""
         raise fail(errno.EROFS)
 
     def mkdir(self, name: bytes, mode: int, owner: Owner) -> "Inode":

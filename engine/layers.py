@@ -13,28 +13,26 @@ NAMES = ("0-infrastructure", "1-global", "2-blueprint")
 
 
 def fold(objects: Objects, put: PutNode, layers: list[Entry]) -> Entry:
-    """Returns the root of the merged tree; `layers` are roots, the lowest first."""
-    merged = layers[0]
-    for layer in layers[1:]:
-        merged = _merge(objects, put, merged, layer)
-    return merged
+    """Returns the root of the merged tree; `layers` are roots, the lowest first.
 
-
-def _merge(objects: Objects, put: PutNode, lower: Entry, higher: Entry) -> Entry:
-    if lower.content == higher.content:
-        return higher
-    entries = {e.name: e for e in Directory(objects, directory_id(lower))}
-    for entry in Directory(objects, directory_id(higher)):
-        below = entries.get(entry.name)
-        if below is not None and below.kind == entry.kind == Kind.DIRECTORY:
-            entries[entry.name] = _merge(objects, put, below, entry)
-        else:
-            entries[entry.name] = entry
+    What is put is not read again: it may not be in the store yet.
+    """
+    top = layers[-1]
+    if all(layer.content == top.content for layer in layers):
+        return top
+    stacks: dict[bytes, list[Entry]] = {}
+    for layer in layers:
+        for entry in Directory(objects, directory_id(layer)):
+            below = stacks.get(entry.name)
+            if below is not None and below[-1].kind == entry.kind == Kind.DIRECTORY:
+                below.append(entry)
+            else:
+                stacks[entry.name] = [entry]
     return directory_entry(
         put,
-        [entries[name] for name in sorted(entries)],
-        name=higher.name,
-        mode=higher.mode,
-        mtime_ns=higher.mtime_ns,
-        xattrs=higher.xattrs,
+        [fold(objects, put, stacks[name]) for name in sorted(stacks)],
+        name=top.name,
+        mode=top.mode,
+        mtime_ns=top.mtime_ns,
+        xattrs=top.xattrs,
     )

@@ -45,6 +45,7 @@ LIBRARY = 0
 FIRST_MAP_BYTES = 64 << 30
 """Address space reserved at first; costs no memory and no disk."""
 
+_PARTS = {"db", "sessions", "locks", "log"}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DAMAGED = (
     lmdb.CorruptedError,
@@ -112,11 +113,8 @@ class LmdbStore(Store):
         data = self._data = os.path.join(os.path.realpath(directory), "data.mdb")
         try:
             if create:
-                _prepare(path, directory)
-            elif not os.path.exists(data):
-                os.stat(path)  # tells "no permission" from "no store"
-                raise NotAStoreError(path)
-            size = os.stat(data).st_size if os.path.exists(data) else 0
+                _prepare(path)
+            size = 0 if create and not os.path.exists(data) else os.stat(data).st_size
             with _translated(path):
                 self._env = lmdb.Environment(
                     directory,
@@ -131,7 +129,7 @@ class LmdbStore(Store):
                 self._make_whole(data)
                 self._dbs = {db: self._env.open_db(db.value.encode(), create=create) for db in Db}
                 self._env.reader_check()
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise NotAStoreError(path) from error
         except PermissionError as error:
             raise StorePermissionError(path, str(error)) from error
@@ -258,15 +256,18 @@ class LmdbStore(Store):
         self._env.close()
 
 
-def _prepare(path: str, directory: str) -> None:
+def _prepare(path: str) -> None:
     """Makes the directories of a new store; refuses a folder that holds something else."""
     if os.path.lexists(path) and not os.path.isdir(path):
         raise StoreExistsError(path, "it is not a directory")
     if os.path.isdir(path):
-        strange = set(os.listdir(path)) - {"db", "sessions", "locks", "log"}
+        strange = set(os.listdir(path)) - _PARTS
         if strange:
             raise StoreExistsError(path, f"the directory holds {min(strange)!r}")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    for name in sorted(_PARTS):
+        # What a session holds may be more readable than its owner would want others to read.
+        os.makedirs(os.path.join(path, name), mode=0o700, exist_ok=True)
 
 
 @contextmanager

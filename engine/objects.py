@@ -182,13 +182,11 @@ class ChunkSink:
         self._lock = threading.Lock()
         self._pending: dict[ChunkId, bytes] = {}
         self._bytes = 0
-        self.logical_bytes = 0
         self.stored_bytes = 0
 
     def put(self, data: bytes | memoryview) -> ChunkId:
         """Stores one chunk, soon, and returns its id."""
         identifier = ChunkId(digest(data))
-        self.logical_bytes += len(data)
         if identifier in self._pending:
             return identifier
         with self._store.read() as reader:

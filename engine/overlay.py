@@ -131,6 +131,7 @@ class SessionInode(Inode):
     __slots__ = ("copied", "entry", "gone", "mode", "name", "overlay", "parent")
 
     directory = False
+    read_only = False
 
     def __init__(
         self,
@@ -179,7 +180,7 @@ class SessionInode(Inode):
             self.mode = self.overlay.upper.mode(self.where(), status)
         return Attributes(
             self.ino, stat.S_IFMT(status.st_mode) | self.mode,
-            1 if self.directory else status.st_nlink,
+            1 if self.directory and self.entry is not None else status.st_nlink,
             status.st_uid, status.st_gid, status.st_size, status.st_blocks,
             status.st_mtime_ns, status.st_ctime_ns, status.st_atime_ns, status.st_rdev,
         )  # fmt: skip
@@ -471,6 +472,12 @@ class SessionFile(SessionInode):
             self.overlay.close_file(self)
         elif len(self.names) == 1:  # the number of a file with several names is kept
             self.let_go()
+
+    def let_go(self) -> None:
+        super().let_go()
+        link, parent = self.entry.link if self.entry is not None else None, self.parent
+        if link is not None and parent is not None and parent.children.get(self.name) is not self:
+            self.overlay.by_group.pop(link.group, None)
 
 
 def install_quietly(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from engine.directory import Directory, directory_id, find
 from engine.ids import InodeNo
-from engine.inodes import Inode, Owner, fail, number
+from engine.inodes import Attributes, Changes, Inode, Owner, fail, number
 from engine.nodes import LONGEST_NAME, Entry, Kind
 from engine.objects import Objects
 from engine.overlay import Overlay, SessionFile, SessionInode, install_quietly, join
@@ -228,7 +228,7 @@ class SessionDirectory(SessionInode):
             with contextlib.suppress(PermissionError):
                 os.chown(absolute, owner.uid, owner.gid, follow_symlinks=False)
 
-    def create(self, name: bytes, mode: int, owner: Owner) -> "SessionFile":
+    def create(self, name: bytes, mode: int, owner: Owner, device: int = 0) -> "SessionFile":
         path, whiteout = self._free(name)
         upper = self.overlay.upper
         kind = stat.S_IFMT(mode) or stat.S_IFREG
@@ -237,10 +237,10 @@ class SessionDirectory(SessionInode):
         if kind == stat.S_IFREG:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             fd = os.open(absolute, flags, 0o600)
-        elif kind in {stat.S_IFIFO, stat.S_IFSOCK}:
-            os.mknod(absolute, kind | 0o600)
+        elif kind == stat.S_IFCHR and not device:
+            raise fail(errno.EPERM)  # in the upper it would be a whiteout
         else:
-            raise fail(errno.EPERM)
+            os.mknod(absolute, kind | 0o600, device)
         upper.chmod(absolute, stat.S_IMODE(mode), directory=False, new=True)
         self._own(absolute, owner)
         if whiteout:
@@ -413,10 +413,7 @@ class SessionDirectory(SessionInode):
         hidden = self.base_entry(name) is not None
         onto_whiteout = other is None and new_name in target.children
         if onto_whiteout and isinstance(source, SessionDirectory):
-            # A directory cannot replace a whiteout, but can change places with it.
-            upper.exchange(old, new)
-            if not hidden:
-                os.unlink(upper.at(old))
+            upper.move_onto_whiteout(old, new, leave_whiteout=hidden)
         else:
             upper.move(old, new, leave_whiteout=hidden)
         if hidden:
@@ -442,13 +439,40 @@ class SessionDirectory(SessionInode):
         else:
             child.parent, child.name = self, name
 
+    # A removed directory that somebody has open: its path may be another's by now.
+
+    def change(self, changes: Changes) -> Attributes:
+        gone = self.gone
+        if gone is None:
+            return super().change(changes)
+        if changes.mode is not None:
+            gone.mode = stat.S_IFDIR | stat.S_IMODE(changes.mode)
+        gone.uid = gone.uid if changes.uid is None else changes.uid
+        gone.gid = gone.gid if changes.gid is None else changes.gid
+        gone.atime_ns = gone.atime_ns if changes.atime_ns is None else changes.atime_ns
+        gone.mtime_ns = gone.mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+        return gone
+
+    def xattrs(self) -> dict[bytes, bytes]:
+        return {} if self.gone is not None else super().xattrs()
+
+    def set_xattr(self, name: bytes, value: bytes, flags: int = 0) -> None:
+        if self.gone is not None:
+            raise fail(errno.ENOENT)
+        super().set_xattr(name, value, flags)
+
     def sync(self) -> None:
-        if self.copied:
+        if self.copied and self.gone is None:
             fd = os.open(self.absolute(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+
+    def let_go(self) -> None:
+        # What stays here is reached through here: names of linked files, numbers of moved ones.
+        if not self.children:
+            super().let_go()
 
     def become_pristine(self, entry: Entry) -> None:
         """Takes the base's directory in place of what base and upper had together."""

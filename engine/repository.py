@@ -17,7 +17,7 @@ from engine.collecting import CollectReport, collect
 from engine.diffing import Change, diff
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
-from engine.importing import ImportReport, Progress, import_directory
+from engine.importing import ImportReport, ImportSourceError, Progress, import_directory
 from engine.leases import Lease, acquire
 from engine.lmdb_store import LmdbStore
 from engine.nodes import Entry
@@ -236,7 +236,9 @@ class Repository:
         """
         if ref is not None:
             check_name("ref", ref)
-        source = os.path.abspath(source)
+        if not source:
+            raise ImportSourceError(source, "it names nothing")
+        source = os.path.realpath(source)  # the directory itself may be given by a link to it
         mark = b"import:" + digest(os.fsencode(source))
 
         def finish(writer: Writer, root: Entry) -> tuple[bytes, bool]:

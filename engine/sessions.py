@@ -12,7 +12,6 @@ killed at any moment leaves either the old upper on the old base or the empty on
 
 import os
 import re
-import secrets
 import shutil
 import time
 from collections.abc import Callable
@@ -24,12 +23,12 @@ from engine.errors import CorruptObjectError, InUseError, NameTakenError, NotFou
 from engine.freezing import Freeze
 from engine.ids import SnapshotId, check_name
 from engine.layers import NAMES, fold
-from engine.leases import Lease, acquire
+from engine.leases import Lease, LeaseHeldError, acquire
 from engine.nodes import Entry
 from engine.objects import NodeBuffer, Objects
 from engine.overlay import Overlay
 from engine.snapshots import encode_snapshot, make_snapshot
-from engine.store import Db, Reader, Store, Writer
+from engine.store import LONGEST_KEY, Db, Reader, Store, Writer
 from engine.upper import Upper
 
 _UID = re.compile(r"[0-9a-f]{16}")
@@ -85,7 +84,7 @@ class Sessions:
         nodes = NodeBuffer()
         root = roots[0] if len(roots) == 1 else fold(self._objects, nodes.put, roots)
         session = Session(
-            name, secrets.token_hex(8), named[-1][1], named, root, 0, time.time_ns()
+            name, os.urandom(8).hex(), named[-1][1], named, root, 0, time.time_ns()
         )  # fmt: skip
         return self._add(session, nodes.flush)
 
@@ -127,7 +126,7 @@ class Sessions:
         """Takes a session for oneself. Raises NotFoundError, LeaseHeldError."""
         while True:
             session = self.get(name)
-            lease = acquire(self._path, f"session-{session.uid}", wait=wait, what=what)
+            lease = self._acquire(session, what, wait)
             try:
                 session = self.get(name)  # it may have changed while we waited
                 self._tidy(session)
@@ -135,6 +134,12 @@ class Sessions:
                 lease.release()
                 raise
             return HeldSession(self, self._store, self._objects, session, lease)
+
+    def _acquire(self, session: Session, what: str, wait: float) -> Lease:
+        try:
+            return acquire(self._path, f"session-{session.uid}", wait=wait, what=what)
+        except LeaseHeldError as error:
+            raise LeaseHeldError(f"session {session.name!r}", error.holder) from None
 
     def _tidy(self, session: Session) -> None:
         """Removes what a killed holder left: old uppers, half-made files."""
@@ -279,7 +284,7 @@ class HeldSession:
         root = self.peek_root(freeze, overlay)
         old = self.session
         session = Session(
-            name, secrets.token_hex(8), old.parent, old.layers, root, 0, time.time_ns()
+            name, os.urandom(8).hex(), old.parent, old.layers, root, 0, time.time_ns()
         )  # fmt: skip
         return self._sessions._add(session, freeze.save)
 
@@ -324,10 +329,11 @@ class HeldSession:
 
 def read_record(reader: Reader, name: str) -> Session:
     """Returns a session's record. Raises NotFoundError, CorruptObjectError."""
-    raw = reader.get(Db.SESSIONS, name.encode())
+    key = name.encode("utf-8", "surrogateescape")
+    raw = reader.get(Db.SESSIONS, key) if 0 < len(key) <= LONGEST_KEY else None
     if raw is None:
         raise NotFoundError("session", name)
-    return decode_record(name.encode(), raw)
+    return decode_record(key, raw)
 
 
 def decode_record(key: bytes, raw: memoryview) -> Session:

@@ -4,6 +4,7 @@ A directory's number belongs to its snapshot and path, a file's to its path insi
 its entry: the same file in a hundred snapshots is one inode, and one copy in the page cache.
 """
 
+import errno
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -11,8 +12,8 @@ from collections.abc import Callable, Iterator
 from engine import content
 from engine.directory import Directory, directory_id
 from engine.ids import InodeNo
-from engine.inodes import Attributes, Inode, Owner, entry_attributes, number
-from engine.nodes import Entry, Kind, Totals
+from engine.inodes import Attributes, Inode, Owner, entry_attributes, fail, number
+from engine.nodes import LONGEST_NAME, Entry, Kind, Totals
 from engine.objects import Objects
 
 KEPT_LISTING = 1 << 20
@@ -81,6 +82,8 @@ class SnapshotDirectory(Inode):
         return SnapshotFile(ino, self._objects, self._owner, entry)
 
     def lookup(self, name: bytes) -> Inode | None:
+        if len(name) > LONGEST_NAME:
+            raise fail(errno.ENAMETOOLONG)
         if self._below is not None:
             at = bisect_left(self._below, name, key=_first)
             found = at < len(self._below) and self._below[at][0] == name

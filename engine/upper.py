@@ -38,6 +38,9 @@ MODE = b"user.overlay.amalgam.mode"
 NOREPLACE, EXCHANGE, LEAVE_WHITEOUT = 1, 2, 4
 """Flags of renameat2(2)."""
 
+LONGEST_PATH = 3500
+"""Longer paths, with a name still to be added, may be more than the kernel takes at once."""
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
 
@@ -52,6 +55,31 @@ def rename(old: bytes, new: bytes, flags: int = 0) -> None:
         raise OSError(code, os.strerror(code), os.fsdecode(new))
 
 
+class _LongPath(bytes):
+    """A path by way of a descriptor of a directory on it, open for as long as this lives."""
+
+    fd = -1
+
+    def __del__(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+def _shortened(path: bytes) -> _LongPath:
+    """Returns a path that means the same as one of any length."""
+    fd = -1
+    while len(path) > LONGEST_PATH:
+        cut = path.rindex(b"/", 0, LONGEST_PATH)
+        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        below = os.open(path[:cut], flags, dir_fd=None if fd < 0 else fd)
+        if fd >= 0:
+            os.close(fd)
+        fd, path = below, path[cut + 1 :]
+    short = _LongPath(b"/proc/self/fd/%d/./%s" % (fd, path))
+    short.fd = fd
+    return short
+
+
 class Upper:
     """One session's upper and its work directory. Paths are relative, as bytes."""
 
@@ -60,8 +88,9 @@ class Upper:
         self._numbers = itertools.count()
 
     def at(self, path: bytes) -> bytes:
-        """Returns the absolute path."""
-        return self.root + b"/" + path if path else self.root
+        """Returns an absolute path, good for as long as it is kept."""
+        absolute = self.root + b"/" + path if path else self.root
+        return absolute if len(absolute) <= LONGEST_PATH else _shortened(absolute)
 
     def scratch(self) -> bytes:
         """Returns a new absolute path in the work directory."""
@@ -72,7 +101,8 @@ class Upper:
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result | None]]:
         """Yields the names in a directory with their status; None for a whiteout."""
         absolute = self.at(path)
-        marked = self._mark(absolute) == b"x"
+        # Also what is opaque: `empty` may have been killed before the whiteouts were gone.
+        marked = self._mark(absolute) != b""
         with os.scandir(absolute) as listing:
             for item in listing:
                 status = item.stat(follow_symlinks=False)
@@ -172,12 +202,19 @@ class Upper:
         except OSError as error:
             if error.errno not in {errno.EINVAL, errno.EPERM}:
                 raise
-            # No whiteout devices here: exchange with a whiteout file, then move that's left.
-            temporary = self.scratch()
-            self.make_whiteout(temporary)
-            self._mark_parent(temporary, self.at(old))
-            rename(temporary, self.at(old), EXCHANGE)
-            rename(temporary, self.at(new))
+            self._move_and_whiteout(old, new)
+
+    def _move_and_whiteout(self, old: bytes, new: bytes) -> None:
+        """Does it in two steps, without whiteout devices; killed in between, both names show."""
+        rename(self.at(old), self.at(new))
+        self.whiteout(old)
+
+    def move_onto_whiteout(self, old: bytes, new: bytes, *, leave_whiteout: bool) -> None:
+        """Renames a directory to a path that has a whiteout, which a plain rename refuses."""
+        self._mark_parent(self.at(new), self.at(old))
+        self.exchange(old, new)
+        if not leave_whiteout:
+            os.unlink(self.at(old))
 
     def exchange(self, one: bytes, other: bytes) -> None:
         """Swaps two paths at once."""
@@ -200,14 +237,23 @@ class Upper:
             os.unlink(absolute + b"/" + name)
 
     def remove_tree(self, absolute: bytes) -> None:
-        """Removes a directory that nobody uses any more, whatever its permissions."""
-        with os.scandir(absolute) as listing:
-            items = list(listing)
-        for item in items:
-            if item.is_dir(follow_symlinks=False):
-                self.remove_tree(item.path)
-            else:
-                os.unlink(item.path)
+        """Removes a directory that nobody uses any more, however deep it is."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        at, way = os.open(absolute, flags), [""]
+        try:
+            while way:
+                below = _remove_files(at)
+                next_at = os.open(below or "..", flags, dir_fd=at)
+                os.close(at)
+                at = next_at
+                if below is not None:
+                    way.append(below)
+                elif way[-1]:
+                    os.rmdir(way.pop(), dir_fd=at)
+                else:
+                    way.pop()
+        finally:
+            os.close(at)
         os.rmdir(absolute)
 
     def dress(self, absolute: bytes, entry: Entry) -> None:
@@ -226,6 +272,22 @@ def is_whiteout(absolute: bytes, status: os.stat_result, marked: bool) -> bool:
     if not marked or not stat.S_ISREG(status.st_mode) or status.st_size:
         return False
     return _attribute(absolute, WHITEOUT) is not None
+
+
+def _remove_files(directory: int) -> str | None:
+    """Removes what can be removed at once; returns the first directory with something in it."""
+    with os.scandir(directory) as listing:
+        for item in listing:
+            if not item.is_dir(follow_symlinks=False):
+                os.unlink(item.name, dir_fd=directory)
+                continue
+            try:
+                os.rmdir(item.name, dir_fd=directory)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+                return item.name
+    return None
 
 
 def _attribute(where: bytes | int, name: bytes) -> bytes | None:

@@ -32,6 +32,8 @@ from fsdriver.messages import Status
 from fsdriver.operations import Operations
 
 WATCH_SECONDS = 1.0
+FAILED = 10
+"""Exit status when it could not serve, as `mountctl` has it."""
 
 log = structlog.get_logger("daemon")
 
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> int:
     except (EngineError, OSError) as error:
         log.error("cannot serve", kind=type(error).__name__, error=str(error))
         _tell(options.ready_fd, {"kind": type(error).__name__, "message": str(error)})
-        return 1
+        return FAILED
     return 0
 
 

@@ -64,6 +64,7 @@ def launch(
     finally:
         os.close(ready)
     if "pid" in answer:
+        daemon.returncode = 0  # it outlives us: nobody waits for it
         return int(answer["pid"])
     daemon.send_signal(signal.SIGTERM)
     daemon.wait()

@@ -184,6 +184,8 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
         found = self.vfs.inode(inode)
+        if flags & os.O_ACCMODE != os.O_RDONLY and found.read_only:
+            raise FUSEError(errno.EROFS)
         if flags & os.O_TRUNC:
             found.change(Changes(size=0))
         return FileInfo(fh=inode, keep_cache=found.keep_data)

@@ -104,9 +104,12 @@ class Program(Group):
 
 def _fail(output: Output, error: Exception) -> int:
     """Says what went wrong and returns the exit code."""
-    failure = describe(error)
-    if isinstance(error, click.UsageError) and error.ctx is not None:
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        output.lines(error.ctx.get_help() + "\n\n")
+        error = click.UsageError("a command is missing", error.ctx)
+    elif isinstance(error, click.UsageError) and error.ctx is not None:
         output.lines(error.ctx.get_usage())
+    failure = describe(error)
     if failure.exit_code == BUG:
         import traceback
 

@@ -25,7 +25,7 @@ class GlobalOption(click.Option):
 
 
 def _global_options() -> list[click.Parameter]:
-    path = click.Path(file_okay=False)
+    path = click.Path(readable=False)  # the engine says better what is wrong with it
     return [
         GlobalOption(
             "--store", type=path, metavar="DIR",

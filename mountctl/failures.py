@@ -100,7 +100,9 @@ ROWS = {
         REFUSED, "--outside-links makes such links all the same; look at them before you use them"
     ),
     # the mount
-    "MountPointError": Row(REFUSED, "name an empty directory of yours (`mkdir` makes one), outside of the store"),
+    "MountPointError": Row(
+        REFUSED, "name an empty directory of yours (`mkdir` makes one), outside of the store"
+    ),
     "AlreadyMountedError": Row(BUSY, "use it there, or end it with `mountctl umount`"),
     "NotMountedError": Row(UNKNOWN, "`mountctl status` tells whether and where it is mounted"),
     "UnmountError": Row(

@@ -102,7 +102,7 @@ class Output:
         if self.json:
             self._say("note", text, "")
         else:
-            click.echo(visible(text.rstrip("\n"), keep="\n"), err=True)
+            click.echo(visible(text, keep="\n").removesuffix("\n"), err=True)
 
     def failure(self, failure: Failure) -> None:
         """Tells why the command ends, and what to do."""

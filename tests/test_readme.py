@@ -29,7 +29,7 @@ VARYING = [
 
 def tour(page: str) -> list[list[str]]:
     """Returns the blocks of a page's tour, as lines."""
-    part = page.split("<!-- tour:begin -->")[1].split("<!-- tour:end -->")[0]
+    part = page.split("<!-- tour:begin -->")[1].split("<!-- tour:end -->", maxsplit=1)[0]
     return [block.rstrip("\n").split("\n") for block in BLOCK.findall(part)]
 
 
@@ -113,7 +113,8 @@ def test_the_tour_shows_what_the_readme_says(tmp_path: Path) -> None:
 def test_the_python_guide_runs(tmp_path: Path) -> None:
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "file").write_text("text")
-    code = "\n".join(re.findall(r"```python\n(.*?)```", (DOCS / "guide/python.md").read_text(), re.S))
+    guide = (DOCS / "guide/python.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", guide, re.DOTALL))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
         cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,

@@ -42,6 +42,7 @@ def command(invocation: Invocation, session: str, message: str, ref: str | None)
     output.warnings(report.warnings)
     output.line(output.style(short(report.snapshot), "yellow"))
     if report.changed:
-        output.note(f"stored {size(report.new_bytes)}; @{session} goes on from this snapshot")
+        stored = f"stored {size(report.new_bytes)}; " if report.new_bytes else ""
+        output.note(f"{stored}@{session} goes on from this snapshot")
     else:
         output.note(f"nothing has changed in @{session}: the snapshot is the one it stands on")

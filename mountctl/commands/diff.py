@@ -74,7 +74,10 @@ def _trees(store: "StoreAccess", old: str, new: str | None) -> "Iterator[tuple[E
             if not old.startswith("@"):
                 parents = store.repository.snapshot(identifier).parents
                 if not parents:
-                    raise click.UsageError(f"{old} has no parent to compare it with: name another")
+                    raise click.UsageError(
+                        f"{old} has no parent to compare it with: name another snapshot",
+                        click.get_current_context(),
+                    )
                 identifier = store.repository.resolve(parents[0].hex())
             yield store.repository.snapshot(identifier).root, after
             return

@@ -1,0 +1,112 @@
+import errno
+import importlib
+import os
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import engine
+import fsdriver
+import mountctl
+from engine.errors import EngineError, NotFoundError
+from engine.store import StoreFullError
+from fsdriver.client import DaemonError, DaemonLostError
+from fsdriver.launch import LaunchError
+from mountctl.failures import BUG, EXIT_CODES, ROWS, describe
+
+
+def all_errors() -> dict[str, type[EngineError]]:
+    """Returns every class of error there is, by name."""
+    for package in (engine, fsdriver, mountctl):
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+
+    def walk(cls: type[EngineError]) -> Iterator[type[EngineError]]:
+        yield cls
+        for below in cls.__subclasses__():
+            yield from walk(below)
+
+    ours = ("engine.", "fsdriver.", "mountctl.")
+    found: dict[str, type[EngineError]] = {}
+    for cls in walk(EngineError):
+        if cls.__module__.startswith(ours):
+            assert found.setdefault(cls.__name__, cls) is cls, "two classes of one name"
+    return found
+
+
+def test_every_error_has_a_row_and_every_row_an_error():
+    assert set(ROWS) == set(all_errors())
+
+
+def test_every_row_has_a_documented_code_and_a_hint():
+    for name, row in ROWS.items():
+        assert row.exit_code in EXIT_CODES, name
+        assert row.exit_code not in {0, BUG}
+        assert row.hint
+        assert not row.hint.endswith(".")
+
+
+def test_an_error_of_the_daemon_is_what_it_was_there():
+    here = describe(NotFoundError("session", "x"))
+    assert describe(DaemonError("NotFoundError", str(NotFoundError("session", "x")))) == here
+    full = StoreFullError("/store")
+    there = describe(LaunchError("StoreFullError", str(full), "/log"))
+    assert there == describe(full)
+
+
+def test_an_error_of_the_daemon_that_has_no_row_points_to_its_log():
+    failure = describe(LaunchError("RuntimeError", "it broke", "/store/log/mount.log"))
+    assert failure.exit_code == 10
+    assert failure.kind == "LaunchError"
+    assert "/store/log/mount.log" in failure.hint
+    assert describe(DaemonError("KeyError", "it broke")).exit_code == 10
+
+
+def test_a_hint_may_name_fields():
+    assert "process 4711" in describe(DaemonLostError(4711, "silence")).hint
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (errno.ENOSPC, 8),
+        (errno.EDQUOT, 8),
+        (errno.EACCES, 7),
+        (errno.EROFS, 7),
+        (errno.EIO, 9),
+        (errno.ENOTCONN, 10),
+        (errno.EMFILE, 11),
+        (errno.EXDEV, 11),
+    ],
+)
+def test_errors_of_the_operating_system(number, code):
+    failure = describe(OSError(number, os.strerror(number), "/some/\x1bfile"))
+    assert failure.exit_code == code
+    assert failure.message == f'"/some/\\033file": {os.strerror(number)}'
+    assert failure.hint
+
+
+def test_an_unexpected_error_is_called_a_bug():
+    failure = describe(ZeroDivisionError("division by zero"))
+    assert failure.exit_code == BUG
+    assert "ZeroDivisionError" in failure.message
+    assert "report" in failure.hint
+
+
+def test_an_unexpected_error_shows_where_it_struck(mountctl, monkeypatch):
+    def strike(self: object) -> str:
+        raise ZeroDivisionError("there")
+
+    monkeypatch.setattr("mountctl.invocation.Invocation.store_path", property(strike))
+    result = mountctl("status", code=BUG)
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("hint: ")
+
+
+def test_no_other_codes_than_the_documented_are_used():
+    folder = Path(mountctl.__file__).parent
+    for file in folder.rglob("*.py"):
+        assert ".exit(1" not in file.read_text(), file

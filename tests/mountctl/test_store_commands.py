@@ -1,0 +1,214 @@
+import os
+import signal
+import socket
+import stat
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from engine.chunking import LARGEST_CHUNK
+from engine.repository import Repository
+from engine.store import Db
+
+
+def same_trees(one: Path, other: Path) -> None:
+    """Compares two real directories: names, kinds, modes, times, contents."""
+    left, right = (
+        sorted(p.relative_to(one) for p in one.rglob("*")),
+        sorted(p.relative_to(other) for p in other.rglob("*")),
+    )
+    assert left == right
+    for path in left:
+        a, b = (one / path).lstat(), (other / path).lstat()
+        assert (a.st_mode, a.st_mtime_ns) == (b.st_mode, b.st_mtime_ns), path
+        if stat.S_ISREG(a.st_mode):
+            assert (one / path).read_bytes() == (other / path).read_bytes()
+        elif stat.S_ISLNK(a.st_mode):
+            assert (one / path).readlink() == (other / path).readlink()
+
+
+def test_init_makes_a_store_once(nowhere):
+    result = nowhere("init")
+    assert result.stdout == f"{nowhere.store}\n"
+    assert "mountctl import" in result.stderr
+    assert "there is a store already" in nowhere.fails(4, "init")
+
+
+def test_init_under_json(nowhere):
+    assert nowhere.json("init") == {"store": str(nowhere.store)}
+
+
+def test_init_refuses_a_folder_with_other_things(nowhere):
+    nowhere.store.mkdir()
+    (nowhere.store / "letters").mkdir()
+    assert "letters" in nowhere.fails(4, "init")
+
+
+def test_import_writes_the_id(mountctl, tree):
+    result = mountctl("import", tree)
+    identifier = result.stdout.strip()
+    assert len(identifier) == 12
+    assert "7 entries" in result.stderr
+    assert mountctl.json("snapshot", "show", identifier)["snapshot"].startswith(identifier)
+
+
+def test_import_under_json(mountctl, tree):
+    made = mountctl.json("import", tree, "--ref", "main")
+    assert made["changed"] is True
+    assert made["ref"] == "main"
+    assert made["entries"] == 7
+    assert made["read_files"] == 3
+    assert len(made["snapshot"]) == 64
+    assert made["warnings"] == []
+
+
+def test_import_again_reads_nothing_and_gives_the_same_snapshot(mountctl, tree):
+    before = mountctl.json("import", tree)
+    again = mountctl.json("import", tree)
+    assert again["changed"] is False
+    assert again["snapshot"] == before["snapshot"]
+    assert "nothing has changed" in mountctl("import", tree).stderr
+    assert mountctl.json("import", tree, "--no-cache")["read_files"] == 3
+
+
+def test_import_takes_parents_message_and_facts(mountctl, tree, first):
+    (tree / "more").write_text("more")
+    second = mountctl.json("import", tree, "--parent", "main", "-m", "two\nlines")["snapshot"]
+    words = ("--parent", first[:8], "--parent", second[:8], "--meta", "a=b=c", "--meta", "d=")
+    third = mountctl.json("import", tree, "-m", "third", *words)["snapshot"]
+    shown = mountctl.json("snapshot", "show", third)
+    assert shown["parents"] == [first, second]
+    assert shown["message"] == "third"
+    assert shown["metadata"] == {"a": "b=c", "d": "", "source": str(tree)}
+    assert mountctl.json("snapshot", "show", second)["message"] == "two\nlines"
+
+
+@pytest.mark.parametrize("fact", ["novalue", "=x"])
+def test_import_wants_facts_with_a_key_and_a_value(mountctl, tree, fact):
+    assert "KEY=VALUE" in mountctl.fails(2, "import", tree, "--meta", fact)
+
+
+def test_import_names_what_it_leaves_out(mountctl, tree):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tree / "talk"))
+        result = mountctl("import", tree)
+    assert f"warning: left out '{tree}/talk': it is a socket" in result.stderr
+    assert "socket" in mountctl.json("import", tree)["warnings"][0]
+
+
+def test_import_tells_a_slow_chunker(mountctl, tree, monkeypatch):
+    import engine.chunking
+
+    monkeypatch.setattr(engine.chunking, "compiled", lambda: False)
+    assert "warning: fastcdc is not compiled" in mountctl("import", tree).stderr
+
+
+def test_checkout_makes_the_same_tree(mountctl, tree, first, tmp_path):
+    result = mountctl("checkout", "main", tmp_path / "out")
+    assert result.stdout == f"{tmp_path}/out\n"
+    same_trees(tree, tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    made = mountctl.json("checkout", first[:6], tmp_path / "empty")
+    assert made == {"directory": f"{tmp_path}/empty", "entries": 7, "bytes": 51241}
+
+
+def test_checkout_of_a_session_is_as_it_is_now(mountctl, upper, tmp_path):
+    (upper / "new").write_text("new")
+    mountctl("checkout", "@work", tmp_path / "out")
+    assert (tmp_path / "out" / "new").read_text() == "new"
+
+
+def test_checkout_refuses_what_would_lead_out(mountctl, tree, tmp_path):
+    (tree / "passwd").symlink_to("/etc/passwd")
+    mountctl("import", tree, "--ref", "bad")
+    assert "'passwd' leads out" in mountctl.fails(4, "checkout", "bad", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    mountctl("checkout", "bad", tmp_path / "out", "--outside-links")
+    assert (tmp_path / "out" / "passwd").readlink() == Path("/etc/passwd")
+
+
+def test_gc_removes_what_nothing_refers_to(mountctl, tree, first):
+    (tree / "data.bin").write_bytes(os.urandom(3 * LARGEST_CHUNK))
+    second = mountctl.json("import", tree)["snapshot"]
+    mountctl("snapshot", "rm", second)
+    planned = mountctl.json("gc", "--dry-run")
+    assert planned["dry_run"] is True
+    assert planned["chunks"] > 1
+    assert "would remove" in mountctl("gc", "--dry-run").stdout
+    done = mountctl.json("gc")
+    assert {**done, "dry_run": True} == planned
+    assert mountctl("gc").stdout == "removed 0 chunks and 0 nodes, 0 B\n"
+    assert mountctl.json("verify")["ok"] is True
+
+
+def test_verify_names_damaged_paths(mountctl, first):
+    assert mountctl("verify").stdout == ""
+    with Repository.open(str(mountctl.store)) as repository:
+        with repository.store.read() as reader:
+            key = max(reader.items(Db.CHUNKS), key=lambda item: len(item[1]))[0]
+        repository.store.write(lambda writer: writer.put(Db.CHUNKS, key, b"\0wrong"))
+    result = mountctl("verify", code=1)
+    assert f"{first[:12]}  data.bin" in result.stdout
+    assert "1 damaged" in result.stderr
+    report = mountctl.json("verify", code=1)
+    assert report["ok"] is False
+    assert report["damage"][0]["where"] == first
+    assert report["damage"][0]["path"] == "data.bin"
+    assert "corrupt" in mountctl.fails(9, "checkout", "main", mountctl.home / "out")
+
+
+def test_doctor_checks_this_machine(nowhere):
+    result = nowhere("doctor", code=nowhere("doctor", "--json").exit_code)
+    assert result.stdout.startswith("ok    python")
+    report = nowhere.json("doctor", code=0 if "fail  " not in result.stdout else 1)
+    checks = {check["name"]: check for check in report["checks"]}
+    assert set(checks) == {
+        "python", "fastcdc", "pyfuse3", "fuse device", "fusermount3", "user namespaces",
+        "other users", "open files", "dead mounts", "store", "free space", "free inodes",
+        "attributes", "whiteouts",
+    }  # fmt: skip
+    assert checks["store"]["status"] == "warn"
+    assert "mountctl init" in checks["store"]["hint"]
+    assert all((check["status"] == "ok") == (check["hint"] is None) for check in checks.values())
+    assert not nowhere.store.exists()
+
+
+def test_doctor_leaves_nothing_behind(mountctl, upper):
+    before = sorted(mountctl.store.rglob("*"))
+    checks = mountctl.json("doctor")["checks"]
+    assert {"name": "store", "status": "ok"}.items() <= next(
+        check.items() for check in checks if check["name"] == "store"
+    )
+    assert sorted(mountctl.store.rglob("*")) == before
+
+
+def test_doctor_fails_for_a_store_that_cannot_be_used(mountctl):
+    with Repository.open(str(mountctl.store)) as repository:
+        repository.store.write(lambda writer: writer.put(Db.META, b"format", b"99"))
+    result = mountctl("doctor", code=1)
+    assert "fail  store" in result.stdout
+    assert "later version" in result.stdout
+
+
+def test_ctrl_c_ends_an_import_with_130_and_nothing_is_lost(mountctl, tree, tmp_path):
+    for number in range(40):
+        (tree / f"large{number}").write_bytes(os.urandom(4 << 20))
+    child = subprocess.Popen(
+        mountctl.command("import", tree), env=mountctl.environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    data = mountctl.store / "db" / "data.mdb"
+    size = data.stat().st_size
+    deadline = time.monotonic() + 30
+    while data.stat().st_size < size + (8 << 20) and child.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert child.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert mountctl.json("snapshot", "list") == []
+    assert mountctl.json("import", tree)["changed"] is True
