@@ -197,12 +197,30 @@ class _Root(VirtualDirectory):
         return None if at is None else self.vfs.table[at]
 
 
-class _Snapshots(VirtualDirectory):
-    __slots__ = ("vfs",)
+class _OfStore(VirtualDirectory):
+    """A directory whose names come from the store, and change when that does."""
+
+    __slots__ = ("_seen", "vfs")
+
+    keep_attributes = 0.0
+
+    def __init__(self, ino: InodeNo, vfs: Vfs) -> None:
+        super().__init__(ino, vfs.owner, vfs.started_ns)
+        self.vfs = vfs
+        self._seen = -1
+
+    def changed_ns(self) -> int:
+        now = self.vfs.repository.store.transaction_id()
+        if now != self._seen:
+            self._seen, self.time_ns = now, time.time_ns()
+        return self.time_ns
+
+
+class _Snapshots(_OfStore):
+    __slots__ = ()
 
     def __init__(self, vfs: Vfs) -> None:
-        super().__init__(SNAPSHOTS, vfs.owner, vfs.started_ns)
-        self.vfs = vfs
+        super().__init__(SNAPSHOTS, vfs)
 
     def names(self) -> list[bytes]:
         repository = self.vfs.repository
@@ -228,12 +246,11 @@ class _Snapshots(VirtualDirectory):
         return VirtualLink(number(b"ref", name, target), vfs.owner, vfs.started_ns, target)
 
 
-class _Sessions(VirtualDirectory):
-    __slots__ = ("vfs",)
+class _Sessions(_OfStore):
+    __slots__ = ()
 
     def __init__(self, vfs: Vfs) -> None:
-        super().__init__(SESSIONS, vfs.owner, vfs.started_ns)
-        self.vfs = vfs
+        super().__init__(SESSIONS, vfs)
 
     def names(self) -> list[bytes]:
         return [session.name.encode() for session in self.vfs.repository.sessions.all()]
@@ -256,12 +273,11 @@ class _Sessions(VirtualDirectory):
                 yield at, name, inode
 
 
-class _Layers(VirtualDirectory):
-    __slots__ = ("vfs",)
+class _Layers(_OfStore):
+    __slots__ = ()
 
     def __init__(self, vfs: Vfs) -> None:
-        super().__init__(_LAYERS, vfs.owner, vfs.started_ns)
-        self.vfs = vfs
+        super().__init__(_LAYERS, vfs)
 
     def names(self) -> list[bytes]:
         return [session.name.encode() for session in self.vfs.repository.sessions.all()]

@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("store")
     parser.add_argument("mountpoint")
     parser.add_argument("--allow-other", action="store_true")
+    parser.add_argument("--plain", action="store_true")
     parser.add_argument("--log", default=None)
     parser.add_argument("--ready-fd", type=int, default=-1)
     return parser
@@ -108,8 +109,11 @@ def _mounted(
         stack.callback(_remove, where)
         operations = Operations(vfs)
         channel = Channel(
-            operations, mountpoint, source=store, allow_other=options.allow_other
+            operations, mountpoint, source=store, allow_other=options.allow_other,
+            plain=options.plain,
         )  # fmt: skip
+        operations.no_open = lambda: channel.abilities.no_open
+        operations.no_opendir = lambda: channel.abilities.no_opendir
         stack.callback(channel.close)
         status = Status(
             os.getpid(), store, mountpoint, options.log or default_log(store), time.time_ns(), []

@@ -92,6 +92,7 @@ class Operations(pyfuse3.Operations):
         self.vfs = vfs
         self.counts: dict[str, int] = {}
         self._staging: dict[int, trio.Event] = {}
+        self.no_open = self.no_opendir = lambda: False
 
     async def _stage(self, inode: Inode, changes: Changes | None = None) -> None:
         """Copies a large file up in a thread before it is changed; others wait for that."""
@@ -143,6 +144,8 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        if self.no_opendir():
+            raise FUSEError(errno.ENOSYS)  # nor a directory, and then listings are cached
         self.vfs.inode(inode)
         return inode
 
@@ -183,6 +186,8 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        if self.no_open():
+            raise FUSEError(errno.ENOSYS)  # no file needs it; the kernel does not ask again
         found = self.vfs.inode(inode)
         if flags & os.O_ACCMODE != os.O_RDONLY and found.read_only:
             raise FUSEError(errno.EROFS)
