@@ -23,13 +23,14 @@ import os
 import socket
 import struct
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import pyfuse3
 import structlog
 import trio
 
 from engine import InodeNo
+from fsdriver.abilities import Abilities
 from fsdriver.device import MountRefusedError, mount
 from fsdriver.mountpoint import UnmountError, unmount
 
@@ -42,7 +43,7 @@ _INIT_OUT = struct.Struct("=IIIIHHIIHH")  # … flags, background, congestion, m
 _HANDLE = struct.Struct("=Q")
 
 _FORGET, _READ, _WRITE, _FSYNC, _INIT, _READDIR = 2, 15, 16, 20, 26, 28
-_FSYNCDIR, _INTERRUPT, _BATCH_FORGET, _READDIRPLUS, _RELEASE, _RELEASEDIR = 30, 36, 42, 44, 18, 29
+_FSYNCDIR, _INTERRUPT, _BATCH_FORGET, _READDIRPLUS = 30, 36, 42, 44
 _WITH_HANDLE = {_READ, _WRITE, _FSYNC, _READDIR, _READDIRPLUS, _FSYNCDIR}
 _WITHOUT_REPLY = {_FORGET, _BATCH_FORGET, _INTERRUPT}
 _SIZED = {_READ, _READDIR, _READDIRPLUS}
@@ -53,9 +54,7 @@ _PARALLEL_DIROPS = 1 << 18
 _MAX_PAGES = 1 << 22
 _CACHE_SYMLINKS = 1 << 23
 _NO_OPENDIR_SUPPORT = 1 << 24
-_INIT_ADD = (
-    _NO_OPEN_SUPPORT | _NO_OPENDIR_SUPPORT | _PARALLEL_DIROPS | _CACHE_SYMLINKS | _MAX_PAGES
-)
+_INIT_ADD = _NO_OPEN_SUPPORT | _NO_OPENDIR_SUPPORT | _PARALLEL_DIROPS | _CACHE_SYMLINKS | _MAX_PAGES
 
 _NOTIFY_INVAL_INODE, _NOTIFY_INVAL_ENTRY = 2, 3
 
@@ -67,31 +66,24 @@ _SMALLEST_REPLY = 4096
 """What a reply without data is reckoned to take in the socket, with the kernel's bookkeeping."""
 
 
-@dataclass
-class Abilities:
-    """What was agreed with the kernel: whether it can do without OPEN and OPENDIR."""
-
-    no_open: bool = False
-    no_opendir: bool = False
-
-
 class Channel:
     """One mount's connection."""
 
     def __init__(
         self,
         operations: pyfuse3.Operations,
+        abilities: Abilities,
         mountpoint: str,
         *,
         source: str,
         allow_other: bool,
         plain: bool = False,
     ) -> None:
-        """Mounts. `source` is what /proc/mounts shows as the device.
+        """Mounts; `abilities` say what was agreed with the kernel once it has answered.
 
-        Raises MountRefusedError.
+        `source` is what /proc/mounts shows as the device. Raises MountRefusedError.
         """
-        self.abilities = Abilities()
+        self.abilities = abilities
         self._mountpoint = mountpoint
         self._plain = plain
         self._device = -1
@@ -282,12 +274,12 @@ class Channel:
         os.write(self._device, _OUT.pack(_OUT.size + len(body), code, 0) + body)
 
 
-async def _quietly(function: object, *arguments: object) -> None:
+async def _quietly(function: Callable[..., None], *arguments: object) -> None:
     """Notifies the kernel from a thread; that it did not know the inode is no failure."""
 
     def notify() -> None:
         with contextlib.suppress(OSError):
-            function(*arguments)  # type: ignore[operator]
+            function(*arguments)
 
     await trio.to_thread.run_sync(notify)
 

@@ -109,11 +109,9 @@ def _mounted(
         stack.callback(_remove, where)
         operations = Operations(vfs)
         channel = Channel(
-            operations, mountpoint, source=store, allow_other=options.allow_other,
-            plain=options.plain,
+            operations, operations.abilities, mountpoint, source=store,
+            allow_other=options.allow_other, plain=options.plain,
         )  # fmt: skip
-        operations.no_open = lambda: channel.abilities.no_open
-        operations.no_opendir = lambda: channel.abilities.no_opendir
         stack.callback(channel.close)
         status = Status(
             os.getpid(), store, mountpoint, options.log or default_log(store), time.time_ns(), []

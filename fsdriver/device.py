@@ -55,7 +55,7 @@ def _mount_with_helper(mountpoint: str, source: str, allow_other: bool) -> int:
     with ours, theirs:
         done = subprocess.run(
             [tool, "-o", options, "--", mountpoint],
-            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            env={"PATH": os.defpath, "_FUSE_COMMFD": str(theirs.fileno())},
             pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, capture_output=True,
             text=True, errors="replace", check=False,
         )  # fmt: skip

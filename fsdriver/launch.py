@@ -33,8 +33,25 @@ def default_log(store_path: str) -> str:
     return os.path.join(store_path, "log", "mount.log")
 
 
+def daemon_command(
+    store_path: str, mountpoint: str, *, allow_other: bool = False, plain: bool = False
+) -> list[str]:
+    """Returns the command that serves a checked mount point, in the foreground."""
+    command = [sys.executable, "-m", "fsdriver.daemon", store_path, mountpoint]
+    if allow_other:
+        command.append("--allow-other")
+    if plain:
+        command.append("--plain")
+    return command
+
+
 def launch(
-    store_path: str, mountpoint: str, *, allow_other: bool = False, log: str | None = None
+    store_path: str,
+    mountpoint: str,
+    *,
+    allow_other: bool = False,
+    plain: bool = False,
+    log: str | None = None,
 ) -> int:
     """Starts a daemon for a checked mount point and returns its process id once it serves.
 
@@ -47,10 +64,8 @@ def launch(
     except OSError as error:
         raise StoreError(store_path, f"cannot write the log {log!r}: {error.strerror}") from error
     ready, told = os.pipe2(os.O_CLOEXEC)
-    command = [sys.executable, "-m", "fsdriver.daemon", store_path, mountpoint,
-               "--ready-fd", str(told), "--log", log]  # fmt: skip
-    if allow_other:
-        command.append("--allow-other")
+    command = daemon_command(store_path, mountpoint, allow_other=allow_other, plain=plain)
+    command += ["--ready-fd", str(told), "--log", log]
     try:
         daemon = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,

@@ -20,6 +20,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 from engine import EngineError, InodeNo
 from engine.inodes import Attributes, Changes, Inode, Owner
 from engine.vfs import Vfs
+from fsdriver.abilities import Abilities
 from fsdriver.errnos import errno_of
 
 T = TypeVar("T")
@@ -92,7 +93,7 @@ class Operations(pyfuse3.Operations):
         self.vfs = vfs
         self.counts: dict[str, int] = {}
         self._staging: dict[int, trio.Event] = {}
-        self.no_open = self.no_opendir = lambda: False
+        self.abilities = Abilities()
 
     async def _stage(self, inode: Inode, changes: Changes | None = None) -> None:
         """Copies a large file up in a thread before it is changed; others wait for that."""
@@ -144,7 +145,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
-        if self.no_opendir():
+        if self.abilities.no_opendir:
             raise FUSEError(errno.ENOSYS)  # nor a directory, and then listings are cached
         self.vfs.inode(inode)
         return inode
@@ -186,7 +187,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        if self.no_open():
+        if self.abilities.no_open:
             raise FUSEError(errno.ENOSYS)  # no file needs it; the kernel does not ask again
         found = self.vfs.inode(inode)
         if flags & os.O_ACCMODE != os.O_RDONLY and found.read_only:

@@ -9,7 +9,7 @@ from engine.leases import holder_of, is_held
 from engine.repository import Repository
 from fsdriver import mountpoint as places
 from fsdriver.client import DaemonError, DaemonLostError, find_daemon
-from fsdriver.launch import launch, wait_until_ended
+from fsdriver.launch import daemon_command, launch, wait_until_ended
 from fsdriver.messages import Shutdown
 from mountctl.output import Output
 
@@ -65,20 +65,24 @@ def _clear(path: str, output: Output) -> bool:
     return True
 
 
-def start(prepared: Prepared, *, allow_other: bool, log: str | None) -> int:
+def start(prepared: Prepared, *, allow_other: bool, plain: bool, log: str | None) -> int:
     """Starts a daemon in the background and returns its process id once it serves."""
-    return launch(prepared.store, prepared.mountpoint, allow_other=allow_other, log=log)
+    return launch(
+        prepared.store, prepared.mountpoint, allow_other=allow_other, plain=plain, log=log
+    )
 
 
-def become_daemon(prepared: Prepared, *, allow_other: bool, log: str | None) -> NoReturn:
+def become_daemon(
+    prepared: Prepared, *, allow_other: bool, plain: bool, log: str | None
+) -> NoReturn:
     """Turns this process into the daemon, with this terminal as its log unless `log` is given.
 
     A fresh interpreter in the same process: signals reach it directly, and trio and pyfuse3
     need not be loaded here.
     """
-    command = [sys.executable, "-m", "fsdriver.daemon", prepared.store, prepared.mountpoint]
-    if allow_other:
-        command.append("--allow-other")
+    command = daemon_command(
+        prepared.store, prepared.mountpoint, allow_other=allow_other, plain=plain
+    )
     if log is not None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(descriptor, 2)

@@ -21,13 +21,19 @@ from mountctl.text import quoted
 @click.argument("mountpoint", type=click.Path(), help="An empty directory.")
 @click.option("--foreground", is_flag=True, help="Stay, and log to the terminal, until Ctrl-C.")
 @click.option("--allow-other", is_flag=True, help="Let other users in (see fuse.conf(5)).")
+@click.option("--plain", is_flag=True, help="Let pyfuse3 have the device; slower, see the docs.")
 @click.option(
     "--log", type=click.Path(), metavar="FILE",
     help="Where the daemon logs; else log/mount.log in the store.",
 )  # fmt: skip
 @pass_invocation
 def command(
-    invocation: Invocation, mountpoint: str, foreground: bool, allow_other: bool, log: str | None
+    invocation: Invocation,
+    mountpoint: str,
+    foreground: bool,
+    allow_other: bool,
+    plain: bool,
+    log: str | None,
 ) -> None:
     """Show the store as a filesystem.
 
@@ -43,8 +49,8 @@ def command(
     if log is not None:
         log = os.path.abspath(log)
     if foreground:
-        mounts.become_daemon(prepared, allow_other=allow_other, log=log)
-    pid = mounts.start(prepared, allow_other=allow_other, log=log)
+        mounts.become_daemon(prepared, allow_other=allow_other, plain=plain, log=log)
+    pid = mounts.start(prepared, allow_other=allow_other, plain=plain, log=log)
     if output.json:
         output.result(
             {
