@@ -12,6 +12,7 @@ a redirect, whatever is in it. The names of a hard-linked file are copied up tog
 Called from one thread at a time, except `stage` and `sync`.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -272,7 +273,7 @@ class SessionFile(SessionInode):
         super().__init__(overlay, ino, parent, name, entry, copied=copied)
         self.names: list[tuple[SessionDirectory, bytes]] = [(parent, name)]
         self.fd = -1
-        self.staged: bytes | None = None
+        self.staged: tuple[Entry, bytes] | None = None
 
     @property
     def orphan(self) -> bool:
@@ -332,7 +333,7 @@ class SessionFile(SessionInode):
             if self.entry.kind != Kind.SYMLINK or not isinstance(self.entry.content, bytes):
                 return super().readlink()
             return self.entry.content
-        return os.readlink(self.absolute())
+        return os.readlink(b"", dir_fd=self.fd) if self.orphan else os.readlink(self.absolute())
 
     def sync(self) -> None:
         if self.copied:
@@ -349,8 +350,16 @@ class SessionFile(SessionInode):
 
     def stage(self) -> None:
         """Copies the content into the work directory; `copy_up` puts it into place."""
-        if self.entry is not None and not self.copied and self.staged is None:
-            self.staged = self._fill(self.entry, empty=False)
+        entry = self.entry
+        if entry is not None and not self.copied and self.staged is None:
+            # With what it is a copy of: by now somebody else may have copied it up, or more.
+            self.staged = (entry, self._fill(entry, empty=False))
+
+    def _unstage(self) -> None:
+        staged, self.staged = self.staged, None
+        if staged is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(staged[1])
 
     def copy_up(self) -> None:
         if not self.copied:
@@ -364,8 +373,10 @@ class SessionFile(SessionInode):
             self._find_other_names(entry.link.group)
         for parent, _ in self.names:
             parent.copy_up()
-        temporary, self.staged = self.staged, None
-        if temporary is None:
+        if self.staged is not None and self.staged[0] == entry:
+            temporary, self.staged = self.staged[1], None
+        else:
+            self._unstage()
             temporary = self._fill(entry, empty=empty)
         if not self.names:
             fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
@@ -437,8 +448,8 @@ class SessionFile(SessionInode):
         if self.mode is None:
             self.mode = self.overlay.upper.mode(self.absolute(), status)
         if self.fd < 0:
-            regular = stat.S_ISREG(status.st_mode)
-            flags = os.O_RDWR if regular else os.O_PATH
+            opens = stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)
+            flags = os.O_RDWR if opens else os.O_PATH
             flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             self.overlay.keep_open(self, os.open(self.absolute(), flags))
 
@@ -461,6 +472,7 @@ class SessionFile(SessionInode):
     def become_pristine(self, entry: Entry) -> None:
         """Takes the base's entry in place of what the upper had."""
         self.entry = entry
+        self._unstage()
         if self.copied:
             self.overlay.close_file(self)
             self.copied, self.mode = False, None
@@ -468,6 +480,7 @@ class SessionFile(SessionInode):
             self.overlay.by_group[entry.link.group] = self
 
     def forgotten(self) -> None:
+        self._unstage()
         if self.orphan:
             self.overlay.close_file(self)
         elif len(self.names) == 1:  # the number of a file with several names is kept

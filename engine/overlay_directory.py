@@ -223,10 +223,15 @@ class SessionDirectory(SessionInode):
         return join(self.path(), name), name in self.children
 
     def _own(self, absolute: bytes, owner: Owner) -> None:
-        """Gives a new file to who made it, where that is somebody else (allow_other)."""
-        if owner.uid != self.overlay.owner.uid or owner.gid != self.overlay.owner.gid:
-            with contextlib.suppress(PermissionError):
-                os.chown(absolute, owner.uid, owner.gid, follow_symlinks=False)
+        """Gives a new file to who made it, or to the group of a setgid directory."""
+        if self.mode is None:
+            self.attributes()
+        if (self.mode or 0) & stat.S_ISGID:
+            owner = Owner(owner.uid, self.status().st_gid)
+        elif owner == self.overlay.owner:
+            return
+        with contextlib.suppress(PermissionError):
+            os.chown(absolute, owner.uid, owner.gid, follow_symlinks=False)
 
     def create(self, name: bytes, mode: int, owner: Owner, device: int = 0) -> "SessionFile":
         path, whiteout = self._free(name)
@@ -241,8 +246,8 @@ class SessionDirectory(SessionInode):
             raise fail(errno.EPERM)  # in the upper it would be a whiteout
         else:
             os.mknod(absolute, kind | 0o600, device)
-        upper.chmod(absolute, stat.S_IMODE(mode), directory=False, new=True)
         self._own(absolute, owner)
+        upper.chmod(absolute, stat.S_IMODE(mode), directory=False, new=True)
         if whiteout:
             upper.install(absolute, path, over_whiteout=True)
         file = SessionFile(self.overlay, self.overlay.next_number(), self, name, None, copied=True)
@@ -262,8 +267,9 @@ class SessionDirectory(SessionInode):
         os.mkdir(absolute, 0o700)
         if whiteout:
             os.setxattr(absolute, OPAQUE, b"y")
-        upper.chmod(absolute, stat.S_IMODE(mode), directory=True, new=True)
         self._own(absolute, owner)
+        mode |= (self.mode or 0) & stat.S_ISGID
+        upper.chmod(absolute, stat.S_IMODE(mode), directory=True, new=True)
         if whiteout:
             upper.install(absolute, path, over_whiteout=True)
         made = SessionDirectory(

@@ -41,6 +41,7 @@ NOREPLACE, EXCHANGE, LEAVE_WHITEOUT = 1, 2, 4
 LONGEST_PATH = 3500
 """Longer paths, with a name still to be added, may be more than the kernel takes at once."""
 
+_numbers = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
 
@@ -85,7 +86,6 @@ class Upper:
 
     def __init__(self, root: str, work: str) -> None:
         self.root, self.work = os.fsencode(root), os.fsencode(work)
-        self._numbers = itertools.count()
 
     def at(self, path: bytes) -> bytes:
         """Returns an absolute path, good for as long as it is kept."""
@@ -94,7 +94,7 @@ class Upper:
 
     def scratch(self) -> bytes:
         """Returns a new absolute path in the work directory."""
-        return self.work + b"/%d.%d" % (os.getpid(), next(self._numbers))
+        return self.work + b"/%d.%d" % (os.getpid(), next(_numbers))
 
     # Reading.
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 @dataclass
 class Abilities:
-    """Whether the kernel can do without OPEN and OPENDIR; the channel sets it."""
+    """Whether the kernel can do without OPENDIR, and caches listings then; the channel sets it."""
 
-    no_open: bool = False
     no_opendir: bool = False

@@ -5,13 +5,14 @@ so that one message stays one message. Between the two it does four things, and 
 rule about trees:
 
 - in the kernel's INIT it reads what the kernel can do, and in the reply it adds what pyfuse3
-  cannot ask for (see `_INIT_ADD`), takes ATOMIC_O_TRUNC away, because truncation on open
-  must arrive when OPEN does not, and bounds the size of messages by the socket's buffer;
-- where a request carries the file handle 0, it puts the inode's number: pyfuse3 passes only
-  the handle on, and a kernel that was told not to send OPEN has none;
+  cannot ask for (see `_INIT_ADD`) and bounds the size of messages by the socket's buffer;
+- it answers OPEN for reading itself, and RELEASE: the kernel has checked permission, the handle
+  is the inode's number, and cached pages are good. OPEN for writing is for pyfuse3 to decide;
+- where a listing carries the file handle 0, it puts the inode's number: pyfuse3 passes only the
+  handle on, and a kernel that was told not to send OPENDIR has none;
 - it lets no more requests through than the socket has room for replies to, because pyfuse3 writes
-  replies from the thread that also empties the socket;
-- it sends notifications itself, from a thread: one may wait for a request to be answered.
+  replies from the thread that also empties the socket. Notifications it sends itself, from
+  a thread: one may wait for a request to be answered.
 
 With `plain`, pyfuse3 has the device itself and none of this happens.
 The protocol: include/uapi/linux/fuse.h.
@@ -41,20 +42,23 @@ _OUT = struct.Struct("=IiQ")  # len, error, unique
 _INIT_IN = struct.Struct("=IIII")  # major, minor, max_readahead, flags
 _INIT_OUT = struct.Struct("=IIIIHHIIHH")  # … flags, background, congestion, max_write, gran, pages
 _HANDLE = struct.Struct("=Q")
+_FLAGS = struct.Struct("=I")
 
-_FORGET, _READ, _WRITE, _FSYNC, _INIT, _READDIR = 2, 15, 16, 20, 26, 28
+_OPEN_REPLY = struct.Struct("=IiQQII")  # len, error, unique, handle, flags, pad
+
+_FORGET, _OPEN, _READ, _RELEASE, _INIT, _READDIR = 2, 14, 15, 18, 26, 28
 _FSYNCDIR, _INTERRUPT, _BATCH_FORGET, _READDIRPLUS = 30, 36, 42, 44
-_WITH_HANDLE = {_READ, _WRITE, _FSYNC, _READDIR, _READDIRPLUS, _FSYNCDIR}
+_OF_DIRECTORIES = {_READDIR, _READDIRPLUS, _FSYNCDIR}
 _WITHOUT_REPLY = {_FORGET, _BATCH_FORGET, _INTERRUPT}
 _SIZED = {_READ, _READDIR, _READDIRPLUS}
 
-_ATOMIC_O_TRUNC = 1 << 3
-_NO_OPEN_SUPPORT = 1 << 17
 _PARALLEL_DIROPS = 1 << 18
 _MAX_PAGES = 1 << 22
 _CACHE_SYMLINKS = 1 << 23
 _NO_OPENDIR_SUPPORT = 1 << 24
-_INIT_ADD = _NO_OPEN_SUPPORT | _NO_OPENDIR_SUPPORT | _PARALLEL_DIROPS | _CACHE_SYMLINKS | _MAX_PAGES
+_INIT_ADD = _NO_OPENDIR_SUPPORT | _PARALLEL_DIROPS | _CACHE_SYMLINKS | _MAX_PAGES
+
+_KEEP_CACHE, _NO_FLUSH = 1 << 1, 1 << 5
 
 _NOTIFY_INVAL_INODE, _NOTIFY_INVAL_ENTRY = 2, 3
 
@@ -86,6 +90,7 @@ class Channel:
         self.abilities = abilities
         self._mountpoint = mountpoint
         self._plain = plain
+        self.opened = 0
         self._device = -1
         if plain:
             self._start(operations, mountpoint, _options(source, allow_other))
@@ -181,7 +186,15 @@ class Channel:
 
     async def _forward(self, message: memoryview) -> None:
         _, opcode, unique, node, *_ = _IN.unpack_from(message)
-        if opcode in _WITH_HANDLE and not _HANDLE.unpack_from(message, _IN.size)[0]:
+        if opcode == _OPEN and _only_reads(_FLAGS.unpack_from(message, _IN.size)[0]):
+            self.opened += 1
+            flags = _KEEP_CACHE | _NO_FLUSH
+            self._write(_OPEN_REPLY.pack(_OPEN_REPLY.size, 0, unique, node, flags, 0))
+            return
+        if opcode == _RELEASE:
+            self._write(_OUT.pack(_OUT.size, 0, unique))
+            return
+        if opcode in _OF_DIRECTORIES and not _HANDLE.unpack_from(message, _IN.size)[0]:
             _HANDLE.pack_into(message, _IN.size, node)
         elif opcode == _INIT:
             self._init_unique = unique
@@ -190,7 +203,7 @@ class Channel:
         if opcode not in _WITHOUT_REPLY:
             weight = _SMALLEST_REPLY
             if opcode in _SIZED:
-                weight += struct.unpack_from("=I", message, _IN.size + 16)[0]
+                weight += _FLAGS.unpack_from(message, _IN.size + 16)[0]
         if self._waiting or (self._taken and self._taken + weight > self._room):
             self._waiting.append((bytes(message), unique, weight))
             return
@@ -233,9 +246,13 @@ class Channel:
         if unique == self._init_unique:
             self._init_unique = None
             self._agree(message)
+        self._write(message)
+
+    def _write(self, message: memoryview | bytes) -> None:
         try:
             os.write(self._device, message)
         except OSError as error:
+            # ENOENT: the request was taken back. ENODEV: unmounted.
             if error.errno not in {errno.ENOENT, errno.EINTR, errno.ENODEV}:
                 log.error("a reply was refused", error=str(error), size=len(message))
 
@@ -244,14 +261,15 @@ class Channel:
         if len(message) < _OUT.size + _INIT_OUT.size:
             return
         fields = list(_INIT_OUT.unpack_from(message, _OUT.size))
-        flags = (fields[3] | (_INIT_ADD & self._kernel_flags)) & ~_ATOMIC_O_TRUNC
+        flags = fields[3] | (_INIT_ADD & self._kernel_flags)
         fields[3] = flags
         fields[6] = min(fields[6], self._largest)
         fields[8] = self._largest // _PAGE if flags & _MAX_PAGES else 0
         _INIT_OUT.pack_into(message, _OUT.size, *fields)
-        self.abilities.no_open = bool(flags & _NO_OPEN_SUPPORT)
         self.abilities.no_opendir = bool(flags & _NO_OPENDIR_SUPPORT)
-        log.info("agreed", flags=hex(flags), largest=self._largest, **vars(self.abilities))
+        log.info(
+            "agreed", flags=hex(flags), largest=self._largest, no_opendir=self.abilities.no_opendir
+        )
 
     # Notifications.
 
@@ -272,6 +290,10 @@ class Channel:
 
     def _notify(self, code: int, body: bytes) -> None:
         os.write(self._device, _OUT.pack(_OUT.size + len(body), code, 0) + body)
+
+
+def _only_reads(flags: int) -> bool:
+    return flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC
 
 
 async def _quietly(function: Callable[..., None], *arguments: object) -> None:

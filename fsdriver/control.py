@@ -103,6 +103,7 @@ class Control:
                 "vfs": msgspec.to_builtins(vfs.statistics()),
                 "objects": msgspec.to_builtins(vfs.repository.objects.statistics()),
                 "operations": dict(self._operations.counts),
+                "channel": {"opened": self._channel.opened},
             }
         )
 

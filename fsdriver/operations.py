@@ -146,7 +146,7 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
         if self.abilities.no_opendir:
-            raise FUSEError(errno.ENOSYS)  # nor a directory, and then listings are cached
+            raise FUSEError(errno.ENOSYS)  # the kernel does not ask again, and keeps listings
         self.vfs.inode(inode)
         return inode
 
@@ -187,8 +187,6 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        if self.abilities.no_open:
-            raise FUSEError(errno.ENOSYS)  # no file needs it; the kernel does not ask again
         found = self.vfs.inode(inode)
         if flags & os.O_ACCMODE != os.O_RDONLY and found.read_only:
             raise FUSEError(errno.EROFS)
