@@ -23,7 +23,7 @@ import errno
 import os
 import socket
 import struct
-from collections import deque
+import threading
 from collections.abc import Callable
 
 import pyfuse3
@@ -97,11 +97,12 @@ class Channel:
             return
         self._device = mount(mountpoint, source=source, allow_other=allow_other)
         try:
-            os.set_blocking(self._device, False)
             self._ours, self._theirs = socket.socketpair(
                 socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
             )
-            self._ours.setblocking(False)
+            self._ours_out = self._ours.dup()
+            self._ours_out.setblocking(True)
+            self._ours.setblocking(True)
             self._bound_messages()
             self._start(operations, f"/dev/fd/{self._theirs.fileno()}", _options(source, False))
         except BaseException:
@@ -125,7 +126,7 @@ class Channel:
         self._room = room - room // 4
         self._taken = 0
         self._weights: dict[int, int] = {}
-        self._waiting: deque[tuple[bytes, int, int]] = deque()
+        self._room_made = threading.Condition()
         self._init_unique: int | None = None
         self._kernel_flags = 0
         self._inbox = bytearray(LARGEST_IO + _HEADROOM)
@@ -141,7 +142,8 @@ class Channel:
             await pyfuse3.main(min_tasks=2, max_tasks=99)
             return
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._pump_requests)
+            token = trio.lowlevel.current_trio_token()
+            threading.Thread(target=self._pump_requests, args=(token,), daemon=True).start()
             nursery.start_soon(self._pump_replies)
             await pyfuse3.main(min_tasks=2, max_tasks=99)
             nursery.cancel_scope.cancel()
@@ -167,24 +169,22 @@ class Channel:
 
     # From the kernel.
 
-    async def _pump_requests(self) -> None:
+    def _pump_requests(self, token: trio.lowlevel.TrioToken) -> None:
+        """Takes requests from the kernel until the mount ends. A thread's work."""
         device, box = self._device, self._inbox
         view = memoryview(box)
         while True:
-            await trio.lowlevel.wait_readable(device)
-            while True:
-                try:
-                    size = os.readv(device, [box])
-                except BlockingIOError:
-                    break
-                except OSError as error:
-                    if error.errno in {errno.ENOENT, errno.EINTR}:
-                        continue  # the request was taken back
-                    self.stop()  # ENODEV: unmounted
-                    return
-                await self._forward(view[:size])
+            try:
+                size = os.readv(device, [box])
+            except OSError as error:
+                if error.errno in {errno.ENOENT, errno.EINTR}:
+                    continue  # the request was taken back
+                with contextlib.suppress(trio.RunFinishedError):
+                    token.run_sync_soon(self.stop)  # ENODEV: unmounted
+                return
+            self._forward(view[:size])
 
-    async def _forward(self, message: memoryview) -> None:
+    def _forward(self, message: memoryview) -> None:
         _, opcode, unique, node, *_ = _IN.unpack_from(message)
         if opcode == _OPEN and _only_reads(_FLAGS.unpack_from(message, _IN.size)[0]):
             self.opened += 1
@@ -204,21 +204,13 @@ class Channel:
             weight = _SMALLEST_REPLY
             if opcode in _SIZED:
                 weight += _FLAGS.unpack_from(message, _IN.size + 16)[0]
-        if self._waiting or (self._taken and self._taken + weight > self._room):
-            self._waiting.append((bytes(message), unique, weight))
-            return
-        await self._deliver(message, unique, weight)
-
-    async def _deliver(self, message: memoryview | bytes, unique: int, weight: int) -> None:
         if weight:
-            self._taken += weight
-            self._weights[unique] = weight
-        while True:
-            try:
-                self._ours.send(message)
-                return
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(self._ours)
+            with self._room_made:
+                while self._taken and self._taken + weight > self._room:
+                    self._room_made.wait()
+                self._taken += weight
+                self._weights[unique] = weight
+        self._ours_out.send(message)
 
     # To the kernel.
 
@@ -229,20 +221,18 @@ class Channel:
             await trio.lowlevel.wait_readable(ours)
             while True:
                 try:
-                    size = ours.recv_into(box)
+                    size = ours.recv_into(box, 0, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     break
                 if not size:
                     return
                 self._reply(view[:size])
-                while self._waiting and (
-                    not self._taken or self._taken + self._waiting[0][2] <= self._room
-                ):
-                    await self._deliver(*self._waiting.popleft())
 
     def _reply(self, message: memoryview) -> None:
         unique = _OUT.unpack_from(message)[2]
-        self._taken -= self._weights.pop(unique, 0)
+        with self._room_made:
+            self._taken -= self._weights.pop(unique, 0)
+            self._room_made.notify()
         if unique == self._init_unique:
             self._init_unique = None
             self._agree(message)

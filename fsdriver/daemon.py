@@ -32,6 +32,8 @@ from fsdriver.messages import Status
 from fsdriver.operations import Operations
 
 WATCH_SECONDS = 1.0
+SWITCH_SECONDS = 0.0005
+"""How long the channel's thread, which answers OPEN, may have to wait for the interpreter."""
 FAILED = 10
 """Exit status when it could not serve, as `mountctl` has it."""
 
@@ -69,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prepare_process() -> None:
     os.umask(0)
+    sys.setswitchinterval(SWITCH_SECONDS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
