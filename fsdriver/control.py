@@ -4,20 +4,22 @@ Only the user who mounted, and root, are answered. One request at a time is carr
 kernel's requests are answered meanwhile, except in the moment in which a commit changes over.
 """
 
+import contextlib
 import functools
 import os
 import socket
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
 import structlog
 import trio
 
 from engine import EngineError, SnapshotId
+from engine.freezing import Freeze
 from engine.ids import check_name
 from engine.nodes import encode
-from engine.vfs import SESSIONS, SNAPSHOTS, Vfs
+from engine.vfs import SESSIONS, SNAPSHOTS, LiveSession, Vfs
 from fsdriver import messages
 from fsdriver.channel import Channel
 from fsdriver.client import bind, socket_path
@@ -107,20 +109,29 @@ class Control:
             }
         )
 
-    async def _commit(self, request: messages.Commit) -> messages.AnyReply:
-        if request.ref is not None:
-            check_name("ref", request.ref)
+    @contextlib.asynccontextmanager
+    async def _frozen(self, name: str) -> AsyncIterator[tuple[LiveSession, Freeze]]:
+        """Freezes a session as far as that can be done while programs write on.
+
+        Garbage collection is kept away until what is stored here has something that refers to it.
+        """
         async with self._turn:
-            live = self._vfs.session(request.session)
+            live = self._vfs.session(name)
             storing = self._vfs.repository.storing()
             await trio.to_thread.run_sync(storing.__enter__)
             try:
                 freeze = live.held.freeze(live.overlay)
                 await trio.to_thread.run_sync(freeze.prepare)
-                report = live.held.commit(freeze, request.message, None, request.ref, live.overlay)
+                yield live, freeze
             finally:
                 live.overlay.changed = None
                 storing.__exit__(None, None, None)
+
+    async def _commit(self, request: messages.Commit) -> messages.AnyReply:
+        if request.ref is not None:
+            check_name("ref", request.ref)
+        async with self._frozen(request.session) as (live, freeze):
+            report = live.held.commit(freeze, request.message, None, request.ref, live.overlay)
             await trio.to_thread.run_sync(live.held.clean)
         return messages.Committed(
             report.snapshot.hex(), report.changed, report.new_bytes, list(report.warnings)
@@ -128,28 +139,13 @@ class Control:
 
     async def _fork(self, request: messages.Fork) -> messages.AnyReply:
         check_name("session", request.name)
-        async with self._turn:
-            live = self._vfs.session(request.session)
-            storing = self._vfs.repository.storing()
-            await trio.to_thread.run_sync(storing.__enter__)
-            try:
-                freeze = live.held.freeze(live.overlay)
-                await trio.to_thread.run_sync(freeze.prepare)
-                live.held.fork(freeze, request.name, live.overlay)
-            finally:
-                live.overlay.changed = None
-                storing.__exit__(None, None, None)
+        async with self._frozen(request.session) as (live, freeze):
+            live.held.fork(freeze, request.name, live.overlay)
         return messages.Done()
 
     async def _freeze(self, request: messages.Freeze) -> messages.AnyReply:
-        async with self._turn:
-            live = self._vfs.session(request.session)
-            try:
-                freeze = live.held.freeze(live.overlay)
-                await trio.to_thread.run_sync(freeze.prepare)
-                root = live.held.peek_root(freeze, live.overlay)
-            finally:
-                live.overlay.changed = None
+        async with self._frozen(request.session) as (live, freeze):
+            root = live.held.peek_root(freeze, live.overlay)
             store = self._vfs.repository.store
             await trio.to_thread.run_sync(functools.partial(store.write, freeze.save))
         return messages.Frozen(encode(root))
