@@ -23,6 +23,7 @@ from engine.upper import Upper
 Progress = Callable[[int, int | None], None]
 
 _LINKS = 40
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class CheckoutRefusedError(EngineError):
@@ -77,13 +78,12 @@ def check_out(
     temporary = os.path.join(parent, f".{name}.checkout-{secrets.token_hex(4)}")
     os.mkdir(temporary, 0o700)
     try:
-        fd = os.open(temporary, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(temporary, _OPEN_DIRECTORY)
         job = _Checkout(objects, root, fd, progress)
         try:
             job.fill(fd, root, 0)
-            job.dress(fd, root)
+            job.finish()
         finally:
-            job.close()
             os.close(fd)
         os.rename(temporary, target)
     except BaseException:
@@ -98,12 +98,10 @@ class _Checkout:
         self.report = CheckoutReport()
         self.progress = progress or (lambda done, total: None)
         self.total = root.totals.entries if root.totals else None
-        self.groups: dict[bytes, tuple[int, bytes]] = {}
-        self.root_fd = fd
-
-    def close(self) -> None:
-        for fd, _ in self.groups.values():
-            os.close(fd)
+        self.groups: dict[bytes, tuple[list[bytes], bytes]] = {}
+        self.root, self.root_fd = root, fd
+        self.way: list[bytes] = []
+        self.closed: list[tuple[list[bytes], Entry]] = []
 
     def fill(self, fd: int, directory: Entry, depth: int) -> None:
         """Makes what is in a directory, in the open directory `fd`."""
@@ -112,23 +110,54 @@ class _Checkout:
         for entry in Directory(self.objects, directory_id(directory)):
             if entry.kind == Kind.DIRECTORY:
                 os.mkdir(entry.name, 0o700, dir_fd=fd)
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                below = os.open(entry.name, flags, dir_fd=fd)
+                below = os.open(entry.name, _OPEN_DIRECTORY, dir_fd=fd)
+                self.way.append(entry.name)
                 try:
                     self.fill(below, entry, depth + 1)
-                    self.dress(below, entry)
+                    if entry.mode & 0o500 == 0o500:
+                        self.dress(below, entry)
+                    else:  # an ordinary user could not enter it again to link what is in it
+                        self.closed.append((list(self.way), entry))
                 finally:
                     os.close(below)
+                self.way.pop()
             elif entry.link is None:
                 self._make(fd, entry)
             elif entry.link.group in self.groups:
-                there, name = self.groups[entry.link.group]
-                os.link(name, entry.name, src_dir_fd=there, dst_dir_fd=fd, follow_symlinks=False)
+                self._link(fd, entry.name, *self.groups[entry.link.group])
             else:
                 self._make(fd, entry)
-                self.groups[entry.link.group] = (os.dup(fd), entry.name)
+                self.groups[entry.link.group] = (list(self.way), entry.name)
             self.report.entries += 1
             self.progress(self.report.entries, self.total)
+
+    def _link(self, fd: int, name: bytes, way: list[bytes], first: bytes) -> None:
+        """Makes another name of a file made before, called `first` in the directory at `way`."""
+        there = self._open(way)
+        try:
+            os.link(first, name, src_dir_fd=there, dst_dir_fd=fd, follow_symlinks=False)
+        finally:
+            os.close(there)
+
+    def _open(self, way: list[bytes]) -> int:
+        fd = os.dup(self.root_fd)
+        for name in way:
+            try:
+                below = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+            finally:
+                os.close(fd)
+            fd = below
+        return fd
+
+    def finish(self) -> None:
+        """Gives the directories their attributes that were left open until now."""
+        for way, entry in self.closed:
+            fd = self._open(way)
+            try:
+                self.dress(fd, entry)
+            finally:
+                os.close(fd)
+        self.dress(self.root_fd, self.root)
 
     def _make(self, fd: int, entry: Entry) -> None:
         if entry.kind == Kind.SYMLINK and isinstance(entry.content, bytes):

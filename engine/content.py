@@ -161,7 +161,9 @@ def read(objects: Objects, entry: Entry, offset: int, size: int) -> bytes:
         return entry.content[offset : offset + size]
     if len(entry.content) == 1 and entry.content[0].level == 0:
         ref = entry.content[0]
-        whole = _plain(objects, ref) if ref.id else bytes(ref.length)
+        if ref.id is None:
+            return bytes(size)
+        whole = _plain(objects, ref)
         return whole if size == len(whole) else whole[offset : offset + size]
     return b"".join(_range(objects, entry.content, offset, size))
 

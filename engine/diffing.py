@@ -10,7 +10,8 @@ from enum import Enum
 import msgspec
 
 from engine.directory import Directory, directory_id
-from engine.nodes import Entry, Kind
+from engine.errors import CorruptObjectError
+from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import Objects
 
 
@@ -33,13 +34,32 @@ class Change(msgspec.Struct, frozen=True):
     new: Entry | None
 
 
+_Step = Change | Iterator["_Step"]
+"""A change, or the changes of a directory: a stack of these, for a deep tree is no recursion."""
+
+
 def diff(objects: Objects, old: Entry, new: Entry, path: bytes = b"") -> Iterator[Change]:
     """Yields the changes from `old` to `new`, both directories, by path.
 
     An added or removed directory is followed by all that is in it. The attributes of a
     directory that differ are a METADATA change of its own; those of the roots have the path
     `path`. A directory's time alone is no change: it tells of its names, which are reported.
+    Raises CorruptObjectError for a tree deeper than DEEPEST, as forged nodes could make.
     """
+    stack = [_between(objects, path, old, new)]
+    while stack:
+        step = next(stack[-1], None)
+        if step is None:
+            stack.pop()
+        elif isinstance(step, Change):
+            yield step
+        elif len(stack) > DEEPEST:
+            raise CorruptObjectError("node", directory_id(new), "the tree is too deep")
+        else:
+            stack.append(step)
+
+
+def _between(objects: Objects, path: bytes, old: Entry, new: Entry) -> Iterator[_Step]:
     if _attributes(old) != _attributes(new):
         yield Change(path, ChangeKind.METADATA, old, new)
     if old.content == new.content:
@@ -51,38 +71,38 @@ def diff(objects: Objects, old: Entry, new: Entry, path: bytes = b"") -> Iterato
 
 def _change(
     objects: Objects, path: bytes, before: Entry | None, after: Entry | None
-) -> Iterator[Change]:
+) -> Iterator[_Step]:
     if before is None and after is not None:
         yield Change(path, ChangeKind.ADDED, None, after)
-        yield from _whole(objects, path, after, ChangeKind.ADDED)
+        yield _whole(objects, path, after, ChangeKind.ADDED)
     elif after is None and before is not None:
-        yield from _whole(objects, path, before, ChangeKind.REMOVED)
+        yield _whole(objects, path, before, ChangeKind.REMOVED)
         yield Change(path, ChangeKind.REMOVED, before, None)
     elif before is not None and after is not None:
         if before.kind != after.kind:
             if before.kind == Kind.DIRECTORY:
-                yield from _whole(objects, path, before, ChangeKind.REMOVED)
+                yield _whole(objects, path, before, ChangeKind.REMOVED)
             yield Change(path, ChangeKind.TYPE, before, after)
             if after.kind == Kind.DIRECTORY:
-                yield from _whole(objects, path, after, ChangeKind.ADDED)
+                yield _whole(objects, path, after, ChangeKind.ADDED)
         elif before.kind == Kind.DIRECTORY:
-            yield from diff(objects, before, after, path)
+            yield _between(objects, path, before, after)
         elif before.content != after.content or before.size != after.size:
             yield Change(path, ChangeKind.MODIFIED, before, after)
         else:
             yield Change(path, ChangeKind.METADATA, before, after)
 
 
-def _whole(objects: Objects, path: bytes, entry: Entry, kind: ChangeKind) -> Iterator[Change]:
+def _whole(objects: Objects, path: bytes, entry: Entry, kind: ChangeKind) -> Iterator[_Step]:
     if entry.kind != Kind.DIRECTORY:
         return
     for below in Directory(objects, directory_id(entry)):
         child = path + b"/" + below.name
         if kind == ChangeKind.ADDED:
             yield Change(child, kind, None, below)
-            yield from _whole(objects, child, below, kind)
-        else:
-            yield from _whole(objects, child, below, kind)
+        if below.kind == Kind.DIRECTORY:
+            yield _whole(objects, child, below, kind)
+        if kind == ChangeKind.REMOVED:
             yield Change(child, kind, below, None)
 
 

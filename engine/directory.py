@@ -41,12 +41,12 @@ class Directory:
 
     def get(self, name: bytes) -> Entry | None:
         """Returns the entry called `name`, or None."""
-        node = self._node
+        node, floor = self._node, b""
         while isinstance(node, IndexNode):
             at = bisect_left(node.pages, name, key=lambda page: page.last)
             if at == len(node.pages):
                 return None
-            node = _below(self._objects, node, at)
+            node, floor = _below(self._objects, node, at, floor)
         entries = node.entries
         at = bisect_left(entries, name, key=lambda entry: entry.name)
         return entries[at] if at < len(entries) and entries[at].name == name else None
@@ -59,7 +59,9 @@ class Directory:
         """Yields the entries from the `start`th on, skipping pages before it unread."""
         return self._walk(self._node, start)
 
-    def _walk(self, node: DirectoryNode | IndexNode, start: int) -> Iterator[Entry]:
+    def _walk(
+        self, node: DirectoryNode | IndexNode, start: int, floor: bytes = b""
+    ) -> Iterator[Entry]:
         if isinstance(node, DirectoryNode):
             yield from node.entries[start:] if start else node.entries
             return
@@ -67,7 +69,8 @@ class Directory:
             if start >= page.entries:
                 start -= page.entries
                 continue
-            yield from self._walk(_below(self._objects, node, at), start)
+            below, above = _below(self._objects, node, at, floor)
+            yield from self._walk(below, start, above)
             start = 0
 
     def outside(self, pages: set[NodeId]) -> Iterator[Entry]:
@@ -75,13 +78,16 @@ class Directory:
         if self.identifier not in pages:
             yield from self._outside(self._node, pages)
 
-    def _outside(self, node: DirectoryNode | IndexNode, pages: set[NodeId]) -> Iterator[Entry]:
+    def _outside(
+        self, node: DirectoryNode | IndexNode, pages: set[NodeId], floor: bytes = b""
+    ) -> Iterator[Entry]:
         if isinstance(node, DirectoryNode):
             yield from node.entries
             return
         for at, page in enumerate(node.pages):
             if page.node not in pages:
-                yield from self._outside(_below(self._objects, node, at), pages)
+                below, above = _below(self._objects, node, at, floor)
+                yield from self._outside(below, pages, above)
 
     def __len__(self) -> int:
         node = self._node
@@ -99,7 +105,7 @@ class Directory:
             for at, page in enumerate(node.pages):
                 yield NodeId(page.node)
                 if node.level > 1:
-                    yield from self._page_ids(_below(self._objects, node, at))
+                    yield from self._page_ids(_below(self._objects, node, at)[0])
 
 
 def _directory(objects: Objects, identifier: NodeId) -> DirectoryNode | IndexNode:
@@ -109,9 +115,15 @@ def _directory(objects: Objects, identifier: NodeId) -> DirectoryNode | IndexNod
     return node
 
 
-def _below(objects: Objects, parent: IndexNode, at: int) -> DirectoryNode | IndexNode:
-    """Opens one page and checks that it is what its index says."""
+def _below(
+    objects: Objects, parent: IndexNode, at: int, floor: bytes = b""
+) -> tuple[DirectoryNode | IndexNode, bytes]:
+    """Opens one page and checks that it is what its index says.
+
+    Every name in the index comes after `floor`; returns what every name in the page comes after.
+    """
     page = parent.pages[at]
+    floor = parent.pages[at - 1].last if at else floor
     identifier = NodeId(page.node)
     node = _directory(objects, identifier)
     if isinstance(node, DirectoryNode):
@@ -122,9 +134,9 @@ def _below(objects: Objects, parent: IndexNode, at: int) -> DirectoryNode | Inde
         right = parent.level == node.level + 1 and node.pages[-1].last == page.last
         right = right and sum(p.entries for p in node.pages) == page.entries
         first = node.pages[0].last
-    if not right or (at and first <= parent.pages[at - 1].last):
+    if not right or first <= floor:
         raise CorruptObjectError("node", identifier, "it is not the page that its index promises")
-    return node
+    return node, floor
 
 
 def _ends_page(name: bytes, level: int) -> bool:
@@ -195,7 +207,7 @@ def walk(
 
     Raises CorruptObjectError for a tree deeper than DEEPEST, as forged nodes could make.
     """
-    if depth >= DEEPEST:
+    if depth > DEEPEST:
         raise CorruptObjectError("node", directory_id(root), "the tree is too deep")
     prefix = path + b"/" if path else b""
     for entry in Directory(objects, directory_id(root)):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from engine.content import Content, SourceChangedError, ingest
 from engine.directory import Directory, directory_entry, directory_id, find
 from engine.errors import EngineError
-from engine.hostfs import describe, kind_of, read_xattrs
+from engine.hostfs import describe, kind_of, mtime_of, read_xattrs
 from engine.links import groups_in, linked, number_groups
 from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import ChunkSink, NodeBuffer, Objects
@@ -47,18 +47,19 @@ class Freeze:
         self._known: dict[tuple[int, int, int, int], Content] = {}
         self._files: dict[bytes, Entry] = {}
         self.warnings: list[str] = []
+        self.left_out: list[bytes] = []
 
     def prepare(self) -> None:
         """Stores the contents of what has changed so far. Blocks on the disk."""
         for path, status in self._walk(b"", 0):
             if stat.S_ISREG(status.st_mode):
-                with contextlib.suppress(FileNotFoundError, SourceChangedError):
+                with contextlib.suppress(OSError, SourceChangedError):  # `build` reads it again
                     self._read(path)
 
     def build(self) -> Entry:
         """Returns the root of the session's tree; it is stored by `save`."""
         self._files = {}
-        self.warnings = []
+        self.warnings, self.left_out = [], []
         changed, self._changed = self._changed, None
         for sign in [sign for sign in self._known if changed and sign[0] in changed]:
             del self._known[sign]
@@ -68,6 +69,7 @@ class Freeze:
             if entry is None:
                 kind = describe(status.st_mode)
                 self.warnings.append(f"left out {os.fsdecode(path)!r}: it is a {kind}")
+                self.left_out.append(path)
             elif status.st_nlink > 1:
                 groups.setdefault(status.st_ino, []).append((path, entry))
             else:
@@ -94,7 +96,7 @@ class Freeze:
             raise TooDeepError(path)
         try:
             items = list(self._upper.scan(path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return
         for name, status in items:
             child = path + b"/" + name if path else name
@@ -133,10 +135,10 @@ class Freeze:
             status, content, xattrs = self._read(path)
             mode = self._upper.mode(absolute, status)
             size = status.st_size
-            return Entry(name, kind, mode, status.st_mtime_ns, size, content, xattrs)
+            return Entry(name, kind, mode, mtime_of(status), size, content, xattrs)
         target = os.readlink(absolute) if kind == Kind.SYMLINK else b""
         mode = stat.S_IMODE(status.st_mode)
-        return Entry(name, kind, mode, status.st_mtime_ns, len(target), target)
+        return Entry(name, kind, mode, mtime_of(status), len(target), target)
 
     def _directory(self, path: bytes, name: bytes, base: Entry | None) -> Entry:
         upper = self._upper
@@ -162,7 +164,7 @@ class Freeze:
             [entries[n] for n in sorted(entries)],
             name=name,
             mode=upper.mode(absolute, status),
-            mtime_ns=status.st_mtime_ns,
+            mtime_ns=mtime_of(status),
             xattrs=read_xattrs(absolute),
         )
 

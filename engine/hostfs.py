@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 
-from engine.nodes import Kind
+from engine.nodes import EARLIEST_NS, LATEST_NS, Kind
 
 OVERLAY_PREFIX = b"user.overlay."
 """Attributes in this namespace belong to the format of a session's upper."""
@@ -51,6 +51,11 @@ def read_xattrs(where: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
             with contextlib.suppress(FileNotFoundError):
                 pairs.append((name, os.getxattr(where, name, follow_symlinks=follow)))
     return tuple(sorted(pairs))
+
+
+def mtime_of(status: os.stat_result) -> int:
+    """Returns the modification time in ns; of times beyond what a tree can say, the nearest."""
+    return min(max(status.st_mtime_ns, EARLIEST_NS), LATEST_NS)
 
 
 def write_xattrs(where: int | bytes, pairs: tuple[tuple[bytes, bytes], ...]) -> None:

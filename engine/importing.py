@@ -20,6 +20,7 @@ import stat
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 from typing import TypeVar
 
 import msgspec
@@ -27,7 +28,7 @@ import msgspec
 from engine.content import SourceChangedError, ingest
 from engine.directory import Directory, directory_entry, directory_id
 from engine.errors import EngineError
-from engine.hostfs import describe, kind_of, read_xattrs
+from engine.hostfs import describe, kind_of, mtime_of, read_xattrs
 from engine.ids import NodeId, digest
 from engine.links import number_groups
 from engine.nodes import DEEPEST, Entry, Kind, Totals
@@ -44,6 +45,8 @@ Progress = Callable[[int, int | None], None]
 
 FRESH_NS = 100_000_000
 """A ctime younger than this at the scan's start may hide a later change in the same tick."""
+FRESH = -1
+"""Stands for such a ctime in a row, which then is like no other, nor like itself later."""
 
 _TRIES = 4
 _BATCH_FILES, _BATCH_BYTES = 256, 4 << 20
@@ -165,6 +168,7 @@ class _Import:
         encoded = _encode_rows(rows)
         folder.xattrs = read_xattrs(fd)
         same = self._load_cached(folder, encoded, reader)
+        same = same and all(row[5] != FRESH for row in rows)
         clean = same
         for row in rows:
             if row[6] > 1 and not stat.S_ISDIR(row[1]):
@@ -219,10 +223,9 @@ class _Import:
                     self._warn(_join(folder.path, name), f"is a {describe(mode)}")
                     continue
                 if ctime > self.fresh:
-                    ctime = -1
+                    ctime = FRESH
                 rows.append(
-                    (name, mode, status.st_ino, status.st_size, status.st_mtime_ns, ctime,
-                     status.st_nlink)
+                    (name, mode, status.st_ino, status.st_size, mtime_of(status), ctime, status.st_nlink)
                 )  # fmt: skip
         return rows, below
 
@@ -256,7 +259,8 @@ class _Import:
         for at, row in enumerate(folder.rows):
             name, mode = row[0], row[1]
             entry = known.get(name)
-            if entry is not None and (same or folder.old_rows.get(name) == row):
+            old = folder.old_rows.get(name)
+            if entry is not None and (same or (old == row and row[5] != FRESH)):
                 folder.entries[name] = entry
                 self.done += 1
             elif mode & 0o170000 == 0o100000:
@@ -294,19 +298,44 @@ class _Import:
 
     def _read_batch(self, batch: list[tuple[_Folder, int]]) -> tuple[int, int]:
         """Reads files and returns how many there were, and their bytes."""
-        sizes = [self._read_file(folder, at) for folder, at in batch]
+        sizes: list[int | None] = []
+        for folder, items in groupby(batch, key=lambda item: item[0]):
+            fd = self._open_again(folder)
+            try:
+                sizes.extend(self._read_file(fd, folder, at) for _, at in items)
+            finally:
+                os.close(fd)
         read = [size for size in sizes if size is not None]
         return len(read), sum(read)
 
-    def _read_file(self, folder: _Folder, at: int) -> int | None:
+    def _open_again(self, folder: _Folder) -> int:
+        """Opens a folder name by name, so that no link is followed that took a name's place."""
+        names = []
+        at: _Folder | None = folder
+        while at is not None and at.parent is not None:
+            names.append(at.name)
+            at = at.parent
+        fd = os.dup(self.root_fd)
+        for name in reversed(names):
+            try:
+                below = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+            except OSError as error:
+                raise SourceChangedError(folder.path) from error
+            finally:
+                os.close(fd)
+            fd = below
+        return fd
+
+    def _read_file(self, directory: int, folder: _Folder, at: int) -> int | None:
         """Stores a file and returns its size; None if it has gone."""
         row = folder.rows[at]
         path = _join(folder.path, row[0])
         for attempt in range(_TRIES):
             try:
-                fd = os.open(path, _OPEN, dir_fd=self.root_fd)
+                fd = os.open(row[0], _OPEN, dir_fd=directory)
             except FileNotFoundError:
                 self._warn(path, "vanished while it was read")
+                folder.rows[at] = (*row[:5], FRESH, row[6])
                 return None
             except OSError as error:
                 raise ImportSourceError(self._name(path), error.strerror or "") from error
@@ -325,12 +354,12 @@ class _Import:
             if attempt == _TRIES - 1:
                 raise SourceChangedError(path)
         entry = Entry(
-            row[0], Kind.FILE, stat.S_IMODE(after.st_mode), after.st_mtime_ns, size, content, xattrs
+            row[0], Kind.FILE, stat.S_IMODE(after.st_mode), mtime_of(after), size, content, xattrs
         )  # fmt: skip
         fresh = after.st_ctime_ns != row[5] or after.st_ctime_ns > self.fresh
         folder.rows[at] = (
-            row[0], after.st_mode, after.st_ino, size, after.st_mtime_ns,
-            -1 if fresh else after.st_ctime_ns, after.st_nlink,
+            row[0], after.st_mode, after.st_ino, size, mtime_of(after),
+            FRESH if fresh else after.st_ctime_ns, after.st_nlink,
         )  # fmt: skip
         folder.entries[row[0]] = entry
         return size
@@ -340,7 +369,7 @@ class _Import:
     def build(self, folder: _Folder) -> Entry:
         """Stores a folder's nodes from the leaves up and returns its entry."""
         result = folder.result
-        mode, mtime = stat.S_IMODE(folder.status.st_mode), folder.status.st_mtime_ns
+        mode, mtime = stat.S_IMODE(folder.status.st_mode), mtime_of(folder.status)
         if result is None:
             for child in folder.folders:
                 folder.entries[child.name] = self.build(child)
@@ -363,11 +392,13 @@ class _Import:
 
     def join_links(self) -> None:
         """Finds the names of the tree that are one file, and marks them."""
-        groups: dict[int, list[tuple[tuple[_Folder, bytes], Entry]]] = {}
+        groups: dict[tuple[int, Entry], list[tuple[tuple[_Folder, bytes], Entry]]] = {}
         for folder, row in self.linked:
             entry = folder.entries.get(row[0])
             if entry is not None:
-                groups.setdefault(row[2], []).append(((folder, row[0]), entry))
+                # What was read from names of one file can differ when others change it meanwhile.
+                alike = msgspec.structs.replace(entry, name=b"", link=None)
+                groups.setdefault((row[2], alike), []).append(((folder, row[0]), entry))
         ordered = sorted(
             (
                 sorted(members, key=lambda m: _join(m[0][0].path, m[0][1]))

@@ -11,6 +11,7 @@ however that dies. The file's text says who holds it (JSON), for messages only.
 Order: mount, then session (several: by uid), then objects; never the other way round.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -42,10 +43,11 @@ class Lease:
         self._fd = fd
 
     def describe(self, **facts: Any) -> None:
-        """Writes who holds it, for others' messages."""
+        """Writes who holds it, for others' messages; a full disk only makes these poorer."""
         text = json.dumps({"pid": os.getpid(), **facts}).encode()
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, text, 0)
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, text, 0)
 
     def release(self) -> None:
         """Gives it up; again is harmless."""
@@ -83,8 +85,14 @@ def acquire(
             os.close(fd)
             raise LeaseHeldError(_PLAIN.get(name, name), holder_of(store_path, name)) from None
         lease = Lease(store_path, name, fd)
-        if not shared:
-            lease.describe(what=what)
+        try:
+            if not shared:
+                lease.describe(what=what)
+            elif os.fstat(fd).st_size:
+                os.ftruncate(fd, 0)  # what a former holder, alone then, said of itself
+        except BaseException:
+            lease.release()
+            raise
         return lease
 
 

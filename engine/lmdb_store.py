@@ -45,6 +45,9 @@ LIBRARY = 0
 FIRST_MAP_BYTES = 64 << 30
 """Address space reserved at first; costs no memory and no disk."""
 
+LOCK_BYTES = 64 << 10
+"""The size of LMDB's lock file: 1022 readers."""
+
 _PARTS = {"db", "sessions", "locks", "log"}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DAMAGED = (
@@ -115,12 +118,13 @@ class LmdbStore(Store):
             if create:
                 _prepare(path)
             size = 0 if create and not os.path.exists(data) else os.stat(data).st_size
+            _reserve_lock(os.path.join(directory, "lock.mdb"))
             with _translated(path):
                 self._env = lmdb.Environment(
                     directory,
                     map_size=max(map_bytes, 2 * size),
                     max_dbs=len(Db),
-                    max_readers=1022,
+                    max_readers=LOCK_BYTES // 64 - 2,
                     mode=0o600,
                     create=create,
                     readahead=False,
@@ -177,8 +181,14 @@ class LmdbStore(Store):
                 try:
                     txn = self._env.begin(buffers=True)
                 except lmdb.MapResizedError:
-                    txn = self._adopt_map_and_begin()
+                    # The map cannot grow under this thread's own outer view, which serves here.
+                    txn = self._thread.outer if depth else self._adopt_map_and_begin()
+                if depth and txn is self._thread.outer:
+                    yield _LmdbTransaction(txn, self._dbs)
+                    return
                 with txn:
+                    if not depth:
+                        self._thread.outer = txn
                     yield _LmdbTransaction(txn, self._dbs)
         finally:
             self._thread.reads = depth
@@ -270,6 +280,24 @@ def _prepare(path: str) -> None:
         os.makedirs(os.path.join(path, name), mode=0o700, exist_ok=True)
 
 
+def _reserve_lock(path: str) -> None:
+    """Makes LMDB's lock file, which it would make sparse and map: SIGBUS on a full disk.
+
+    One that is there is not touched: closing it would end locks that this process has on it.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return
+    try:
+        os.posix_fallocate(fd, 0, LOCK_BYTES)
+    except OSError:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def _translated(path: str) -> Iterator[None]:
     """Turns LMDB's errors into the store's, leaving those about the map's size."""
@@ -281,8 +309,21 @@ def _translated(path: str) -> Iterator[None]:
         raise StoreDamagedError(path, str(error)) from error
     except lmdb.Error as error:
         code = getattr(error, "code", 0)
-        if code in _FULL:
+        if code in _FULL or (code == errno.EIO and _is_full(path)):
             raise StoreFullError(path) from error
         if code in {errno.EACCES, errno.EPERM, errno.EROFS}:
             raise StorePermissionError(path, str(error)) from error
         raise StoreDamagedError(path, str(error)) from error
+
+
+def _is_full(path: str) -> bool:
+    """Tells whether the disk has no room, of which LMDB says EIO when it could write a part."""
+    try:
+        fd = os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, 1 << 20)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error.errno in _FULL
+    return False

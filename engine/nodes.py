@@ -48,6 +48,8 @@ TALLEST = 6
 """The highest level of a ref: 1024**6 chunks."""
 
 _INT64 = 1 << 63
+EARLIEST_NS, LATEST_NS = -_INT64, _INT64 - 1
+"""The times that an entry can have."""
 _DIRECTORY, _INDEX, _LIST = 1, 2, 3
 
 
@@ -216,7 +218,7 @@ def check_entry(entry: Entry) -> None:
     content = entry.content
     if not 0 <= entry.mode <= 0o7777 or entry.size < 0:
         raise ValueError(f"impossible mode or size of {entry.name!r}")
-    if not -_INT64 <= entry.mtime_ns < _INT64 or entry.size >= _INT64:
+    if not EARLIEST_NS <= entry.mtime_ns <= LATEST_NS or entry.size >= _INT64:
         raise ValueError(f"a number of {entry.name!r} exceeds 64 bits")
     if entry.kind == Kind.FILE:
         if isinstance(content, tuple):
@@ -236,6 +238,9 @@ def check_entry(entry: Entry) -> None:
         raise ValueError(f"unknown kind of {entry.name!r}")
     if (entry.totals is not None) != (entry.kind == Kind.DIRECTORY):
         raise ValueError(f"totals of {entry.name!r}")
+    totals = entry.totals
+    if totals is not None and not 0 <= totals.links <= totals.entries < _INT64:
+        raise ValueError(f"impossible totals of {entry.name!r}")
     link = entry.link
     if link is not None and (
         entry.kind == Kind.DIRECTORY or len(link.group) != 8 or link.count < 2

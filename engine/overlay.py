@@ -105,16 +105,21 @@ class Overlay:
         for file in [*self._open, *self.orphans]:
             self.close_file(file)
 
-    def rebase(self, base: Entry, upper: Upper) -> None:
+    def rebase(self, base: Entry, upper: Upper, left_out: list[bytes]) -> None:
         """Takes over what a commit made: everything now is in `base`, `upper` is empty.
 
         Numbers, names and open files stay as they are. Files that lost their last name keep
-        their descriptors.
+        their descriptors. What `base` lacks, at the paths `left_out`, moves to the new upper.
         """
-        self.base, self.upper = base, upper
+        kept = [self.root.find(path) for path in left_out]
+        old, self.base, self.upper = self.upper, base, upper
         self.by_host.clear()
         self.root.become_pristine(base)
         self.root.copied = True
+        for path, (parent, name, file) in zip(left_out, kept, strict=True):
+            parent.copy_up()
+            install_quietly(upper, parent, old.at(path), name)
+            parent.children[name] = file
 
     def statistics(self) -> OverlayStatistics:
         """Returns what is held in memory."""
@@ -232,18 +237,22 @@ class SessionInode(Inode):
         self.let_go()
 
     def let_go(self) -> None:
-        """Drops it from its directory if looking it up anew would give the same."""
+        """Drops it from its directory if it is idle, and those above that are idle then."""
+        at: SessionInode = self
+        while at.parent is not None and at.idle():
+            del at.parent.children[at.name]
+            at = at.parent
+
+    def idle(self) -> bool:
+        """Tells whether nobody uses it and looking it up anew would give the same."""
         parent = self.parent
-        if (
+        return (
             parent is not None
             and not self.lookups
             and not self.copied
             and parent.children.get(self.name) is self
             and self.ino == parent.default_number(self.name)
-        ):
-            del parent.children[self.name]
-            if not parent.children:
-                parent.let_go()
+        )
 
 
 def _check_xattr(name: bytes) -> None:

@@ -132,6 +132,16 @@ class SessionDirectory(SessionInode):
         entry = self.base_entry(name)
         return None if entry is None else self._pristine(entry)
 
+    def find(self, path: bytes) -> "tuple[SessionDirectory, bytes, SessionFile]":
+        """Returns the place of a file below: its directory, its name in it, and the file."""
+        name, _, rest = path.partition(b"/")
+        child = self.lookup(name)
+        if rest and isinstance(child, SessionDirectory):
+            return child.find(rest)
+        if rest or not isinstance(child, SessionFile):
+            raise fail(errno.ENOENT)
+        return self, name, child
+
     def _pristine(self, entry: Entry) -> "SessionFile | SessionDirectory":
         overlay, name = self.overlay, entry.name
         child: SessionFile | SessionDirectory
@@ -475,10 +485,9 @@ class SessionDirectory(SessionInode):
             finally:
                 os.close(fd)
 
-    def let_go(self) -> None:
-        # What stays here is reached through here: names of linked files, numbers of moved ones.
-        if not self.children:
-            super().let_go()
+    def idle(self) -> bool:
+        # What is kept here is found through here: names of linked files, numbers of moved ones.
+        return not self.children and super().idle()
 
     def become_pristine(self, entry: Entry) -> None:
         """Takes the base's directory in place of what base and upper had together."""

@@ -253,7 +253,6 @@ class Repository:
                 identifier, changed = above[0], False
             else:
                 facts = {"source": os.fsdecode(os.fsencode(source)), **(metadata or {})}
-                facts = {key: _plain_text(value) for key, value in facts.items()}
                 identifier, record = encode_snapshot(make_snapshot(root, above, message, facts))
                 writer.put(Db.SNAPSHOTS, identifier, record)
                 changed = True
@@ -328,10 +327,3 @@ class Repository:
     def verify(self, progress: Progress | None = None) -> VerifyReport:
         """Checks every object."""
         return verify(self.store, self.objects, progress)
-
-
-def _plain_text(value: Any) -> Any:
-    """Returns metadata text that CBOR can carry: a path need not be valid UTF-8."""
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    return value

@@ -22,11 +22,13 @@ import msgspec
 from engine.errors import CorruptObjectError, InUseError, NameTakenError, NotFoundError
 from engine.freezing import Freeze
 from engine.ids import SnapshotId, check_name
+from engine.inodes import Owner
 from engine.layers import NAMES, fold
 from engine.leases import Lease, LeaseHeldError, acquire
 from engine.nodes import Entry
 from engine.objects import NodeBuffer, Objects
 from engine.overlay import Overlay
+from engine.overlay_directory import open_overlay
 from engine.snapshots import encode_snapshot, make_snapshot
 from engine.store import LONGEST_KEY, Db, Reader, Store, Writer
 from engine.upper import Upper
@@ -125,12 +127,15 @@ class Sessions:
     def hold(self, name: str, what: str, wait: float = 0.0) -> "HeldSession":
         """Takes a session for oneself. Raises NotFoundError, LeaseHeldError."""
         while True:
-            session = self.get(name)
-            lease = self._acquire(session, what, wait)
+            asked = self.get(name)
+            lease = self._acquire(asked, what, wait)
             try:
                 session = self.get(name)  # it may have changed while we waited
+                if session.uid != asked.uid:
+                    lease.release()
+                    continue
                 self._tidy(session)
-            except NotFoundError:
+            except BaseException:
                 lease.release()
                 raise
             return HeldSession(self, self._store, self._objects, session, lease)
@@ -244,6 +249,9 @@ class HeldSession:
             overlay.changed = None
         old = self.session
         root = msgspec.structs.replace(freeze.build(), name=b"")
+        if overlay is None and freeze.left_out:
+            owner = Owner(os.getuid(), os.getgid())
+            overlay = open_overlay(self._objects, self.upper(), old.root, b"", owner)
         unchanged = root == self._objects.snapshot(SnapshotId(old.parent)).root
         if unchanged:
             identifier, record = SnapshotId(old.parent), b""
@@ -273,7 +281,7 @@ class HeldSession:
         self._store.write(change)
         self.session = session
         if overlay is not None:
-            overlay.rebase(session.root, self.upper())
+            overlay.rebase(session.root, self.upper(), freeze.left_out)
         return CommitReport(
             identifier, not unchanged, freeze.stored_bytes, tuple(freeze.warnings)
         )  # fmt: skip

@@ -45,9 +45,20 @@ def make_snapshot(
         msgspec.structs.replace(root, name=b""),
         parents,
         time.time_ns(),
-        message,
-        metadata or {},
+        _plain(message),
+        _plain(metadata or {}),
     )
+
+
+def _plain(value: Any) -> Any:
+    """Returns text that CBOR can carry: what comes from paths need not be valid UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_plain(key): _plain(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(below) for below in value]
+    return value
 
 
 def encode_snapshot(snapshot: Snapshot) -> tuple[SnapshotId, bytes]:

@@ -268,9 +268,17 @@ class _Sessions(_OfStore):
             try:
                 inode = self.lookup(name)
             except OSError:  # somebody else holds it: it is there, but not to be entered
-                inode = VirtualDirectory(number(b"busy", name), self.owner, self.time_ns)
+                inode = _Busy(number(b"busy", name), self.owner, self.time_ns)
             if inode is not None:
                 yield at, name, inode
+
+
+class _Busy(VirtualDirectory):
+    """Stands for a session that another process holds, until it does no more."""
+
+    __slots__ = ()
+
+    keep_entry = 0.0
 
 
 class _Layers(_OfStore):

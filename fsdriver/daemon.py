@@ -34,6 +34,7 @@ from fsdriver.operations import Operations
 WATCH_SECONDS = 1.0
 SWITCH_SECONDS = 0.0005
 """How long the channel's thread, which answers OPEN, may have to wait for the interpreter."""
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FAILED = 10
 """Exit status when it could not serve, as `mountctl` has it."""
 
@@ -111,6 +112,11 @@ def _mounted(
         listener = stack.enter_context(listen(store))
         stack.callback(_remove, where)
         operations = Operations(vfs)
+        # From here on a signal waits for its receiver, and one after that is ignored: either
+        # would leave a dead mount.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        for number in ENDING:
+            signal.signal(number, signal.SIG_IGN)
         channel = Channel(
             operations, operations.abilities, mountpoint, source=store,
             allow_other=options.allow_other, plain=options.plain,
@@ -139,11 +145,11 @@ async def _serve(
 
 
 async def _end_on_signal(channel: Channel) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*ENDING) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         async for number in signals:
             log.info("ending", signal=signal.Signals(number).name)
             channel.stop()
-            return
 
 
 if __name__ == "__main__":

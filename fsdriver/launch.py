@@ -18,6 +18,7 @@ from engine.leases import is_held
 from engine.store import StoreError
 
 START_SECONDS = 30.0
+END_SECONDS = 5.0
 
 
 class LaunchError(EngineError):
@@ -82,7 +83,11 @@ def launch(
         daemon.returncode = 0  # it outlives us: nobody waits for it
         return int(answer["pid"])
     daemon.send_signal(signal.SIGTERM)
-    daemon.wait()
+    try:
+        daemon.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
     raise LaunchError(
         str(answer.get("kind", "")), str(answer.get("message", "the daemon ended at once")), log
     )

@@ -1,4 +1,4 @@
-"""What a benchmark stands on: child processes, a run's own directory, packages, the big tree.
+"""What a benchmark stands on: child processes, a directory of the run's own, packages, the tree.
 
 Used by the other bench modules only.
 """
@@ -22,6 +22,7 @@ from fsdriver.launch import wait_until_ended
 from fsdriver.mountpoint import UnmountError, mounts, unmount
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
 ENVIRONMENT = {
     **{key: os.environ[key] for key in ("PATH", "HOME", "XDG_CACHE_HOME") if key in os.environ},
     "LC_ALL": "C",
@@ -36,6 +37,19 @@ ENVIRONMENT = {
     **{f"GIT_{who}_NAME": "bench" for who in ("AUTHOR", "COMMITTER")},
     **{f"GIT_{who}_EMAIL": "bench@localhost" for who in ("AUTHOR", "COMMITTER")},
 }
+
+FETCH_TREE = r"""
+search() { apt-cache search --names-only '^linux-source-[0-9.]+$' | cut -d' ' -f1 | sort; }
+[ -n "$(search)" ] || [ "$(id -u)" != 0 ] || apt-get -qq update
+name=$(search | head -n 1) # the oldest
+[ -n "$name" ] || { echo 'apt knows no linux-source package: apt-get update' >&2; exit 1; }
+apt-get -qq -o APT::Sandbox::User=root download "$name"
+dpkg-deb --fsys-tarfile ./*.deb | tar -x --wildcards '*/linux-source-*.tar.*'
+mkdir "$name"
+find usr -name 'linux-source-*.tar.*' \
+    -exec tar -C "$name" --strip-components=1 --no-same-owner -xf {} ';'
+mv "$name" ..
+"""
 
 
 class CannotError(Exception):
@@ -56,7 +70,7 @@ def note(text: str) -> None:
 
 
 def run(*command: str, cwd: str | None = None, patient: bool = False, strict: bool = False) -> Ran:
-    """Runs a command to its end; raises CannotError if it fails, or if `strict` and it complains.
+    """Runs a command to its end; raises CannotError if it fails or, if `strict`, complains.
 
     When we are interrupted it is killed with its children, unless `patient`: what starts a
     daemon must get to where the daemon can be found.
@@ -80,13 +94,12 @@ def run(*command: str, cwd: str | None = None, patient: bool = False, strict: bo
         err.seek(0)
         complaint = err.read().decode(errors="replace").strip()
         if child.returncode or (strict and complaint):
-            text = " ".join(command)
-            raise CannotError(f"{text}: exit code {child.returncode}\n{complaint[-2000:]}")
+            raise CannotError(f"{' '.join(command)} ended with {child.returncode}: {complaint}")
         return Ran(seconds, usage.ru_maxrss / 1024, out.read().decode(errors="replace"))
 
 
 def shell(script: str, *arguments: str, cwd: str | None = None, strict: bool = False) -> Ran:
-    """Runs a line of shell with positional arguments, as `run`."""
+    """Runs a shell script with positional arguments, as `run` does."""
     return run("sh", "-ec", script, "sh", *arguments, cwd=cwd, strict=strict)
 
 
@@ -94,6 +107,12 @@ def mountctl(store: str, *arguments: str, patient: bool = False) -> Ran:
     """Runs the command line as a person does, its start included."""
     program = os.path.join(os.path.dirname(sys.executable), "mountctl")
     return run(program, "--store", store, *arguments, patient=patient)
+
+
+def ignore_signals() -> None:
+    """Lets nothing interrupt what follows: it is the way out."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
@@ -115,14 +134,7 @@ def workplace(cache: str) -> Iterator[str]:
             yield place
         finally:
             ignore_signals()
-            os.chdir("/")
             clear(place)
-
-
-def ignore_signals(*_: object) -> None:
-    """Lets nothing interrupt what follows: it is the way out."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def clear(place: str) -> None:
@@ -136,60 +148,35 @@ def clear(place: str) -> None:
     for store in glob.glob(os.path.join(place, "store*", "")):
         wait_until_ended(store, 10)
     if os.path.isdir(place):
-        # A build may have made directories that cannot be written.
-        subprocess.run(["chmod", "-R", "u+rwX", place], check=False, stderr=subprocess.DEVNULL)
+        run("chmod", "-R", "u+rwX", place)  # fuse-overlayfs leaves a directory without permissions
         shutil.rmtree(place)
 
 
 def install(packages: list[str]) -> None:
     """Installs Debian packages if this user may. Raises CannotError."""
-    hint = f"as root: apt-get install {' '.join(packages)}"
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    if shutil.which("apt-get") is None or (sudo and shutil.which("sudo") is None):
-        raise CannotError(f"not installed; {hint}")
+    command = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y"]
     note(f"installing with apt: {' '.join(packages)}")
-    quietly = ["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y"]
     try:
-        run(*sudo, *quietly, "update", patient=True)
-        run(*sudo, *quietly, "--no-install-recommends", "install", *packages, patient=True)
-    except CannotError as error:
-        raise CannotError(f"cannot be installed; {hint}\n{error}") from error
+        run(*command, "update", patient=True)
+        run(*command, "--no-install-recommends", "install", *packages, patient=True)
+    except (CannotError, FileNotFoundError) as error:
+        hint = f"not installed; as root: apt-get install {' '.join(packages)}"
+        raise CannotError(hint) from error
 
 
 def kernel_source(cache: str) -> str:
-    """Returns the unpacked source of Linux as Debian packages it, kept for the next run.
-
-    Needs no root where apt knows its packages already.
-    """
-    kept = glob.glob(os.path.join(cache, "linux-source-*", ""))
-    if kept:
-        return os.path.abspath(kept[0])
-    hint = "or name a tree of your own: --tree DIR"
-    if shutil.which("apt-get") is None:
-        raise CannotError(f"there is no apt to fetch a linux-source package with; {hint}")
-    names = _source_packages()
-    if not names and os.geteuid() == 0:
-        run("apt-get", "-qq", "update", patient=True)
-        names = _source_packages()
-    if not names:
-        raise CannotError(f"apt knows no linux-source package; apt-get update as root, {hint}")
-    name = "linux-source-6.1" if "linux-source-6.1" in names else names[0]
-    note(f"fetching {name}")
-    with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch.") as scratch:
-        run("apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", name, cwd=scratch)
-        shell(
-            "dpkg-deb --fsys-tarfile *.deb | tar -x --wildcards '*/linux-source-*.tar.*'; rm *.deb;"
-            "mkdir tree; find . -name 'linux-source-*.tar.*' -exec"
-            " tar -C tree --strip-components=1 --no-same-owner -xf {} ';'",
-            cwd=scratch,
-        )
-        os.rename(os.path.join(scratch, "tree"), os.path.join(cache, name))
-    return os.path.join(os.path.abspath(cache), name)
-
-
-def _source_packages() -> list[str]:
-    found = run("apt-cache", "search", "--names-only", r"^linux-source-[0-9.]+$").output
-    return sorted(line.split()[0] for line in found.splitlines())
+    """Returns the source of Linux as Debian and Ubuntu package it, kept; needs no root."""
+    pattern = os.path.join(os.path.realpath(cache), "linux-source-*", "")
+    if not glob.glob(pattern):
+        note("fetching a linux-source package")
+        with tempfile.TemporaryDirectory(dir=cache, prefix="fetch.") as scratch:
+            try:
+                shell(FETCH_TREE, cwd=scratch)
+            except CannotError as error:
+                reason = str(error).removeprefix(f"sh -ec {FETCH_TREE} sh ")
+                raise CannotError(f"no tree ({reason}); name one: --tree DIR") from None
+    return os.path.dirname(glob.glob(pattern)[0])
 
 
 def size_of(tree: str) -> tuple[int, int, int]:
@@ -200,32 +187,27 @@ def size_of(tree: str) -> tuple[int, int, int]:
             status = os.lstat(os.path.join(folder, name))
             entries += 1
             used += status.st_blocks * 512
-            if name in files:
-                apparent += status.st_size
+            apparent += status.st_size if name in files else 0
     return entries, apparent, used
-
-
-def filesystem_of(path: str) -> str:
-    """Returns the kind of the filesystem that a directory is on."""
-    return run("stat", "--file-system", "--format=%T", path).output.strip().replace("ext2/ext3", "ext4")
-
-
-def _first(path: str, pattern: str) -> str:
-    with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
-        found = re.search(pattern, file.read(), re.MULTILINE)
-        if found:
-            return found[1].strip().strip('"')
-    return "unknown"
 
 
 def machine(place: str) -> dict[str, str]:
     """Returns what a reader must know of the machine to compare figures."""
-    memory = _first("/proc/meminfo", r"^MemTotal:\s*(\d+)")
+
+    def find(path: str, pattern: str) -> str:
+        with contextlib.suppress(OSError), open(path, encoding="utf-8") as file:
+            if found := re.search(pattern, file.read(), re.MULTILINE):
+                return found[1].strip('"')
+        return "unknown"
+
+    processor = find("/proc/cpuinfo", r"^model name\s*:\s*(.*)")
+    disk = run("stat", "--file-system", "--format=%T", place).output.strip()
     return {
-        "processor": f"{_first('/proc/cpuinfo', r'^model name\s*:(.*)')}, {os.cpu_count()} cores",
-        "memory": f"{int(memory) / 2**20:.0f} GiB" if memory.isdigit() else memory,
-        "system": f"{_first('/etc/os-release', r'^PRETTY_NAME=(.*)')}, Linux {platform.release()}",
-        "disk": filesystem_of(place),
+        "when": f"{time.strftime('%Y-%m-%d')}, load average at the start {os.getloadavg()[0]:.1f}",
+        "processor": f"{processor}, {os.cpu_count()} cores",
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB",
+        "system": f"{find('/etc/os-release', r'^PRETTY_NAME=(.*)')}, Linux {platform.release()}",
+        "disk": "ext4" if disk == "ext2/ext3" else disk,
         "Python": platform.python_version(),
         "user": "root" if os.geteuid() == 0 else "an ordinary user",
     }

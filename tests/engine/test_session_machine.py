@@ -324,9 +324,7 @@ class SessionMachine(RuleBasedStateMachine):
     def _rename(self, old: bytes, new: bytes, flags: int) -> None:
         self.same(
             lambda: rename(self.twin.at(old), self.twin.at(new), flags),
-            lambda: self.kernel.rename(
-                *self.kernel.parent(old), *self.kernel.parent(new), flags
-            ),
+            lambda: self.kernel.rename(*self.kernel.parent(old), *self.kernel.parent(new), flags),
         )
 
     # Changing what has a name.
@@ -552,8 +550,10 @@ class SessionMachine(RuleBasedStateMachine):
         self.kernel.change(handle.ino, Changes(mode=mode, mtime_ns=ns))
         attributes = self.kernel.stat(handle.ino)
         assert (stat.S_IMODE(attributes.mode), attributes.mtime_ns) == (mode, ns)
-        self.kernel.inode(handle.ino).sync()
+        if stat.S_ISDIR(status.st_mode):
+            self.kernel.inode(handle.ino).sync()
         if stat.S_ISREG(status.st_mode):
+            self.kernel.inode(handle.ino).sync()
             os.setxattr(handle.fd, b"user.open", b"1")
             self.kernel.inode(handle.ino).set_xattr(b"user.open", b"1")
             assert b"user.open" in self.kernel.inode(handle.ino).xattrs()

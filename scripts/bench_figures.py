@@ -1,0 +1,172 @@
+"""Figures: how sides are measured in turn, what is promised, how it is written down."""
+
+import functools
+import os
+import shutil
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from scripts.bench_setting import CannotError, kernel_source, mountctl, note, shell, size_of
+
+Side = Callable[[], dict[str, float]]
+"""Does its part once; returns seconds (or MB, where its name says so) by the measure's name."""
+
+US = "AmalgamFS"
+
+
+class Target(NamedTuple):
+    """What is promised: ours is below `limit`, or below `limit` times each of `sides`."""
+
+    limit: float
+    sides: tuple[str, ...] = ()
+
+
+_OTHERS = ("squashfuse", "bindfs", "fuse-overlayfs")
+TARGETS = {
+    "import": Target(1 / 3, ("git",)),
+    "import, nothing changed": Target(1.5, ("find -ls",)),
+    "peak memory of the import, MB": Target(400),
+    "store on the disk, MB": Target(1.0, ("git",)),
+    "mount": Target(0.4),
+    "find, warm": Target(1.0, _OTHERS),
+    "grep -rc, warm": Target(1.0, _OTHERS),
+    "tar, warm": Target(1.0, _OTHERS),
+    "configure and make": Target(1.25, ("disk",)),
+    "commit of one file, in the engine": Target(0.02),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A measure on all sides, from one run. The first side is ours."""
+
+    group: str
+    measure: str
+    samples: dict[str, list[float]]
+
+    def ratio(self, side: str) -> float:
+        """Returns ours through theirs, of the medians: less is better."""
+        ours = statistics.median(next(iter(self.samples.values())))
+        return ours / (statistics.median(self.samples[side]) or 1e-9)
+
+    def missed(self) -> list[str] | None:
+        """Returns the sides that the promise is not kept for; None if nothing is promised."""
+        if self.measure not in TARGETS:
+            return None
+        limit, sides = TARGETS[self.measure]
+        if not sides:
+            first, values = next(iter(self.samples.items()))
+            return [first] if statistics.median(values) >= limit else []
+        return [side for side in self.samples if side in sides and self.ratio(side) > limit]
+
+    def cells(self) -> list[str]:
+        """Returns its line in a table."""
+        name, in_mb, _ = self.measure.partition(", MB")
+        unit = "MB" if in_mb else "s"
+        line = [name]
+        for at, (side, values) in enumerate(self.samples.items()):
+            line.append(amount(values, unit) + (f" **{plain(self.ratio(side))}**" if at else ""))
+        missed = self.missed()
+        if missed is None:
+            return [*line, ""]
+        limit, sides = TARGETS[self.measure]
+        promise = f"ratio {plain(limit)}" if sides else amount([limit], unit)
+        kept = "kept" if not missed else f"missed: {', '.join(missed)}"
+        return [*line, f"below {promise}: {kept}"]
+
+    def as_json(self) -> dict[str, Any]:
+        """Returns everything known of it."""
+        ratios = {side: self.ratio(side) for side in list(self.samples)[1:]}
+        return {"group": self.group, "measure": self.measure, "samples": self.samples,
+                "ratios": ratios, "missed": self.missed()}  # fmt: skip
+
+
+def plain(ratio: float) -> str:
+    """Writes a ratio with two or three digits."""
+    return f"{ratio:.0f}" if ratio >= 100 else f"{ratio:.3g}" if ratio >= 1 else f"{ratio:.2g}"
+
+
+def amount(values: list[float], unit: str) -> str:
+    """Writes a median with its range: `1.23 (1.20-1.31) s`."""
+    if unit == "s" and statistics.median(values) < 0.1:
+        values, unit = [value * 1000 for value in values], "ms"
+    middle = statistics.median(values)
+    places = 0 if middle >= 100 else 1 if middle >= 10 else 2
+    text = f"{middle:,.{places}f}"
+    if len(values) > 1:
+        text += f" ({min(values):,.{places}f}-{max(values):,.{places}f})"
+    return f"{text} {unit}"
+
+
+def tables(figures: list[Figure]) -> str:
+    """Writes figures as Markdown that is also readable as it is, a table for each set of sides."""
+    grouped: dict[tuple[str, ...], list[list[str]]] = {}
+    for figure in figures:
+        rows = grouped.setdefault((figure.group, *figure.samples), [])
+        rows.append(figure.cells())
+    parts = []
+    for (group, *sides), rows in grouped.items():
+        rows.insert(0, [group, *sides, "target"])
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]
+        lines.insert(1, f"|{'|'.join('-' * (width + 2) for width in widths)}|")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+@dataclass
+class Bench:
+    """A run: where it works, on what, how often, beside whom; and what it has found."""
+
+    cache: str
+    place: str
+    given_tree: str | None
+    runs: int
+    rivals: list[str]
+    figures: list[Figure] = field(default_factory=list)
+
+    def path(self, name: str) -> str:
+        """Returns a path in the run's directory."""
+        return os.path.join(self.place, name)
+
+    def fresh(self, name: str) -> str:
+        """Makes an empty directory in the run's directory, in the place of what is there."""
+        shutil.rmtree(self.path(name), ignore_errors=True)
+        os.mkdir(self.path(name))
+        return self.path(name)
+
+    @functools.cached_property
+    def tree(self) -> str:
+        """The big tree, read once so that it is in the page cache."""
+        tree = os.path.realpath(self.given_tree or kernel_source(self.cache))
+        _, apparent, used = size_of(tree)
+        if shutil.disk_usage(self.place).free < 6 * max(apparent, used):
+            raise CannotError(f"{self.place} has too little room: 6 times the tree is needed")
+        shell("tar -c . | cat >/dev/null", cwd=tree)
+        return tree
+
+    @functools.cached_property
+    def store(self) -> str:
+        """A store with one snapshot, of the big tree, under the ref `tree`."""
+        return self.imported("store", self.tree)
+
+    def imported(self, name: str, tree: str) -> str:
+        """Makes a store with one snapshot, of a tree, under the ref `tree`."""
+        mountctl(self.path(name), "init")
+        mountctl(self.path(name), "import", tree, "--ref", "tree")
+        return self.path(name)
+
+    def compare(self, group: str, sides: dict[str, Side], runs: int) -> None:
+        """Calls the sides in turn, so that whatever else the machine does meets all of them."""
+        found: dict[str, dict[str, list[float]]] = {}
+        for turn in range(1, runs + 1):
+            for side, once in sides.items():
+                os.sync()  # nobody pays for what another left to be written
+                values = once()
+                for measure, value in values.items():
+                    found.setdefault(measure, {}).setdefault(side, []).append(value)
+                text = "; ".join(f"{measure} {value:.3f}" for measure, value in values.items())
+                note(f"{group} {turn}/{runs}, {side}: {text}")
+        self.figures += [Figure(group, measure, samples) for measure, samples in found.items()]

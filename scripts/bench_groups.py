@@ -1,0 +1,314 @@
+"""The four groups of figures: what is done on each side."""
+
+import contextlib
+import functools
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+
+from engine.inodes import Inode, Owner
+from engine.repository import Repository
+from engine.snapshots import encode_snapshot, make_snapshot
+from engine.store import Db, Writer
+from engine.vfs import Vfs
+from scripts.bench_figures import US, Bench, Side
+from scripts.bench_rivals import RIVALS, image_of, ours, theirs
+from scripts.bench_setting import ROOT, CannotError, mountctl, run, shell, size_of
+
+MANY = 1000
+"""How many snapshots the store holds that is mounted beside the one with a single one."""
+
+OPERATIONS = {
+    "find": "find . >/dev/null",
+    "grep -rc": "grep -rc mutex_lock . | cat >/dev/null",  # to /dev/null itself it stops early
+    "tar": "tar -c . | cat >/dev/null",  # to /dev/null itself it reads no file
+}
+SAME_TREE = (
+    "find . -printf '%y %m %p %l\\n' | sort | md5sum",
+    "find . -type f -print0 | sort -z | xargs -0 md5sum | md5sum",
+)
+
+
+# ---------------------------------------------------------------- store
+
+
+def measure_store(bench: Bench) -> None:
+    """Import, import again, memory and size, beside git and find."""
+    tree, git, store = bench.tree, bench.path("git"), bench.path("store")
+
+    def import_it() -> dict[str, float]:
+        shutil.rmtree(store, ignore_errors=True)
+        mountctl(store, "init")
+        ran = mountctl(store, "import", tree, "--ref", "tree")
+        return {"import": ran.seconds, "peak memory of the import, MB": ran.peak}
+
+    def add_it() -> dict[str, float]:
+        run("git", "init", "-q", "--bare", bench.fresh("git"))
+        add = 'g="git --git-dir=$1 --work-tree=."; $g add -A -f && $g commit -q -m import'
+        ran = shell(add, git, cwd=tree)
+        return {"import": ran.seconds, "peak memory of the import, MB": ran.peak}
+
+    def import_again() -> dict[str, float]:
+        return {"import, nothing changed": mountctl(store, "import", tree, "--ref", "tree").seconds}
+
+    def list_it() -> dict[str, float]:
+        return {"import, nothing changed": shell('find "$1" -ls >/dev/null', tree).seconds}
+
+    def size(path: str, *first: str) -> dict[str, float]:
+        if first:
+            run(*first)
+        _, apparent, used = size_of(path)
+        return {"store on the disk, MB": used / 1e6, "store by its length, MB": apparent / 1e6}
+
+    if "git" in bench.rivals:
+        bench.compare("store", {US: import_it, "git": add_it}, bench.runs)
+        gc = functools.partial(size, git, "git", "--git-dir", git, "gc", "-q")
+        sizes = {US: functools.partial(size, store), "git": functools.partial(size, git)}
+        bench.compare("store", {**sizes, "git after git gc": gc}, 1)
+    else:
+        bench.compare("store", {US: import_it}, bench.runs)
+    bench.store = store
+    import_again()
+    bench.compare("store", {US: import_again, "find -ls": list_it}, bench.runs)
+
+
+# ---------------------------------------------------------------- mount
+
+
+def add_snapshots(store: str, number: int) -> None:
+    """Adds snapshots of the tree under the ref `tree`, told apart by their messages."""
+    with Repository.open(store) as repository:
+        root = repository.snapshot(repository.resolve("tree")).root
+
+        def change(writer: Writer) -> None:
+            for at in range(number):
+                identifier, record = encode_snapshot(make_snapshot(root, (), f"number {at}"))
+                writer.put(Db.SNAPSHOTS, identifier, record)
+
+        repository.store.write(change)
+
+
+def snapshot_in(at: str) -> str:
+    """Returns the directory in which a mount shows the snapshot of the ref `tree`."""
+    snapshots = os.path.join(at, "snapshots")
+    return os.path.join(snapshots, os.readlink(os.path.join(snapshots, "tree")))
+
+
+def pass_over(at: str) -> dict[str, float]:
+    """Does find, grep and tar on a tree that has been read before."""
+    return {
+        f"{operation}, warm": shell(command, cwd=at, strict=True).seconds
+        for operation, command in OPERATIONS.items()
+    }
+
+
+def measure_mount(bench: Bench) -> None:
+    """Mounting, then find, grep and tar as first and as later passes, beside all others."""
+    many = bench.path("store-many")
+    shutil.copytree(bench.store, many)
+    add_snapshots(many, MANY - 1)
+    others = [name for name in bench.rivals if RIVALS[name].mount is not None]
+    image = bench.path("image")
+    if "squashfuse" in others:
+        image_of(bench.tree, image)
+
+    @contextlib.contextmanager
+    def shown(name: str, store: str) -> Iterator[tuple[str, float]]:
+        """Gives where a side shows the tree, and how long it took to mount."""
+        at = bench.path("on-" + name)
+        if name == "disk":
+            yield bench.tree, 0.0
+        elif name in others:
+            with theirs(name, image if name == "squashfuse" else bench.tree, at) as seconds:
+                yield at, seconds
+        else:
+            with ours(store, at) as seconds:
+                yield snapshot_in(at), seconds
+
+    def mount(name: str, store: str) -> dict[str, float]:
+        with shown(name, store) as (at, seconds):
+            listing = run("ls", at).seconds
+            finding = shell(OPERATIONS["find"], cwd=at, strict=True).seconds
+        return {"mount": seconds, "ls of the tree after it": listing,
+                "mount, ls and first find": seconds + listing + finding}  # fmt: skip
+
+    def first_pass(name: str) -> dict[str, float]:
+        found = {}
+        for operation, command in OPERATIONS.items():
+            with shown(name, bench.store) as (at, _):
+                seconds = shell(command, cwd=at, strict=True).seconds
+            found[f"{operation}, first pass after a mount"] = seconds
+        return found
+
+    stores = {f"{US}, {MANY:,} snapshots": many, f"{US}, 1 snapshot": bench.store}
+    sides: dict[str, Side] = {
+        name: functools.partial(mount, name, stores.get(name, "")) for name in (*stores, *others)
+    }
+    bench.compare("mount", sides, bench.runs)
+    shutil.rmtree(many)
+
+    everybody = (US, "disk", *others)
+    sides = {name: functools.partial(first_pass, name) for name in everybody}
+    bench.compare("mount", sides, min(bench.runs, 3))
+
+    with contextlib.ExitStack() as stack:
+        places = {name: stack.enter_context(shown(name, bench.store))[0] for name in everybody}
+        for script in SAME_TREE:
+            said = {shell(script, cwd=at, strict=True).output: name for name, at in places.items()}
+            if len(said) > 1:
+                raise CannotError(f"not the same tree: {', '.join(said.values())}: {script}")
+        for at in places.values():
+            pass_over(at)
+        sides = {name: functools.partial(pass_over, at) for name, at in places.items()}
+        bench.compare("mount", sides, bench.runs)
+
+
+# ---------------------------------------------------------------- build
+
+
+def build(at: str) -> dict[str, float]:
+    """Builds XZ Utils and runs its tests."""
+    configure = run("./configure", "--disable-nls", "--disable-static", cwd=at).seconds
+    make = run("make", f"-j{os.cpu_count()}", cwd=at).seconds
+    check = run("make", "check", cwd=at).seconds
+    return {"configure": configure, "make": make, "configure and make": configure + make,
+            "make check": check}  # fmt: skip
+
+
+def small_things(at: str) -> dict[str, float]:
+    """Creates, reads, and removes 1,000 files of 4 KiB."""
+    paths = [os.path.join(at, f"small-file-{number}") for number in range(1000)]
+    steps: dict[str, Callable[[str], object]] = {
+        "create 1,000 files": lambda path: exchange(path, os.O_WRONLY | os.O_CREAT, b"x" * 4096),
+        "read 1,000 files": lambda path: exchange(path, os.O_RDONLY),
+        "remove 1,000 files": os.unlink,
+    }
+    found = {}
+    for name, step in steps.items():
+        started = time.perf_counter()
+        for path in paths:
+            step(path)
+        found[name] = time.perf_counter() - started
+    return found
+
+
+def exchange(path: str, flags: int, data: bytes = b"") -> None:
+    """Opens a file, writes `data` at its beginning, or reads if there is none, and closes it."""
+    fd = os.open(path, flags)
+    try:
+        os.pwrite(fd, data, 0) if data else os.read(fd, 65536)
+    finally:
+        os.close(fd)
+
+
+def measure_build(bench: Bench) -> None:
+    """A C project built and tested in a session, on the disk and on others, and small things."""
+    source, at = bench.path("source"), bench.path("on-build")
+    run(os.path.join(ROOT, "scripts", "fetch-source"), "xz-utils", source)
+    store = bench.imported("store-build", source)
+    writers = [name for name in bench.rivals if RIVALS[name].writes]
+
+    @contextlib.contextmanager
+    def writable(name: str) -> Iterator[str]:
+        """Gives a fresh tree to write in: a session, a copy, or something mounted on a copy."""
+        if name == US:
+            mountctl(store, "session", "create", "build", "tree")
+            yield os.path.join(at, "sessions", "build")
+            mountctl(store, "session", "rm", "build")
+            return
+        copy = bench.fresh("copy-for-" + name)
+        run("cp", "-a", source + "/.", copy)
+        if name == "disk":
+            yield copy
+        else:
+            written = bench.fresh("written-by-" + name)
+            with theirs(name, copy, bench.path("on-" + name), written):
+                yield bench.path("on-" + name)
+
+    def side(name: str, work: Callable[[str], dict[str, float]]) -> dict[str, float]:
+        with writable(name) as tree:
+            return work(tree)
+
+    everybody = (US, "disk", *writers)
+    with ours(store, at):
+        for work in (build, small_things):
+            sides: dict[str, Side] = {
+                name: functools.partial(side, name, work) for name in everybody
+            }
+            bench.compare("build", sides, bench.runs)
+
+
+# ---------------------------------------------------------------- commit
+
+
+def measure_commit(bench: Bench) -> None:
+    """A commit after one file of the big tree has changed, and writable copies, beside git."""
+    if "git" not in bench.rivals:
+        raise CannotError("git is needed")
+    store, at, copy = bench.store, bench.path("on-commit"), bench.path("copy")
+    deepest = "find . -type f -size +4k -printf '%d %P\\n' | sort -n | tail -n 1 | cut -d' ' -f2-"
+    changed = shell(deepest, cwd=bench.tree).output.rstrip("\n")
+    run("cp", "-a", bench.tree, copy)
+    shell("git init -q && git add -A -f && git commit -q -m first && git status -s", cwd=copy)
+    for name in ("engine", "mounted"):
+        mountctl(store, "session", "create", name, "tree")
+    texts = (b"/* %09d */" % number for number in itertools.count())
+
+    def commit_in_engine(repository: Repository, vfs: Vfs) -> float:
+        inode: Inode | None = vfs.session("engine").overlay.root
+        for name in os.fsencode(changed).split(b"/"):
+            inode = inode.lookup(name) if inode else None
+        if inode:
+            inode.write(0, next(texts))
+        vfs.drop_session("engine")
+        started = time.perf_counter()
+        report = repository.commit("engine", message="one file")
+        seconds = time.perf_counter() - started
+        if not report.changed:
+            raise CannotError("a commit in the engine found nothing to commit")
+        return seconds
+
+    def commit_ours(repository: Repository, vfs: Vfs) -> dict[str, float]:
+        in_engine = commit_in_engine(repository, vfs)
+        exchange(os.path.join(at, "sessions", "mounted", changed), os.O_WRONLY, next(texts))
+        by_command = mountctl(store, "commit", "mounted", "-m", "one file").seconds
+        return {"commit of one file, in the engine": in_engine,
+                "commit of one file, mountctl": by_command}  # fmt: skip
+
+    def commit_git() -> dict[str, float]:
+        exchange(os.path.join(copy, changed), os.O_WRONLY, next(texts))
+        seconds = run("git", "commit", "-q", "-a", "-m", "one file", cwd=copy).seconds
+        return {"commit of one file, in the engine": seconds,
+                "commit of one file, mountctl": seconds}  # fmt: skip
+
+    def copy_ours() -> dict[str, float]:
+        new = mountctl(store, "session", "create", "new", "tree").seconds
+        fork = mountctl(store, "session", "fork", "mounted", "fork").seconds
+        for name in ("new", "fork"):
+            mountctl(store, "session", "rm", name)
+        return {"a writable copy of the tree": new, "a fork of a session": fork}
+
+    def copy_git() -> dict[str, float]:
+        worktree = bench.path("worktree")
+        seconds = run("git", "worktree", "add", "-q", "--detach", worktree, cwd=copy).seconds
+        shutil.rmtree(worktree)
+        run("git", "worktree", "prune", cwd=copy)
+        return {"a writable copy of the tree": seconds, "a fork of a session": seconds}
+
+    with ours(store, at), Repository.open(store) as repository:
+        vfs = Vfs(repository, Owner(os.getuid(), os.getgid()), {})
+        with contextlib.closing(vfs):
+            commit = functools.partial(commit_ours, repository, vfs)
+            commit()  # the first one reads the tree's nodes
+            bench.compare("commit", {US: commit, "git commit -a": commit_git}, 2 * bench.runs)
+        bench.compare("commit", {US: copy_ours, "git worktree add": copy_git}, min(bench.runs, 3))
+
+
+GROUPS: dict[str, Callable[[Bench], None]] = {
+    "store": measure_store,
+    "mount": measure_mount,
+    "build": measure_build,
+    "commit": measure_commit,
+}

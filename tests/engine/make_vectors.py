@@ -1,0 +1,124 @@
+"""Makes the golden vectors: what other programs must get from the same input.
+
+Run it from the project's directory to write vectors.json again, which is right only when the
+format's version changes: `python -m tests.engine.make_vectors`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from engine.chunking import cut
+from engine.codec import pack
+from engine.directory import store_directory
+from engine.ids import digest
+from engine.nodes import (
+    Entry,
+    Kind,
+    Link,
+    Page,
+    Ref,
+    Totals,
+    directory_node,
+    encode,
+    index_node,
+    list_node,
+    node_id,
+)
+from engine.objects import NodeBuffer
+from engine.snapshots import Snapshot, encode_snapshot
+
+VECTORS = Path(__file__).with_name("vectors.json")
+
+
+def words(size: int, seed: int) -> bytes:
+    """Returns `size` bytes of the generator that `vectors.json` describes."""
+    state, made = seed, bytearray()
+    for _ in range(size // 4):
+        state = (state * 1664525 + 1013904223) % 2**32
+        made += (state ^ state >> 16).to_bytes(4, "little")
+    return bytes(made)
+
+
+def numbered(count: int) -> list[Entry]:
+    """Returns the empty files that the vector of a large directory has."""
+    return [Entry(b"%05d" % n, Kind.FILE, 0o644, n, 0, b"") for n in range(count)]
+
+
+def entries() -> tuple[Entry, ...]:
+    """Returns one entry of every kind, with everything that an entry can have."""
+    chunk, link, nothing = digest(b"chunk"), Link(b"8 bytes.", 2), Totals(0, 0)
+    attributes = ((b"user.a", b""), (b"user.b", b"\x00\xff"))
+    pieces = (Ref(chunk, 70_000, 0), Ref(None, 1 << 40, 0), Ref(chunk, 70_000, 0))
+    lists = (Ref(digest(b"list"), 2_500_000, 1),)
+    empty = node_id(encode(directory_node(())))
+    return (
+        Entry(b"\x01", Kind.FILE, 0, -1, 0, b""),
+        Entry(b"directory", Kind.DIRECTORY, 0o1755, 10**18, 0, empty, attributes, None, nothing),
+        Entry(b"fifo", Kind.FIFO, 0o600, 0, 0, b""),
+        Entry(b"inline", Kind.FILE, 0o644, 1_600_000_000_123_456_789, 5, b"hello", attributes),
+        Entry(b"link-1", Kind.FILE, 0o4755, 1, 5, b"hello", (), link),
+        Entry(b"link-2", Kind.FILE, 0o4755, 1, 5, b"hello", (), link),
+        Entry(b"lists", Kind.FILE, 0o644, 0, 2_500_000, lists),
+        Entry(b"pieces", Kind.FILE, 0o7777, -(2**63), (1 << 40) + 140_000, pieces),
+        Entry(b"symlink", Kind.SYMLINK, 0o777, 2**63 - 1, 6, b"../\xff\n "),
+    )  # fmt: skip
+
+
+def _node(node: Any) -> dict[str, str]:
+    encoded = encode(node)
+    return {"encoding": encoded.hex(), "id": node_id(encoded).hex()}
+
+
+def make() -> dict[str, Any]:
+    """Returns all vectors, ready for JSON."""
+    data = words(1 << 20, 1)
+    large = NodeBuffer()
+    large_id = store_directory(large.put, numbered(5_000))
+    chunk, empty = digest(b"chunk"), node_id(encode(directory_node(())))
+    root = Entry(b"", Kind.DIRECTORY, 0o755, 7, 0, empty, (), None, Totals(0, 0))
+    facts = {"b": [1, -1, None, True, 0.5], "aa": {"ü": "text"}}
+    snapshot = Snapshot(1, root, (digest(b"parent"),), 1_700_000_000_000_000_000, "first", facts)
+    identifier, record = encode_snapshot(snapshot)
+    return {
+        "digest": {
+            "of the empty string": digest(b"").hex(),
+            "of 'AmalgamFS'": digest(b"AmalgamFS").hex(),
+        },
+        "chunks": {
+            "generator": "x(0) = seed; x(n) = (1664525 x(n-1) + 1013904223) mod 2^32; the data"
+            " are x(1), x(2), ..., each xor itself shifted right by 16, 4 bytes little-endian",
+            "seed": 1,
+            "bytes": len(data),
+            "digest": digest(data).hex(),
+            "lengths": " ".join(map(str, cut(data, last=True))),
+            "lengths of as many zeros": " ".join(map(str, cut(bytes(len(data)), last=True))),
+            "stored raw, of 'abc'": pack(b"abc").hex(),
+        },
+        "empty directory": _node(directory_node(())),
+        "directory with every kind of entry": {
+            "entries": "an empty file from before 1970; a directory with attributes; a fifo; a file"
+            " of 5 bytes with attributes; a file with two names; a file of one list; a file of"
+            " chunk, hole, chunk; a link",
+            **_node(directory_node(entries())),
+        },
+        "list of two chunks and a hole": _node(
+            list_node((Ref(chunk, 262_144, 0), Ref(None, 1 << 32, 0), Ref(chunk, 1, 0)))
+        ),
+        "index of level 1": _node(index_node(1, (Page(b"m", chunk, 300), Page(b"z", empty, 2)))),
+        "directory of 5000 entries": {
+            "entries": "empty files 00000 to 04999, mode 0644; their times are their numbers",
+            "id": large_id.hex(),
+            "nodes": len(large.nodes),
+        },
+        "snapshot": {
+            "root": "the empty directory, mode 0755, time 7",
+            "metadata": facts,
+            "encoding": record.hex(),
+            "id": identifier.hex(),
+        },
+    }
+
+
+if __name__ == "__main__":
+    VECTORS.write_text(json.dumps(make(), indent=1, ensure_ascii=False) + "\n")
