@@ -109,7 +109,9 @@ ROWS = {
         BUSY, "leave the directory in every shell and end what has files open there, then try again"
     ),
     "LaunchError": Row(DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"),
-    "MountRefusedError": Row(DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"),
+    "MountRefusedError": Row(
+        DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"
+    ),
     "DaemonError": Row(DAEMON, "the daemon's log says more: `mountctl status` names it"),
     "DaemonLostError": Row(
         DAEMON, "end process {pid}, then `mountctl umount`; sessions keep what was written"
