@@ -9,7 +9,7 @@ after it. Who stores objects in steps, before something refers to them, holds th
 
 import msgspec
 
-from engine.content import chunk_ids, list_ids
+from engine.content import chunk_ids
 from engine.directory import Directory, directory_id
 from engine.errors import CorruptObjectError
 from engine.ids import SnapshotId
@@ -61,8 +61,7 @@ class _Marks:
             if below.kind == Kind.DIRECTORY:
                 self.mark(below, depth + 1)
             elif below.kind == Kind.FILE:
-                self.nodes.update(list_ids(self.objects, below))
-                self.chunks.update(chunk_ids(self.objects, below))
+                self.chunks.update(chunk_ids(self.objects, below, self.nodes))
         self.nodes.update(directory.page_ids())  # last: a marked node has all below it marked
 
 

@@ -230,24 +230,25 @@ def _write_all(fd: int, data: bytes | memoryview) -> None:
         view = view[os.write(fd, view) :]
 
 
-def chunk_ids(objects: Objects, entry: Entry) -> Iterator[ChunkId]:
-    """Yields the ids of the chunks that a file is made of, once per use."""
-    for ref in pieces(objects, entry):
-        if ref.id is not None:
-            yield ChunkId(ref.id)
+def chunk_ids(objects: Objects, entry: Entry, lists: set[bytes]) -> Iterator[ChunkId]:
+    """Yields the ids of the chunks that a file is made of, and adds its list nodes to `lists`.
 
-
-def list_ids(objects: Objects, entry: Entry) -> Iterator[NodeId]:
-    """Yields the ids of the list nodes that a file is made of."""
+    What is behind a list that is in there already is not opened again, so that lists forged
+    to name each other a million times are walked once.
+    """
     if isinstance(entry.content, tuple):
-        yield from _list_ids(objects, entry.content)
+        yield from _chunk_ids(objects, entry.content, lists)
 
 
-def _list_ids(objects: Objects, refs: tuple[Ref, ...]) -> Iterator[NodeId]:
+def _chunk_ids(objects: Objects, refs: tuple[Ref, ...], lists: set[bytes]) -> Iterator[ChunkId]:
     for ref in refs:
-        if ref.level:
-            yield NodeId(ref.id or b"")
-            yield from _list_ids(objects, _list(objects, ref))
+        if ref.id is None:
+            continue
+        if not ref.level:
+            yield ChunkId(ref.id)
+        elif ref.id not in lists:
+            lists.add(ref.id)
+            yield from _chunk_ids(objects, _list(objects, ref), lists)
 
 
 assert LARGEST_CHUNK <= WINDOW_BYTES

@@ -52,6 +52,7 @@ class Lease:
     def release(self) -> None:
         """Gives it up; again is harmless."""
         if self._fd >= 0:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # a child just forked may have it open too
             os.close(self._fd)
             self._fd = -1
 

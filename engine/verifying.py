@@ -133,7 +133,7 @@ class _Walker:
 
     def _file(self, path: bytes, entry: Entry) -> Iterator[tuple[bytes, str]]:
         try:
-            for identifier in chunk_ids(self.objects, entry):
+            for identifier in chunk_ids(self.objects, entry, set()):
                 if identifier not in self.good:
                     missing = str(MissingObjectError("chunk", identifier))
                     yield path, self.bad.get(identifier, missing)

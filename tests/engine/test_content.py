@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import content
-from engine.content import chunk_ids, ingest, list_ids, pieces, read, write_out
+from engine.content import chunk_ids, ingest, pieces, read, write_out
 from engine.errors import CorruptObjectError, MissingObjectError
 from engine.ids import digest
 from engine.lmdb_store import LmdbStore
 from engine.memory_store import MemoryStore
-from engine.nodes import Entry, Kind, Ref, check_entry, directory_node, list_node
+from engine.nodes import Entry, Kind, Ref, check_entry, directory_node, encode, list_node
 from engine.objects import ChunkSink, NodeBuffer, Objects
 from engine.store import Db, Store
 from tests.engine.trees import noise
@@ -90,8 +90,9 @@ def test_a_file_of_many_chunks_has_a_list(box: Box):
     assert isinstance(entry.content, tuple)
     assert [ref.level for ref in entry.content] == [1]
     assert len(list(pieces(box.objects, entry))) > 32
-    assert list(list_ids(box.objects, entry)) == [entry.content[0].id]
-    identifiers = list(chunk_ids(box.objects, entry))
+    lists: set[bytes] = set()
+    identifiers = list(chunk_ids(box.objects, entry, lists))
+    assert lists == {entry.content[0].id}
     assert identifiers == [ref.id for ref in pieces(box.objects, entry)]
     assert read(box.objects, entry, 0, len(data)) == data
     assert box.out(entry).read_bytes() == data
@@ -112,7 +113,9 @@ def test_lists_of_lists(box: Box):
     assert read(box.objects, entry, 0, len(data)) == data
     for start in [0, 1_023, 1_024, 1_025, 32_768, 39_999]:
         assert read(box.objects, entry, start, 2_050) == data[start : start + 2_050]
-    assert len(list(list_ids(box.objects, entry))) == 1 + 40
+    lists: set[bytes] = set()
+    assert len(list(chunk_ids(box.objects, entry, lists))) == len(data)
+    assert len(lists) == 1 + 40
     assert box.out(entry).read_bytes() == data
 
 
@@ -218,8 +221,8 @@ def test_the_window_does_not_change_the_chunks(
 
 def test_a_byte_that_is_inserted_changes_few_chunks(box: Box):
     data = noise(2 * MIB, 10)
-    old = set(chunk_ids(box.objects, box.keep_bytes(data)))
-    new = set(chunk_ids(box.objects, box.keep_bytes(data[:MIB] + b"!" + data[MIB:])))
+    old = set(chunk_ids(box.objects, box.keep_bytes(data), set()))
+    new = set(chunk_ids(box.objects, box.keep_bytes(data[:MIB] + b"!" + data[MIB:]), set()))
     assert len(new - old) <= 3 < len(old & new)
 
 
@@ -299,11 +302,33 @@ def test_lists_that_lie(box: Box):
         for call in [
             lambda entry=entry: read(box.objects, entry, 0, 1),
             lambda entry=entry: list(pieces(box.objects, entry)),
-            lambda entry=entry: list(list_ids(box.objects, entry)),
+            lambda entry=entry: list(chunk_ids(box.objects, entry, set())),
             lambda entry=entry: box.out(entry),
         ]:
             with pytest.raises(CorruptObjectError):
                 call()
+
+
+def test_lists_that_repeat_each_other_are_walked_once(box: Box):
+    """1,024 ** 5 chunks, all the same one: to enumerate them would take for ever."""
+    box.store.write(lambda writer: writer.put(Db.CHUNKS, digest(b"x"), b"\0x"))
+    ref = Ref(digest(b"x"), 1, 0)
+    for level in range(1, 6):
+        node = box.nodes.put(list_node((ref,) * 1_024))
+        ref = Ref(node, ref.length * 1_024, level)
+    box.store.write(box.nodes.flush)
+    entry = Entry(b"file", Kind.FILE, 0o644, 0, ref.length, (ref,))
+    lists: set[bytes] = set()
+    assert set(chunk_ids(box.objects, entry, lists)) == {digest(b"x")}
+    assert len(lists) == 5
+
+
+def test_a_chunk_that_holds_a_node_is_kept_by_collection(box: Box):
+    """A chunk and a node of the same bytes have the same id, in different databases."""
+    encoded = encode(list_node((Ref(digest(b"y"), 1, 0),)))
+    entry = box.keep_bytes(encoded * 3)
+    lists = {digest(encoded * 3)}
+    assert list(chunk_ids(box.objects, entry, lists)) == [digest(encoded * 3)]
 
 
 def test_only_files_are_read(box: Box):

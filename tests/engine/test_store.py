@@ -509,8 +509,7 @@ for step in range(41):
     try:
         with Repository.open(path) as repository:
             damage = repository.verify().damage
-            if not damage and step < 40:
-                assert not repository.snapshots(), step  # nothing is lost in silence
+            assert damage or step == 40, step  # the last page is a free one
             for identifier in repository.snapshots():
                 root = repository.snapshot(identifier).root
                 repository.check_out(root, path + ".out", outside_links=True)
@@ -556,7 +555,7 @@ except StorePermissionError as error:
 def test_somebody_else_may_not_open_it(public_path: Path, as_user: Run, closed: str):
     store = public_path / "store"
     LmdbStore(str(store), create=True).close()
-    for part, mode in {"": 0o777, "db": 0o777, "db/data.mdb": 0o666, "db/lock.mdb": 0o666}.items():
+    for part, mode in {"db/data.mdb": 0o666, "db/lock.mdb": 0o666, "db": 0o777, "": 0o777}.items():
         (store / part).chmod(0 if part == closed else mode)
     done = as_user("-c", PRELUDE + OPEN, str(store))
     (store / closed).chmod(0o700)

@@ -480,7 +480,7 @@ def ids_of(mount: Mount, path: bytes) -> list[bytes]:
         assert entry is not None
         if entry.kind == Kind.DIRECTORY:
             return [directory_id(entry)]
-        return list(chunk_ids(repository.objects, entry))
+        return list(chunk_ids(repository.objects, entry, set()))
 
 
 @pytest.mark.parametrize("value", [b"\x00garbage", b"", b"\x01not zstd", None])
