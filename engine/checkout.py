@@ -75,7 +75,7 @@ def check_out(
     parent, name = os.path.split(target)
     if not os.path.isdir(parent):
         raise CheckoutRefusedError(target, f"{parent!r} is not a directory")
-    temporary = os.path.join(parent, f".{name}.checkout-{secrets.token_hex(4)}")
+    temporary = os.path.join(parent, f".{name[:50]}.checkout-{secrets.token_hex(4)}")
     os.mkdir(temporary, 0o700)
     try:
         fd = os.open(temporary, _OPEN_DIRECTORY)
@@ -233,7 +233,7 @@ def _leads_out(objects: Objects, directories: list[Entry], target: bytes) -> boo
                 followed += 1
                 if followed > _LINKS:
                     return False  # the kernel answers ELOOP
-                rest.append(b"/".join(parts[number + 1 :]))
+                rest.append(b"/".join(parts[number + 1 :]).lstrip(b"/"))
                 rest.append(entry.content)
                 break
             at.append(entry)

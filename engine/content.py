@@ -92,11 +92,11 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int | None]]:
     while at < size:
         try:
             start = os.lseek(fd, at, os.SEEK_DATA)
+            at = os.lseek(fd, start, os.SEEK_HOLE)
         except OSError as error:
-            if error.errno == errno.ENXIO:
+            if error.errno == errno.ENXIO:  # no data up to the end, or just cut short
                 return
             raise
-        at = os.lseek(fd, start, os.SEEK_HOLE)
         yield start, at
 
 

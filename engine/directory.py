@@ -184,6 +184,13 @@ def directory_entry(
     xattrs: tuple[tuple[bytes, bytes], ...] = (),
 ) -> Entry:
     """Stores a directory of sorted entries and returns its own entry, sums included."""
+    size, totals = sums(entries)
+    node = store_directory(put, entries)
+    return Entry(name, Kind.DIRECTORY, mode, mtime_ns, size, node, xattrs, None, totals)
+
+
+def sums(entries: Iterable[Entry]) -> tuple[int, Totals]:
+    """Returns what the entry of a directory says of what is in it: the size and the totals."""
     size = below = links = 0
     for entry in entries:
         below += 1
@@ -195,9 +202,7 @@ def directory_entry(
         links += entry.link is not None
         if entry.kind == Kind.FILE:
             size += entry.size
-    node = store_directory(put, entries)
-    totals = Totals(below, links)
-    return Entry(name, Kind.DIRECTORY, mode, mtime_ns, size, node, xattrs, None, totals)
+    return size, Totals(below, links)
 
 
 def walk(

@@ -243,7 +243,7 @@ def check_entry(entry: Entry) -> None:
         raise ValueError(f"impossible totals of {entry.name!r}")
     link = entry.link
     if link is not None and (
-        entry.kind == Kind.DIRECTORY or len(link.group) != 8 or link.count < 2
+        entry.kind == Kind.DIRECTORY or len(link.group) != 8 or not 2 <= link.count < 1 << 32
     ):
         raise ValueError(f"impossible link group of {entry.name!r}")
     if entry.xattrs:

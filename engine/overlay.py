@@ -16,6 +16,7 @@ import contextlib
 import errno
 import os
 import stat
+import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -61,6 +62,7 @@ class Overlay:
         self.orphans: set[SessionFile] = set()
         self.changed: set[int] | None = None
         self._open: OrderedDict[SessionFile, None] = OrderedDict()
+        self.closing = threading.Lock()
         self._made = 0
 
     def next_number(self) -> InodeNo:
@@ -78,9 +80,7 @@ class Overlay:
         file.fd = fd
         self._open[file] = None
         if len(self._open) > OPEN_FILES:
-            other, _ = self._open.popitem(last=False)
-            os.close(other.fd)
-            other.fd = -1
+            self.close_file(next(iter(self._open)))
 
     def used(self, file: "SessionFile") -> None:
         """Notes that a descriptor was used."""
@@ -96,9 +96,10 @@ class Overlay:
         """Closes a file's descriptor if it is open."""
         self._open.pop(file, None)
         self.orphans.discard(file)
-        if file.fd >= 0:
-            os.close(file.fd)
-            file.fd = -1
+        with self.closing:
+            if file.fd >= 0:
+                os.close(file.fd)
+                file.fd = -1
 
     def close(self) -> None:
         """Closes every descriptor; the overlay is not used afterwards."""
@@ -116,6 +117,9 @@ class Overlay:
         self.by_host.clear()
         self.root.become_pristine(base)
         self.root.copied = True
+        self.by_group = {
+            group: file for group, file in self.by_group.items() if file.shows(group)
+        }
         for path, (parent, name, file) in zip(left_out, kept, strict=True):
             parent.copy_up()
             install_quietly(upper, parent, old.at(path), name)
@@ -345,12 +349,21 @@ class SessionFile(SessionInode):
         return os.readlink(b"", dir_fd=self.fd) if self.orphan else os.readlink(self.absolute())
 
     def sync(self) -> None:
+        # Beside the thread that serves: takes no part in which descriptors are kept.
         if self.copied:
-            fd = os.dup(self.descriptor())
+            with self.overlay.closing:
+                fd = os.dup(self.fd) if self.fd >= 0 else -1
+            if fd < 0:
+                fd = os.open(self.absolute(), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+
+    def shows(self, group: bytes) -> bool:
+        """Tells whether it stands for the base's file of a link group."""
+        link = self.entry.link if self.entry is not None and not self.copied else None
+        return link is not None and link.group == group
 
     def to_copy(self, changes: Changes | None = None) -> int:
         if self.copied or self.entry is None or (changes is not None and changes.size == 0):

@@ -115,7 +115,7 @@ class Repository:
         if not name.startswith("@"):
             yield self.snapshot(self.resolve(name)).root
             return
-        with self.storing(), self.sessions.hold(name[1:], "reading it") as held:
+        with self.sessions.hold(name[1:], "reading it") as held, self.storing():
             yield self.frozen(held)
 
     def frozen(self, held: HeldSession) -> Entry:

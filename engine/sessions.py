@@ -19,7 +19,13 @@ from typing import Any
 
 import msgspec
 
-from engine.errors import CorruptObjectError, InUseError, NameTakenError, NotFoundError
+from engine.errors import (
+    CorruptObjectError,
+    InUseError,
+    MissingObjectError,
+    NameTakenError,
+    NotFoundError,
+)
 from engine.freezing import Freeze
 from engine.ids import SnapshotId, check_name
 from engine.inodes import Owner
@@ -97,6 +103,7 @@ class Sessions:
             if writer.has(Db.SESSIONS, session.name.encode()):
                 raise NameTakenError("session", session.name)
             save(writer)
+            _check_layers(writer, session)
             put_record(writer, session)
 
         try:
@@ -182,7 +189,11 @@ class Sessions:
     def remove(self, held: "HeldSession") -> None:
         """Removes a held session and all that it changed."""
         session = held.session
-        self._store.write(lambda writer: writer.delete(Db.SESSIONS, session.name.encode()))
+
+        def change(writer: Writer) -> None:
+            writer.delete(Db.SESSIONS, find_record(writer, session.uid).name.encode())
+
+        self._store.write(change)
         held.release()
         upper = self.upper(session)
         upper.remove_tree(os.fsencode(self._home(session)))
@@ -268,18 +279,13 @@ class HeldSession:
         self._sessions._make_upper(session)
 
         def change(writer: Writer) -> None:
-            current = read_record(writer, old.name)
-            if (current.uid, current.generation) != (old.uid, old.generation):
-                raise InUseError(f"session {old.name!r}", "somebody who ignored its lease")
             freeze.save(writer)
             if record:
                 writer.put(Db.SNAPSHOTS, identifier, record)
             if ref is not None:
                 writer.put(Db.REFS, ref.encode(), identifier)
-            put_record(writer, session)
 
-        self._store.write(change)
-        self.session = session
+        session = self._go_on(session, change)
         if overlay is not None:
             overlay.rebase(session.root, self.upper(), freeze.left_out)
         return CommitReport(
@@ -317,13 +323,24 @@ class HeldSession:
         )
         self._sessions._make_upper(session)
 
-        def change(writer: Writer) -> None:
-            nodes.flush(writer)
-            put_record(writer, session)
+        return self._go_on(session, nodes.flush)
 
-        self._store.write(change)
-        self.session = session
-        return session
+    def _go_on(self, session: Session, save: Callable[[Writer], None]) -> Session:
+        """Stores the next state of the session, under the name that it has by then."""
+        old = self.session
+
+        def change(writer: Writer) -> Session:
+            current = find_record(writer, old.uid)
+            if current.generation != old.generation:
+                raise InUseError(f"session {old.name!r}", "somebody who ignored its lease")
+            save(writer)
+            _check_layers(writer, session)
+            renamed = msgspec.structs.replace(session, name=current.name)
+            put_record(writer, renamed)
+            return renamed
+
+        self.session = self._store.write(change)
+        return self.session
 
     def clean(self) -> None:
         """Removes the uppers of earlier generations; takes as long as they are large."""
@@ -335,6 +352,13 @@ class HeldSession:
                 upper.remove_tree(os.path.join(home, name))
 
 
+def _check_layers(reader: Reader, session: Session) -> None:
+    """Raises MissingObjectError if a snapshot was removed since the session was thought of."""
+    for _, layer in session.layers:
+        if not reader.has(Db.SNAPSHOTS, layer):
+            raise MissingObjectError("snapshot", layer)
+
+
 def read_record(reader: Reader, name: str) -> Session:
     """Returns a session's record. Raises NotFoundError, CorruptObjectError."""
     key = name.encode("utf-8", "surrogateescape")
@@ -342,6 +366,15 @@ def read_record(reader: Reader, name: str) -> Session:
     if raw is None:
         raise NotFoundError("session", name)
     return decode_record(key, raw)
+
+
+def find_record(reader: Reader, uid: str) -> Session:
+    """Returns the record of a session that may have been renamed. Raises NotFoundError."""
+    for key, raw in reader.items(Db.SESSIONS):
+        session = decode_record(key, raw)
+        if session.uid == uid:
+            return session
+    raise NotFoundError("session", uid)
 
 
 def decode_record(key: bytes, raw: memoryview) -> Session:

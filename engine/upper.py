@@ -44,6 +44,7 @@ LONGEST_PATH = 3500
 _numbers = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def rename(old: bytes, new: bytes, flags: int = 0) -> None:
@@ -237,13 +238,12 @@ class Upper:
             os.unlink(absolute + b"/" + name)
 
     def remove_tree(self, absolute: bytes) -> None:
-        """Removes a directory that nobody uses any more, however deep it is."""
-        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        at, way = os.open(absolute, flags), [""]
+        """Removes a directory that nobody uses any more, however deep and whoever may write."""
+        at, way = _enter(absolute, None), [""]
         try:
             while way:
                 below = _remove_files(at)
-                next_at = os.open(below or "..", flags, dir_fd=at)
+                next_at = _enter(below, at) if below else os.open("..", _DIRECTORY, dir_fd=at)
                 os.close(at)
                 at = next_at
                 if below is not None:
@@ -272,6 +272,18 @@ def is_whiteout(absolute: bytes, status: os.stat_result, marked: bool) -> bool:
     if not marked or not stat.S_ISREG(status.st_mode) or status.st_size:
         return False
     return _attribute(absolute, WHITEOUT) is not None
+
+
+def _enter(path: str | bytes, directory: int | None) -> int:
+    """Opens a directory for emptying it, which its permissions may forbid an ordinary user."""
+    try:
+        fd = os.open(path, _DIRECTORY, dir_fd=directory)
+    except PermissionError:
+        os.chmod(path, 0o700, dir_fd=directory)
+        fd = os.open(path, _DIRECTORY, dir_fd=directory)
+    if os.fstat(fd).st_mode & 0o700 != 0o700:
+        os.fchmod(fd, 0o700)
+    return fd
 
 
 def _remove_files(directory: int) -> str | None:

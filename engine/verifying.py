@@ -10,14 +10,16 @@ import msgspec
 
 from engine.codec import unpack
 from engine.content import chunk_ids
-from engine.directory import Directory, directory_id
+from engine.directory import Directory, directory_id, sums
 from engine.errors import CorruptObjectError, MissingObjectError
 from engine.ids import ChunkId, SnapshotId
-from engine.nodes import DEEPEST, Entry, Kind
+from engine.nodes import DEEPEST, Entry, Kind, Totals
 from engine.objects import Objects
 from engine.sessions import decode_record
 from engine.snapshots import decode_snapshot
 from engine.store import Db, Store
+
+_WRONG_SUMS = "what it says of its size and its entries is not so"
 
 Progress = Callable[[int, int | None], None]
 
@@ -101,12 +103,15 @@ class _Walker:
         self, objects: Objects, bad: dict[bytes, str], good: set[bytes], report: VerifyReport
     ) -> None:
         self.objects, self.bad, self.good, self.report = objects, bad, good, report
-        self.whole: set[bytes] = set()
+        self.whole: dict[bytes, tuple[int, Totals]] = {}
 
     def walk(self, path: bytes, entry: Entry, depth: int) -> Iterator[tuple[bytes, str]]:
         """Yields (path, problem) for everything wrong in a directory and below."""
         identifier = directory_id(entry)
-        if identifier in self.whole:
+        known = self.whole.get(identifier)
+        if known is not None:
+            if known != (entry.size, entry.totals):
+                yield path, _WRONG_SUMS
             return
         if depth > DEEPEST:
             yield path, "the tree is too deep"
@@ -115,6 +120,7 @@ class _Walker:
         try:
             directory = Directory(self.objects, identifier)
             pages = len(list(directory.page_ids()))
+            found_sums = sums(directory)
             for below in directory:
                 child = path + b"/" + below.name if path else below.name
                 if below.kind == Kind.DIRECTORY:
@@ -128,8 +134,10 @@ class _Walker:
             yield path, str(error)
             return
         if not found:
-            self.whole.add(identifier)
+            self.whole[identifier] = found_sums
             self.report.nodes += pages
+        if found_sums != (entry.size, entry.totals):
+            yield path, _WRONG_SUMS
 
     def _file(self, path: bytes, entry: Entry) -> Iterator[tuple[bytes, str]]:
         try:
