@@ -470,8 +470,10 @@ class SessionFile(SessionInode):
         if self.mode is None:
             self.mode = self.overlay.upper.mode(self.absolute(), status)
         if self.fd < 0:
-            opens = stat.S_ISREG(status.st_mode) or stat.S_ISFIFO(status.st_mode)
-            flags = os.O_RDWR if opens else os.O_PATH
+            fifo = stat.S_ISFIFO(status.st_mode)
+            flags = os.O_RDWR if fifo or stat.S_ISREG(status.st_mode) else os.O_PATH
+            if fifo and status.st_mode & 0o600 != 0o600:
+                os.chmod(self.absolute(), stat.S_IMODE(status.st_mode) | 0o600)
             flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
             self.overlay.keep_open(self, os.open(self.absolute(), flags))
 

@@ -143,7 +143,11 @@ class Upper:
             if not new and _attribute(where, MODE) is not None:
                 os.removexattr(where, MODE)
             return
-        os.setxattr(where, MODE, b"%o" % mode)
+        try:
+            os.setxattr(where, MODE, b"%o" % mode)
+        except PermissionError:  # a fifo or a socket: it has no attributes, and is not opened
+            os.chmod(where, mode)
+            return
         os.chmod(where, mode | needed)
 
     def set_opaque(self, path: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from scripts.bench_setting import CannotError, kernel_source, mountctl, note, shell, size_of
+from scripts.bench_setting import CannotError, kernel_source, mountctl, note, size_of
 
 Side = Callable[[], dict[str, float]]
 """Does its part once; returns seconds (or MB, where its name says so) by the measure's name."""
@@ -139,12 +139,11 @@ class Bench:
 
     @functools.cached_property
     def tree(self) -> str:
-        """The big tree, read once so that it is in the page cache."""
+        """The big tree."""
         tree = os.path.realpath(self.given_tree or kernel_source(self.cache))
         _, apparent, used = size_of(tree)
         if shutil.disk_usage(self.place).free < 6 * max(apparent, used):
             raise CannotError(f"{self.place} has too little room: 6 times the tree is needed")
-        shell("tar -c . | cat >/dev/null", cwd=tree)
         return tree
 
     @functools.cached_property

@@ -348,6 +348,7 @@ def test_what_may_not_be_read_is_named(public_path: Path, as_user: Run, name: st
     (tree / "directory").mkdir()
     (tree / name).chmod(0)
     done = as_user("-c", UNREADABLE, str(public_path / "store"), str(tree))
+    (tree / name).chmod(0o700)
     assert (done.stdout, done.stderr) == (f"{tree / name}\n", "")
 
 

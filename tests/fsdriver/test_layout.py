@@ -13,7 +13,7 @@ import pytest
 from fsdriver import messages
 from tests.engine.trees import of_directory
 from tests.fsdriver.conftest import until
-from tests.fsdriver.syscalls import renameat2
+from tests.fsdriver.syscalls import refused, renameat2
 
 pytestmark = pytest.mark.fuse
 
@@ -163,9 +163,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_snapshot_cannot_be_changed(mount, snapshot, tree, change):
     place = mount.snapshots / snapshot.hex()
-    with pytest.raises(OSError, match="Read-only") as caught:
+    with refused(errno.EROFS):
         CHANGES[change](place)
-    assert caught.value.errno == errno.EROFS
     assert set(os.listdir(place)) == set(os.listdir(tree))
 
 
@@ -179,9 +178,8 @@ def test_nothing_is_made_beside_what_the_mount_shows(mount, session, place):
         lambda: os.rename(session, at / "new"),
         lambda: os.rmdir(session),
     ]:
-        with pytest.raises(OSError, match="Read-only") as caught:
+        with refused(errno.EROFS, errno.EACCES):  # users find no write permission
             change()
-        assert caught.value.errno == errno.EROFS
 
 
 def test_what_is_not_there_is_not_there(mount, session):
@@ -197,9 +195,8 @@ def test_what_is_not_there_is_not_there(mount, session):
     ]:
         assert not os.path.lexists(path)
     for path in [session, mount.snapshots / "main"]:
-        with pytest.raises(OSError, match="too long") as caught:
+        with refused(errno.ENAMETOOLONG):
             os.stat(path / ("x" * 256))
-        assert caught.value.errno == errno.ENAMETOOLONG
 
 
 def test_a_snapshot_of_another_process_is_there_at_once(mount, tree):

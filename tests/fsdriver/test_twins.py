@@ -35,7 +35,9 @@ OPENINGS = [
     os.O_WRONLY | os.O_TRUNC, os.O_RDWR | os.O_CREAT | os.O_TRUNC, os.O_WRONLY | os.O_APPEND,
     os.O_RDONLY | os.O_DIRECTORY, os.O_RDWR | os.O_NOFOLLOW, os.O_RDWR | os.O_SYNC,
 ]  # fmt: skip
-MODES = [0o644, 0o755, 0o600, 0o700, 0o4755, 0o1777] + ([0o000, 0o444] * (os.geteuid() == 0))
+MODES = [0o744, 0o755, 0o700, 0o4755, 0o1777]  # with which of_directory can still look
+if os.geteuid() == 0:
+    MODES += [0o600, 0o000, 0o444]
 TIMES = [0, 1, -1_500_000_001, 999_999_999_999_999_999, 1_200_000_000_000_000_001]
 OLD = 1_577_836_800_000_000_000
 

@@ -140,6 +140,7 @@ def main(home: Path) -> None:
             mount.stop()
     finally:
         mount.clear()
+        (source / "locked").chmod(0o755)  # or nobody could remove it
     with Repository.open(str(mount.store)) as repository:
         repository.sessions.remove(repository.sessions.hold("s", "the end"))
         repository.collect()

@@ -1,0 +1,200 @@
+"""The upper is in overlayfs's format: the kernel's overlayfs shows what the session shows."""
+
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from engine import Repository, SnapshotId
+from engine.inodes import Changes, Owner
+from engine.upper import Upper
+from engine.vfs import Vfs
+from tests.engine.kernel import Kernel
+from tests.engine.test_session_machine import World
+from tests.engine.trees import Tree, blurred, of_directory, of_entry
+
+REG = stat.S_IFREG
+
+
+class Mounts:
+    """A session, and the kernel's overlayfs on the same upper, one at a time."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.repository = world, world.repository
+        self.mountpoint = Path(os.fsdecode(world.home)) / "mnt"
+        self.mountpoint.mkdir()
+        self.repository.sessions.create("s", (None, None, world.snapshot))
+
+    def ours(self, act: Callable[[Kernel], object] | None = None) -> Tree:
+        vfs = Vfs(self.repository, Owner(os.getuid(), os.getgid()), {})
+        kernel = Kernel(vfs, "s")
+        if act is not None:
+            act(kernel)
+        tree = kernel.tree(counts=False)
+        vfs.close()
+        return blurred(tree)
+
+    def kernels(self, act: Callable[[Path], object] | None = None) -> Tree:
+        with self.repository.sessions.hold("s", "the kernel's overlayfs") as held:
+            upper = held.upper()
+            options = f"userxattr,lowerdir={os.fsdecode(self.world.base)}"
+            options += f",upperdir={os.fsdecode(upper.root)},workdir={os.fsdecode(upper.work)}"
+            command = ["mount", "-t", "overlay", "amalgamfs-test", "-o", options]
+            done = subprocess.run(
+                [*command, str(self.mountpoint)], capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                pytest.skip(f"no overlayfs here: {done.stderr.strip()}")
+            try:
+                if act is not None:
+                    act(self.mountpoint)
+                return blurred(of_directory(self.mountpoint))
+            finally:
+                subprocess.run(["umount", str(self.mountpoint)], check=True)
+
+    def commit(self) -> Tree:
+        report = self.repository.commit("s")
+        root = self.repository.snapshot(SnapshotId(report.snapshot)).root
+        return blurred(of_entry(self.repository.objects, root, counts=False))
+
+
+@pytest.fixture
+def mounts() -> Iterator[Mounts]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount an overlayfs")
+    world = World()
+    yield Mounts(world)
+    world.close()
+
+
+def without_links(tree: Tree) -> Tree:
+    """overlayfs breaks the links of the lower layer, unless told otherwise."""
+    return {path: seen._replace(names=()) for path, seen in tree.items()}
+
+
+def change(kernel: Kernel) -> None:
+    """All that a session does, but for renames of the base's directories."""
+
+    def write(path: bytes, data: bytes) -> None:
+        kernel.inode(kernel.resolve(path)).write(0, data)
+
+    write(b"a/sub/d", b"written")
+    kernel.unlink(kernel.resolve(b"a"), b"b")
+    kernel.mkdir(kernel.resolve(b"a"), b"b", 0o750)
+    kernel.create(kernel.resolve(b"a/b"), b"new", 0o640 | REG)
+    kernel.unlink(kernel.resolve(b"b"), b"a")
+    kernel.symlink(kernel.resolve(b"b"), b"a", b"elsewhere")
+    kernel.rmdir(kernel.root, b"empty")
+    kernel.create(kernel.root, b"empty", 0o600 | REG)
+    for path in [b"a/sub/deep/a"]:
+        kernel.unlink(kernel.resolve(b"a/sub/deep"), path.rpartition(b"/")[2])
+    kernel.rmdir(kernel.resolve(b"a/sub"), b"deep")
+    kernel.mkdir(kernel.resolve(b"a/sub"), b"deep", 0o700)
+    kernel.mkdir(kernel.root, b"made", 0o700)
+    kernel.mkdir(kernel.resolve(b"made"), b"in", 0o700)
+    kernel.rename(kernel.resolve(b"made"), b"in", kernel.resolve(b"d"), b"in")
+    kernel.rename(kernel.resolve(b"a"), b"c", kernel.resolve(b"d/in"), b"moved")
+    kernel.change(kernel.resolve(b"d/sub"), Changes(mode=0o400, mtime_ns=77))
+    kernel.change(kernel.resolve(b"d/deep"), Changes(mode=0o711))
+    kernel.inode(kernel.resolve(b"d/deep/deep")).set_xattr(b"user.new", b"new")
+    kernel.unlink(kernel.resolve(b"d"), b"a")
+    kernel.change(kernel.resolve(b"a/sub/d"), Changes(size=3))
+
+
+def test_the_kernel_shows_what_a_session_shows(mounts: Mounts):
+    assert mounts.kernels() == blurred(of_directory(mounts.world.base))
+    shown = mounts.ours(change)
+    assert without_links(mounts.kernels()) == without_links(shown)
+    assert mounts.ours() == shown
+    assert mounts.commit() == shown
+
+
+def test_a_session_shows_what_the_kernel_shows(mounts: Mounts):
+    def act(root: Path) -> None:
+        (root / "a/b").write_bytes(b"changed")
+        shutil.rmtree(root / "d")
+        (root / "d").mkdir()
+        (root / "d/new").write_bytes(b"new")
+        (root / "c").unlink()
+        (root / "b/c").rename(root / "a/fifo")
+        (root / "a/c").chmod(0o600)
+        os.setxattr(root / "a/sub", b"user.more", b"more")
+        (root / "link").symlink_to("a")
+        os.link(root / "a/b", root / "linked")
+        (root / "empty").rmdir()
+
+    shown = mounts.kernels(act)
+    assert without_links(mounts.ours()) == without_links(shown)
+    assert mounts.ours()[b"linked"].names == (b"a/b", b"linked")
+    assert without_links(mounts.commit()) == without_links(shown)
+
+
+# What is in the format besides.
+
+
+@pytest.fixture
+def upper(tmp_path: Path) -> Upper:
+    for name in ["upper", "work"]:
+        (tmp_path / name).mkdir()
+    return Upper(str(tmp_path / "upper"), str(tmp_path / "work"))
+
+
+def names(upper: Upper, path: bytes = b"") -> dict[bytes, bool]:
+    """Returns the names in a directory, and whether each is a whiteout."""
+    return {name: status is None for name, status in upper.scan(path)}
+
+
+def test_a_whiteout_is_a_device_or_an_empty_file_in_a_marked_directory(upper: Upper):
+    os.mknod(upper.at(b"device"), stat.S_IFCHR, 0)
+    upper._make_whiteout_file(upper.at(b"file"))
+    Path(os.fsdecode(upper.at(b"plain"))).touch()
+    assert names(upper) == {b"device": True, b"file": False, b"plain": False}
+    os.setxattr(upper.root, b"user.overlay.opaque", b"x")
+    assert names(upper) == {b"device": True, b"file": True, b"plain": False}
+    Path(os.fsdecode(upper.at(b"file"))).write_bytes(b"not empty")
+    assert names(upper) == {b"device": True, b"file": False, b"plain": False}
+
+
+def test_a_directory_that_was_being_emptied_shows_no_whiteout_as_a_file(upper: Upper):
+    os.mkdir(upper.at(b"d"))
+    upper._make_whiteout_file(upper.at(b"d/file"))
+    upper.set_opaque(b"d")
+    assert names(upper, b"d") == {b"file": True}
+
+
+def test_modes_that_would_lock_the_owner_out(upper: Upper):
+    path = upper.at(b"file")
+    Path(os.fsdecode(path)).touch()
+    for mode in [0o000, 0o444, 0o200, 0o644, 0o000]:
+        upper.chmod(path, mode, directory=False)
+        assert upper.mode(path, os.lstat(path)) == mode
+        if os.geteuid():
+            assert os.lstat(path).st_mode & 0o600 == 0o600
+
+
+def test_paths_of_any_length(repository: Repository, upper: Upper):
+    deep = b"/".join([b"d" * 200] * 40)
+    at = os.open(upper.root, os.O_RDONLY)
+    for name in deep.split(b"/"):
+        os.mkdir(name, dir_fd=at)
+        below = os.open(name, os.O_RDONLY, dir_fd=at)
+        os.close(at)
+        at = below
+    os.close(at)
+    before = len(os.listdir("/proc/self/fd"))
+    os.mkdir(upper.at(deep + b"/x"))
+    upper.whiteout(deep + b"/gone")
+    upper.set_redirect(deep + b"/x", b"base")
+    upper.move(deep + b"/x", b"x")
+    assert upper.redirect(b"x") == b"base"
+    assert names(upper, deep) == {b"gone": True}
+    upper.make_whiteout = upper._make_whiteout_file  # type: ignore[method-assign]
+    upper.whiteout(deep + b"/also")
+    assert names(upper, deep) == {b"gone": True, b"also": True}
+    upper.remove_tree(upper.root)
+    assert not os.path.exists(upper.root)
+    assert len(os.listdir("/proc/self/fd")) == before
