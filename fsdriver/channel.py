@@ -7,7 +7,8 @@ rule about trees:
 - in the kernel's INIT it reads what the kernel can do, and in the reply it adds what pyfuse3
   cannot ask for (see `_INIT_ADD`) and bounds the size of messages by the socket's buffer;
 - it answers OPEN for reading itself, and RELEASE: the kernel has checked permission, the handle
-  is the inode's number, and cached pages are good. OPEN for writing is for pyfuse3 to decide;
+  is the inode's number, and cached pages are good. OPEN for writing is for pyfuse3 to decide.
+  IOCTL, which Python sends for every file it opens and pyfuse3 does not serve, it refuses;
 - where a listing carries the file handle 0, it puts the inode's number: pyfuse3 passes only the
   handle on, and a kernel that was told not to send OPENDIR has none;
 - it lets no more requests through than the socket has room for replies to, because pyfuse3 writes
@@ -47,7 +48,7 @@ _FLAGS = struct.Struct("=I")
 _OPEN_REPLY = struct.Struct("=IiQQII")  # len, error, unique, handle, flags, pad
 
 _FORGET, _OPEN, _READ, _RELEASE, _INIT, _READDIR = 2, 14, 15, 18, 26, 28
-_FSYNCDIR, _INTERRUPT, _BATCH_FORGET, _READDIRPLUS = 30, 36, 42, 44
+_FSYNCDIR, _INTERRUPT, _IOCTL, _BATCH_FORGET, _READDIRPLUS = 30, 36, 39, 42, 44
 _OF_DIRECTORIES = {_READDIR, _READDIRPLUS, _FSYNCDIR}
 _WITHOUT_REPLY = {_FORGET, _BATCH_FORGET, _INTERRUPT}
 _SIZED = {_READ, _READDIR, _READDIRPLUS}
@@ -193,6 +194,9 @@ class Channel:
             return
         if opcode == _RELEASE:
             self._write(_OUT.pack(_OUT.size, 0, unique))
+            return
+        if opcode == _IOCTL:
+            self._write(_OUT.pack(_OUT.size, -errno.ENOSYS, unique))
             return
         if opcode in _OF_DIRECTORIES and not _HANDLE.unpack_from(message, _IN.size)[0]:
             _HANDLE.pack_into(message, _IN.size, node)
