@@ -224,9 +224,8 @@ class _Import:
                     continue
                 if ctime > self.fresh:
                     ctime = FRESH
-                rows.append(
-                    (name, mode, status.st_ino, status.st_size, mtime_of(status), ctime, status.st_nlink)
-                )  # fmt: skip
+                size, mtime = status.st_size, mtime_of(status)
+                rows.append((name, mode, status.st_ino, size, mtime, ctime, status.st_nlink))
         return rows, below
 
     def _load_cached(self, folder: _Folder, encoded: bytes, reader: Reader) -> bool:

@@ -117,9 +117,7 @@ class Overlay:
         self.by_host.clear()
         self.root.become_pristine(base)
         self.root.copied = True
-        self.by_group = {
-            group: file for group, file in self.by_group.items() if file.shows(group)
-        }
+        self.by_group = {group: file for group, file in self.by_group.items() if file.shows(group)}
         for path, (parent, name, file) in zip(left_out, kept, strict=True):
             parent.copy_up()
             install_quietly(upper, parent, old.at(path), name)

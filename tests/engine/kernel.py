@@ -83,7 +83,7 @@ class Kernel:
         while ino not in self.dead:
             taken = 0
             calls: Iterator[tuple[int, bytes, Inode]] = self.inode(ino).listing(cookie)
-            for cookie, name, inode in calls:
+            for _, name, inode in calls:
                 assert name not in found
                 found[name] = self.refer(inode)
                 before = self.names.get((ino, name))

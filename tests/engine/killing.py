@@ -1,7 +1,7 @@
-"""Ends what the engine does before its n-th change of the disk, as kill -9 would.
+"""Ends what the engine does before its n-th change of the disk, or makes that change fail.
 
 Python audits the calls that change files (sys.addaudithook), and a hook may refuse one. From
-then on every further one is refused too, so no clean-up runs, as none runs in a dead process.
+then on every further one is refused too, so no clean-up runs, as none runs after kill -9.
 An LMDB transaction that is left by an exception is as far as one whose process was killed.
 """
 
@@ -20,23 +20,28 @@ class Killed(BaseException):
 
 
 class Killer:
-    """Counts changes, and refuses them all from the n-th on while armed."""
+    """Counts changes while armed, and refuses them all from the n-th on, or only that one."""
 
     def __init__(self) -> None:
         self.armed = False
         self.left = 0
+        self.error: int | None = None
         sys.addaudithook(self.hook)
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.armed:
             return
         if event in EVENTS or (event == "open" and makes(arguments)):
+            if not self.left and self.error is not None:
+                self.armed = False
+                raise OSError(self.error, os.strerror(self.error))
             if not self.left:
                 raise Killed(event)
             self.left -= 1
 
-    def arm(self, after: int) -> None:
-        self.armed, self.left = True, after
+    def arm(self, after: int, error: int | None = None) -> None:
+        """Refuses what comes after so many changes; with `error`, an errno, one fails."""
+        self.armed, self.left, self.error = True, after, error
 
     def disarm(self) -> None:
         self.armed = False

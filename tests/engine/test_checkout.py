@@ -69,7 +69,8 @@ def test_targets_that_are_refused(repository: Repository, base: Path, tmp_path: 
     for target, why in {
         "base": "not empty", "file": "not a directory", "link": "not a directory",
         "link to empty": "not a directory", "none/below": "is not a directory",
-        "file/below": "is not a directory", "store": "inside of the store", "store/new": "inside of the store",
+        "file/below": "is not a directory",
+        "store": "inside of the store", "store/new": "inside of the store",
         "store/db/new": "inside of the store", "to the store/new": "inside of the store",
     }.items():  # fmt: skip
         with pytest.raises(CheckoutRefusedError, match=why):

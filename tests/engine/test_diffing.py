@@ -150,8 +150,8 @@ def test_a_diff_of_paged_directories(old: Spec, data: st.DataObject):
                 del new[key]
             else:
                 new[key] = (Kind.FILE, 0o644, 1, b"changed", ())
-        one = trees.make({**many, **old})  # type: ignore[dict-item]
-        other = trees.make({**new, **old})  # type: ignore[dict-item]
+        one = trees.make({**many, **old})
+        other = trees.make({**new, **old})
         trees.save()
         check(trees, one, other)
         check(trees, other, one)

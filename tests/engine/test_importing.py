@@ -19,6 +19,7 @@ from engine.content import SourceChangedError
 from engine.directory import find
 from engine.importing import ImportSourceError
 from engine.nodes import Ref
+from engine.objects import ChunkSink
 from engine.repository import ImportResult
 from engine.store import Db
 from tests.conftest import ROOT, Run
@@ -501,7 +502,7 @@ def test_parents(repository: Repository, tree: Path):
 
 def at_last_scan(act: Callable[[], object]) -> Callable[[int, int | None], None]:
     """Returns a progress function that acts once, between the scan and the reading."""
-    done = []
+    done: list[object] = []
 
     def progress(_: int, total: int | None) -> None:
         if total is None and not done:
@@ -537,7 +538,7 @@ def test_a_file_that_changes_all_the_time_is_named(repository: Repository, tree:
         """Something else appends to the file whenever it has been read."""
 
     (tree / "file").write_bytes(noise(100_000))
-    put = importing.ChunkSink.put
+    put = ChunkSink.put
 
     def writing(sink: Any, data: Any) -> Any:
         with (tree / "file").open("ab") as file:
@@ -545,7 +546,7 @@ def test_a_file_that_changes_all_the_time_is_named(repository: Repository, tree:
         return put(sink, data)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importing.ChunkSink, "put", writing)
+        patch.setattr(ChunkSink, "put", writing)
         with pytest.raises(SourceChangedError, match="'file' changed") as caught:
             imported(repository, tree)
     assert caught.value.path == b"file"

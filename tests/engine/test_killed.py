@@ -3,6 +3,7 @@
 Afterwards there is what was before or what was to be, nothing in between, and all goes on.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -87,7 +88,7 @@ class Mounted:
         self.kernel.rmdir(*self.kernel.parent(path))
 
     def remove_tree(self, path: bytes) -> None:
-        for below in sorted((p for p in self.kernel.tree() if p.startswith(path + b"/")))[::-1]:
+        for below in sorted(p for p in self.kernel.tree() if p.startswith(path + b"/"))[::-1]:
             if self.kernel.is_directory(self.kernel.resolve(below)):
                 self.rmdir(below)
             else:
@@ -208,6 +209,49 @@ def test_a_killed_operation_was_done_or_not(world: World, whiteouts: str, operat
     else:
         raise AssertionError("it takes more than a hundred steps")
     assert step > 0
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_failed_operation_was_done_or_not(world: World, whiteouts: str, operation: str) -> None:
+    """On a full disk: what the session shows is what is on the disk, and it works later."""
+    setup, act = OPERATIONS[operation]
+    mounted = Mounted(world)
+    setup(mounted)
+    before = mounted.remount()
+    act(mounted)
+    after = mounted.remount()
+    mounted.remove()
+    for step in range(100):
+        mounted = Mounted(world)
+        setup(mounted)
+        mounted.remount()
+        descriptors = len(os.listdir("/proc/self/fd"))
+        KILLER.arm(step, errno.ENOSPC)
+        try:
+            act(mounted)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            finished = False
+        else:
+            finished = True
+        failed = not KILLER.armed
+        KILLER.disarm()
+        live = mounted.vfs.statistics().open_files
+        assert len(os.listdir("/proc/self/fd")) <= descriptors + live
+        shown = settled(mounted.kernel.tree(counts=False))
+        assert mounted.remount() == shown
+        if not finished:
+            check(operation, whiteouts, shown, before, after)
+            if shown == before:
+                act(mounted)
+                assert mounted.remount() == after
+        mounted.remove()
+        if not failed:
+            assert shown == after
+            break
+    else:
+        raise AssertionError("it takes more than a hundred steps")
 
 
 def check(operation: str, whiteouts: str, found: Tree, before: Tree, after: Tree) -> None:

@@ -81,8 +81,7 @@ class WithoutDevices(Upper):
 
 def scratch() -> str:
     """A directory in memory, where this may be, for what syncs often."""
-    path = tempfile.mkdtemp(prefix="afs-machine", dir="/dev/shm" if usable("/dev/shm") else None)
-    return path
+    return tempfile.mkdtemp(prefix="afs-machine", dir="/dev/shm" if usable("/dev/shm") else None)
 
 
 def usable(path: str) -> bool:

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,8 @@ def test_a_new_session_shows_its_snapshot(
 
 def test_a_session_in_use(repository: Repository, session: str):
     with repository.sessions.hold("s", "testing") as held:
-        for call in [repository.commit, lambda name: repository.fork(name, "t")]:
+        calls: list[Any] = [repository.commit, lambda name: repository.fork(name, "t")]
+        for call in calls:
             with pytest.raises(LeaseHeldError, match=rf"session 's' is held .*{os.getpid()}"):
                 call("s")
         with pytest.raises(LeaseHeldError), repository.tree("@s"):
@@ -100,7 +100,9 @@ def test_a_session_in_use(repository: Repository, session: str):
     repository.commit("s")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".x", "a/b", "a\0b", "ä", "x" * 201, "0" * 64, "-x"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".x", "a/b", "a\0b", "ä", "x" * 201, "0" * 64, "-x"]
+)
 def test_names_that_no_session_can_have(repository: Repository, session: str, name: str):
     first = repository.resolve("@s")
     with pytest.raises(InvalidNameError):
@@ -116,7 +118,7 @@ def test_names_that_no_session_can_have(repository: Repository, session: str, na
 
 @pytest.mark.parametrize("name", ["", "none", "\udcff", "x" * 1000, "a\0b", "a/b"])
 def test_sessions_that_are_not_there(repository: Repository, name: str):
-    for call in [
+    calls: list[Any] = [
         repository.sessions.get,
         repository.commit,
         lambda name: repository.fork(name, "t"),
@@ -125,7 +127,8 @@ def test_sessions_that_are_not_there(repository: Repository, name: str):
         lambda name: repository.resolve("@" + name),
         repository.resolve,
         repository.remove_ref,
-    ]:
+    ]
+    for call in calls:
         with pytest.raises(NotFoundError):
             call(name)
 
@@ -149,9 +152,7 @@ def test_a_session_on_what_is_not_there(repository: Repository, session: str, fi
     assert os.listdir(repository.path + "/sessions") == [repository.sessions.get("s").uid]
 
 
-def test_a_snapshot_that_goes_while_a_session_is_made(
-    repository: Repository, first: SnapshotId
-):
+def test_a_snapshot_that_goes_while_a_session_is_made(repository: Repository, first: SnapshotId):
     """The record is not there yet, so nothing keeps the snapshot from removal."""
     sessions = repository.sessions
     make_upper = sessions._make_upper
@@ -432,7 +433,7 @@ class SlowStore(LmdbStore):
         super().__init__(path)
         self.reading, self.go_on = threading.Event(), threading.Event()
 
-    def read(self) -> AbstractContextManager[Any]:
+    def read(self) -> Any:
         if threading.current_thread() is self.slow:
             self.slow = None
             self.reading.set()
@@ -441,9 +442,7 @@ class SlowStore(LmdbStore):
 
 
 @pytest.mark.parametrize("act", ["truncate", "write", "unlink", "rename over", "commit after"])
-def test_a_copy_in_another_thread_that_comes_late(
-    repository: Repository, session: str, act: str
-):
+def test_a_copy_in_another_thread_that_comes_late(repository: Repository, session: str, act: str):
     """The driver copies a large file in a thread; meanwhile other requests are answered."""
     repository.store.close()
     store = SlowStore(repository.path)

@@ -26,7 +26,8 @@ class Twin:
             self.modes[status.st_ino] = mode
             if not stat.S_ISLNK(status.st_mode):
                 os.chmod(absolute, 0o700 if stat.S_ISDIR(status.st_mode) else 0o600)
-            os.utime(absolute, ns=(status.st_mtime_ns, status.st_mtime_ns), **NO_LINK)
+            times = (status.st_mtime_ns, status.st_mtime_ns)
+            os.utime(absolute, ns=times, follow_symlinks=False)
 
     def at(self, path: bytes) -> bytes:
         return self.root + b"/" + path if path else self.root

@@ -20,6 +20,7 @@ import pytest
 from engine import Repository
 from engine.content import chunk_ids
 from engine.directory import directory_id, find
+from engine.leases import is_held
 from engine.nodes import Kind
 from engine.store import Db
 from fsdriver import launch, messages
@@ -42,7 +43,7 @@ def left_behind(mount: Mount) -> list[str]:
     found = [str(path) for path in (mount.store / "locks").iterdir() if path.is_socket()]
     if our_mount(str(mount.path)) is not None:
         found.append("the mount")
-    if launch.is_held(str(mount.store), "mount"):
+    if is_held(str(mount.store), "mount"):
         found.append("the lease")
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):

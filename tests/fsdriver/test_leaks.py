@@ -77,7 +77,7 @@ def test_what_the_kernel_forgets_is_forgotten(own):
 
     def settled() -> bool:
         drop_caches()
-        return own.statistics()["vfs"]["inodes"] <= before["inodes"] + 2
+        return bool(own.statistics()["vfs"]["inodes"] <= before["inodes"] + 2)
 
     until(settled)
     after = own.statistics()["vfs"]
