@@ -38,7 +38,7 @@ from engine.snapshot_inodes import SnapshotDirectory
 from engine.store import Db
 
 ROOT = InodeNo(1)
-SNAPSHOTS, SESSIONS, _LAYERS, _AMALGAM = (InodeNo(n) for n in (2, 3, 4, 5))
+SNAPSHOTS, SESSIONS, LAYERS, _AMALGAM = (InodeNo(n) for n in (2, 3, 4, 5))
 
 
 class VfsStatistics(msgspec.Struct, frozen=True):
@@ -192,7 +192,7 @@ class _Root(VirtualDirectory):
         return [b".amalgam", b"layers", b"sessions", b"snapshots"]
 
     def lookup(self, name: bytes) -> Inode | None:
-        at = {b"snapshots": SNAPSHOTS, b"sessions": SESSIONS, b"layers": _LAYERS,
+        at = {b"snapshots": SNAPSHOTS, b"sessions": SESSIONS, b"layers": LAYERS,
               b".amalgam": _AMALGAM}.get(name)  # fmt: skip
         return None if at is None else self.vfs.table[at]
 
@@ -202,7 +202,7 @@ class _OfStore(VirtualDirectory):
 
     __slots__ = ("_seen", "vfs")
 
-    keep_attributes = 0.0
+    keep_attributes = 1.0  # a driver tells the kernel of changes at once
 
     def __init__(self, ino: InodeNo, vfs: Vfs) -> None:
         super().__init__(ino, vfs.owner, vfs.started_ns)
@@ -285,7 +285,7 @@ class _Layers(_OfStore):
     __slots__ = ()
 
     def __init__(self, vfs: Vfs) -> None:
-        super().__init__(_LAYERS, vfs)
+        super().__init__(LAYERS, vfs)
 
     def names(self) -> list[bytes]:
         return [session.name.encode() for session in self.vfs.repository.sessions.all()]

@@ -19,7 +19,7 @@ from engine import EngineError, SnapshotId
 from engine.freezing import Freeze
 from engine.ids import check_name
 from engine.nodes import encode
-from engine.vfs import SESSIONS, SNAPSHOTS, LiveSession, Vfs
+from engine.vfs import LAYERS, SESSIONS, SNAPSHOTS, LiveSession, Vfs
 from fsdriver import messages
 from fsdriver.channel import Channel
 from fsdriver.client import bind, socket_path
@@ -31,6 +31,10 @@ ANSWER_SECONDS = 5.0
 """How long a client that does not read is waited for."""
 
 log = structlog.get_logger("control")
+
+
+_CHANGING = {messages.Commit, messages.Fork, messages.Reset, messages.Remove, messages.Rename}
+"""What changes names in the mount's own directories."""
 
 
 class Control:
@@ -88,7 +92,10 @@ class Control:
     async def _answer(self, line: bytes) -> messages.AnyReply:
         try:
             request = msgspec.json.decode(line, type=messages.AnyRequest)
-            return await self._handlers[type(request)](request)
+            reply = await self._handlers[type(request)](request)
+            if type(request) in _CHANGING:
+                await self.refresh()
+            return reply
         except (EngineError, msgspec.MsgspecError, ValueError, OSError) as error:
             return messages.Failed(type(error).__name__, str(error))
         except Exception as error:
@@ -174,7 +181,9 @@ class Control:
         return messages.Done()
 
     async def refresh(self) -> None:
-        """Makes the kernel forget the snapshots that were removed."""
+        """Makes the kernel list snapshots and sessions again, and forget those removed."""
+        for directory in (SNAPSHOTS, SESSIONS, LAYERS):
+            await self._channel.forget_attributes(directory)
         for name in self._vfs.removed_snapshots():
             await self._channel.forget_entry(SNAPSHOTS, name)
 

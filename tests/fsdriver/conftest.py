@@ -24,6 +24,9 @@ from tests.engine.trees import age, clone, noise
 ROOT = Path(__file__).parents[2]
 os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
 
+PLAIN = bool(os.environ.get("AMALGAMFS_TEST_PLAIN"))
+"""Whether the mounts are plain: without the channel, pyfuse3 on the device."""
+
 PATIENCE = 10.0
 """Seconds after which something that is to happen soon did not happen."""
 
@@ -58,9 +61,9 @@ class Mount:
         with Repository.open(str(self.store)) as repository:
             yield repository
 
-    def start(self, *, allow_other: bool = False) -> None:
+    def start(self, *, allow_other: bool = False, plain: bool = PLAIN) -> None:
         place = check(str(self.path), str(self.store))
-        self.pid = launch.launch(str(self.store), place, allow_other=allow_other)
+        self.pid = launch.launch(str(self.store), place, allow_other=allow_other, plain=plain)
 
     def client(self) -> Client:
         client = find_daemon(str(self.store), PATIENCE)

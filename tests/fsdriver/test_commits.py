@@ -185,6 +185,22 @@ def test_maps_write_on_after_a_commit(mount, session, name):
     assert (mount.snapshots / again.hex() / name).read_bytes()[:4] == b"two "
 
 
+def test_holes_of_gigabytes_are_committed_as_holes(mount, session):
+    far = 5 << 30
+    with (session / "far").open("w+b", buffering=0) as file:
+        file.truncate(far + 1000)
+        os.pwrite(file.fileno(), b"far away", far)
+        found = mount.snapshots / mount.commit(session.name).hex()
+        for place in [found / "far", session / "far"]:
+            with place.open("rb", buffering=0) as other:
+                assert os.pread(other.fileno(), 12, far - 2) == b"\0\0far away\0\0"
+                assert os.pread(other.fileno(), 10, 1 << 30) == bytes(10)
+                assert os.fstat(other.fileno()).st_size == far + 1000
+        os.pwrite(file.fileno(), b"again", 0)
+        assert os.pread(file.fileno(), 8, far) == b"far away"
+        file.truncate(0)
+
+
 def test_sockets_and_devices_stay_in_the_session(mount, session, monkeypatch):
     """A snapshot cannot hold them; the session that a server runs in still can."""
     (session / "run/deep").mkdir(parents=True)

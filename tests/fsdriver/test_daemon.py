@@ -20,6 +20,7 @@ import pytest
 from engine import Repository
 from engine.content import chunk_ids
 from engine.directory import directory_id, find
+from engine.ids import SnapshotId
 from engine.leases import is_held
 from engine.nodes import Kind
 from engine.store import Db
@@ -141,8 +142,7 @@ def test_paths_longer_than_a_sockets(tmp_path, tree):
 
 def test_the_device_itself_serves_as_well(own, tree):
     """`plain` leaves the channel out: pyfuse3 on the device."""
-    place = check(str(own.path), str(own.store))
-    own.pid = launch.launch(str(own.store), place, plain=True)
+    own.start(plain=True)
     session = own.sessions / "s"
     assert of_directory(session) == of_directory(tree)
     (session / "src").rename(session / "code")
@@ -193,12 +193,14 @@ def test_a_signal_right_after_the_start_ends_it_cleanly(own):
 
 def test_signals_one_upon_the_other_end_it_as_cleanly(own):
     own.start()
-    with (own.snapshots / "main" / "README").open("rb"):
-        for number in [signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGTERM] * 5:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(own.pid, number)
-            time.sleep(0.001)
-        own.wait_for_end()
+    file = os.open(own.snapshots / "main" / "README", os.O_RDONLY)
+    for number in [signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGTERM] * 5:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(own.pid, number)
+        time.sleep(0.001)
+    own.wait_for_end()
+    with contextlib.suppress(OSError):
+        os.close(file)
     assert left_behind(own) == []
 
 
@@ -534,6 +536,37 @@ def test_a_damaged_session_does_not_hide_the_others(own):
     assert own.commit("s")
     assert (own.snapshots / "main" / "README").exists()
     own.stop()
+
+
+@as_root
+def test_a_full_disk_is_told_and_loses_nothing(tmp_path, tree):
+    home = tmp_path / "disk"
+    home.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "amalgamfs-test", home], check=True)
+    mount = Mount(home)
+    try:
+        with Repository.create(str(mount.store)) as repository:
+            main = SnapshotId(repository.import_directory(str(tree), ref="main").snapshot)
+        mount.start()
+        session = mount.create("s", main)
+        (session / "kept").write_bytes(b"kept" * 1000)
+        with refused(errno.ENOSPC), (session / "large").open("wb", buffering=0) as file:
+            for _ in range(50):
+                file.write(os.urandom(1 << 20))
+        with refused(errno.ENOSPC), (session / "src/lib/big").open("r+b", buffering=0) as file:
+            file.write(b"x")
+        assert (session / "src/lib/big").read_bytes() == (tree / "src/lib/big").read_bytes()
+        with pytest.raises(DaemonError):
+            mount.commit("s")
+        assert (session / "kept").read_bytes() == b"kept" * 1000
+        (session / "large").unlink()
+        (session / "src/lib/big").write_bytes(b"fits")
+        found = mount.commit("s")
+        assert of_directory(mount.snapshots / found.hex()) == of_directory(session)
+        mount.stop()
+    finally:
+        mount.clear()
+        subprocess.run(["umount", "-l", home], check=True)
 
 
 # Others on the same store.

@@ -102,6 +102,38 @@ def test_holes_read_as_zeros(at):
     assert (at / "src/lib/sparse").read_bytes() == b"start" + bytes(4_999_995) + b"end"
 
 
+def test_files_beyond_four_gigabytes(at):
+    far = 5 << 30
+    with (at / "far").open("w+b", buffering=0) as file:
+        file.truncate(far + 1000)
+        os.pwrite(file.fileno(), b"far away", far)
+        assert os.pread(file.fileno(), 10, far - 2) == b"\0\0far away"
+        assert os.fstat(file.fileno()).st_size == far + 1000
+        with mmap.mmap(file.fileno(), 1000, offset=far) as shared:
+            assert shared[:8] == b"far away"
+    assert (at / "far").stat().st_blocks < 1000
+
+
+def test_several_threads_change_a_file_of_the_base_at_once(at):
+    start = threading.Barrier(6)
+    expected = bytearray((at / "src/lib/big").read_bytes())
+
+    def write(number: int) -> None:
+        fd = os.open(at / "src/lib/big", os.O_RDWR)
+        start.wait(10)
+        for part in range(5):
+            os.pwrite(fd, b"%d" % number * 100, number * 500_000 + part * 100)
+        os.close(fd)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for number, thread in enumerate(threads):
+        thread.join()
+        expected[number * 500_000 : number * 500_000 + 500] = b"%d" % number * 500
+    assert (at / "src/lib/big").read_bytes() == bytes(expected)
+
+
 def test_positioned_and_vectored_calls(at):
     fd = os.open(at / "v", os.O_RDWR | os.O_CREAT)
     assert os.pwritev(fd, [b"one", b"two"], 5) == 6

@@ -2,13 +2,17 @@
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from engine import Repository
+from engine.ids import SnapshotId
 from tests.conftest import ROOT, run_as_user
+from tests.fsdriver.conftest import Mount
 
 pytestmark = [pytest.mark.fuse, pytest.mark.unprivileged]
 
@@ -34,6 +38,50 @@ def test_the_whole_tour_of_root(tmp_path):
     command = [sys.executable, "-m", "tests.fsdriver.tour", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.endswith("all is well\n"), done.stdout + done.stderr
+
+
+OTHER = """
+import errno, os, sys
+os.umask(0o022)
+def new(path):
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o666))
+for call, name in [(os.stat, ""), (open, "/private"), (os.mkdir, "/src/x"), (new, "/README"),
+                   (os.unlink, "/sticky/ours"), (os.mkdir, "/sticky/theirs"),
+                   (new, "/sticky/file")]:
+    try:
+        call(sys.argv[1] + name)
+        print("done")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may let others in")
+def test_others_are_let_in_only_on_demand_and_as_the_bits_allow(public_path, tree):
+    mount = Mount(public_path)
+    with Repository.create(str(mount.store)) as repository:
+        found = SnapshotId(repository.import_directory(str(tree)).snapshot)
+        repository.sessions.create("s", (None, None, found))
+    at = mount.sessions / "s"
+    try:
+        for allowed in [False, True]:
+            mount.start(allow_other=allowed)
+            (at / "private").touch(mode=0o600)
+            (at / "sticky").mkdir(exist_ok=True)
+            (at / "sticky").chmod(0o1777)
+            (at / "sticky/ours").touch()
+            words = run_as_user("-c", OTHER, str(at)).stdout.split()
+            if allowed:
+                assert words == ["done", "EACCES", "EACCES", "EEXIST", "EPERM", "done", "done"]
+                for name, bits in {"theirs": 0o755, "file": 0o644}.items():
+                    status = (at / "sticky" / name).stat()
+                    assert stat.S_IMODE(status.st_mode) == bits
+                    assert status.st_uid == int(os.environ.get("AMALGAMFS_TEST_USER", "65534"))
+            else:
+                assert words == ["EACCES"] * 7
+            mount.stop()
+    finally:
+        mount.clear()
 
 
 @pytest.mark.parametrize("helper", [True, False], ids=["with fusermount3", "without fusermount3"])
