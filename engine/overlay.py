@@ -63,6 +63,7 @@ class Overlay:
         self.changed: set[int] | None = None
         self._open: OrderedDict[SessionFile, None] = OrderedDict()
         self.closing = threading.Lock()
+        self.closed = False
         self._made = 0
 
     def next_number(self) -> InodeNo:
@@ -102,9 +103,15 @@ class Overlay:
                 file.fd = -1
 
     def close(self) -> None:
-        """Closes every descriptor; the overlay is not used afterwards."""
+        """Closes every descriptor. Requests that are under way are answered ESTALE from now on."""
+        self.closed = True
         for file in [*self._open, *self.orphans]:
             self.close_file(file)
+
+    def check(self) -> None:
+        """Raises ESTALE once the session was let go: its upper may be somebody else's by now."""
+        if self.closed:
+            raise fail(errno.ESTALE)
 
     def rebase(self, base: Entry, upper: Upper, left_out: list[bytes]) -> None:
         """Takes over what a commit made: everything now is in `base`, `upper` is empty.
@@ -119,9 +126,10 @@ class Overlay:
         self.root.copied = True
         self.by_group = {group: file for group, file in self.by_group.items() if file.shows(group)}
         for path, (parent, name, file) in zip(left_out, kept, strict=True):
-            parent.copy_up()
-            install_quietly(upper, parent, old.at(path), name)
-            parent.children[name] = file
+            with contextlib.suppress(OSError):  # the commit is done; these were only left out
+                parent.copy_up()
+                install_quietly(upper, parent, old.at(path), name)
+                parent.children[name] = file
 
     def statistics(self) -> OverlayStatistics:
         """Returns what is held in memory."""
@@ -194,7 +202,7 @@ class SessionInode(Inode):
         )  # fmt: skip
 
     def copy_up(self) -> None:
-        """Makes the upper have it."""
+        """Makes the upper have it. Every change of the upper comes by here first."""
         raise fail(errno.EIO)
 
     def change(self, changes: Changes) -> Attributes:
@@ -207,8 +215,10 @@ class SessionInode(Inode):
             os.chown(where, uid, gid, follow_symlinks=follow)
             self.mode = None
         if changes.mode is not None:
-            self.mode = stat.S_IMODE(changes.mode)
-            self.overlay.upper.chmod(where, self.mode, self.directory)
+            mode = stat.S_IMODE(changes.mode)
+            self.mode = None  # until it is done
+            self.overlay.upper.chmod(where, mode, self.directory)
+            self.mode = mode
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             status = os.stat(where, follow_symlinks=follow)
             atime = status.st_atime_ns if changes.atime_ns is None else changes.atime_ns
@@ -315,6 +325,7 @@ class SessionFile(SessionInode):
 
     def descriptor(self) -> int:
         """Returns a descriptor of the upper's file, for reading and writing."""
+        self.overlay.check()
         if self.fd >= 0:
             self.overlay.used(self)
         elif self.orphan:
@@ -382,6 +393,7 @@ class SessionFile(SessionInode):
                 os.unlink(staged[1])
 
     def copy_up(self) -> None:
+        self.overlay.check()
         if not self.copied:
             self._copy_up(empty=False)
 
@@ -405,12 +417,19 @@ class SessionFile(SessionInode):
             self.overlay.keep_orphan(self)
             return
         # The other names first: killed in between, each name has the bytes it had.
-        for parent, name in self.names[1:]:
-            spare = upper.scratch()
-            os.link(temporary, spare, follow_symlinks=False)
-            install_quietly(upper, parent, spare, name)
-        parent, name = self.names[0]
-        install_quietly(upper, parent, temporary, name)
+        done = []
+        try:
+            for parent, name in self.names[1:]:
+                spare = upper.scratch()
+                os.link(temporary, spare, follow_symlinks=False)
+                install_quietly(upper, parent, spare, name)
+                done.append((parent, name))
+            parent, name = self.names[0]
+            install_quietly(upper, parent, temporary, name)
+        except OSError:
+            for parent, name in done:
+                uninstall_quietly(upper, parent, name)
+            raise
         self.copied, self.mode = True, entry.mode
         if len(self.names) > 1:
             self.overlay.by_host[self.status().st_ino] = self
@@ -522,7 +541,17 @@ def install_quietly(
     where = parent.absolute()
     before = os.lstat(where)
     upper.install(temporary, join(parent.path(), name), over_whiteout=False)
-    os.utime(where, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with contextlib.suppress(OSError):
+        os.utime(where, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def uninstall_quietly(upper: Upper, parent: "SessionDirectory", name: bytes) -> None:
+    """Takes a copy away again, as far as that can be done; the base's file shows once more."""
+    with contextlib.suppress(OSError):
+        where = parent.absolute()
+        before = os.lstat(where)
+        os.unlink(upper.at(join(parent.path(), name)))
+        os.utime(where, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def join(path: bytes, name: bytes) -> bytes:

@@ -208,6 +208,7 @@ class SessionDirectory(SessionInode):
     # Changing.
 
     def copy_up(self) -> None:
+        self.overlay.check()
         if self.copied:
             return
         entry, parent, upper = self.entry, self.parent, self.overlay.upper
@@ -243,25 +244,43 @@ class SessionDirectory(SessionInode):
         with contextlib.suppress(PermissionError):
             os.chown(absolute, owner.uid, owner.gid, follow_symlinks=False)
 
-    def create(self, name: bytes, mode: int, owner: Owner, device: int = 0) -> "SessionFile":
+    @contextlib.contextmanager
+    def _making(self, name: bytes) -> Iterator[bytes]:
+        """Gives a path to make something at, then puts it into place; all of it or nothing."""
         path, whiteout = self._free(name)
         upper = self.overlay.upper
-        kind = stat.S_IFMT(mode) or stat.S_IFREG
         absolute = upper.scratch() if whiteout else upper.at(path)
-        fd = -1
-        if kind == stat.S_IFREG:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            fd = os.open(absolute, flags, 0o600)
-        elif kind == stat.S_IFCHR and not device:
+        try:
+            yield absolute
+            if whiteout:
+                upper.install(absolute, path, over_whiteout=True)
+        except FileExistsError:  # not ours
+            raise
+        except OSError:
+            upper.discard(absolute)
+            raise
+
+    def create(self, name: bytes, mode: int, owner: Owner, device: int = 0) -> "SessionFile":
+        kind = stat.S_IFMT(mode) or stat.S_IFREG
+        if kind == stat.S_IFCHR and not device:
             raise fail(errno.EPERM)  # in the upper it would be a whiteout
-        else:
-            os.mknod(absolute, kind | 0o600, device)
-        self._own(absolute, owner)
-        upper.chmod(absolute, stat.S_IMODE(mode), directory=False, new=True)
-        if whiteout:
-            upper.install(absolute, path, over_whiteout=True)
+        fd = -1
+        try:
+            with self._making(name) as absolute:
+                if kind == stat.S_IFREG:
+                    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+                    fd = os.open(absolute, flags, 0o600)
+                else:
+                    os.mknod(absolute, kind | 0o600, device)
+                self._own(absolute, owner)
+                mode = stat.S_IMODE(mode)
+                self.overlay.upper.chmod(absolute, mode, directory=False, new=True)
+        except OSError:
+            if fd >= 0:
+                os.close(fd)
+            raise
         file = SessionFile(self.overlay, self.overlay.next_number(), self, name, None, copied=True)
-        file.mode = stat.S_IMODE(mode)
+        file.mode = mode
         if fd >= 0:
             self.overlay.keep_open(file, fd)
         self._add(name, file)
@@ -271,17 +290,13 @@ class SessionDirectory(SessionInode):
         self.children[name] = child
 
     def mkdir(self, name: bytes, mode: int, owner: Owner) -> "SessionDirectory":
-        path, whiteout = self._free(name)
-        upper = self.overlay.upper
-        absolute = upper.scratch() if whiteout else upper.at(path)
-        os.mkdir(absolute, 0o700)
-        if whiteout:
-            os.setxattr(absolute, OPAQUE, b"y")
-        self._own(absolute, owner)
-        mode |= (self.mode or 0) & stat.S_ISGID
-        upper.chmod(absolute, stat.S_IMODE(mode), directory=True, new=True)
-        if whiteout:
-            upper.install(absolute, path, over_whiteout=True)
+        with self._making(name) as absolute:
+            os.mkdir(absolute, 0o700)
+            if name in self.children:
+                os.setxattr(absolute, OPAQUE, b"y")
+            self._own(absolute, owner)
+            mode |= (self.mode or 0) & stat.S_ISGID
+            self.overlay.upper.chmod(absolute, stat.S_IMODE(mode), directory=True, new=True)
         made = SessionDirectory(
             self.overlay, self.overlay.next_number(), self, name, None, copied=True
         )
@@ -291,13 +306,9 @@ class SessionDirectory(SessionInode):
         return made
 
     def symlink(self, name: bytes, target: bytes, owner: Owner) -> "SessionFile":
-        path, whiteout = self._free(name)
-        upper = self.overlay.upper
-        absolute = upper.scratch() if whiteout else upper.at(path)
-        os.symlink(target, absolute)
-        self._own(absolute, owner)
-        if whiteout:
-            upper.install(absolute, path, over_whiteout=True)
+        with self._making(name) as absolute:
+            os.symlink(target, absolute)
+            self._own(absolute, owner)
         file = SessionFile(self.overlay, self.overlay.next_number(), self, name, None, copied=True)
         self._add(name, file)
         return file
@@ -308,12 +319,8 @@ class SessionDirectory(SessionInode):
         if file.orphan:
             raise fail(errno.ENOENT)
         file.copy_up()
-        path, whiteout = self._free(name)
-        upper = self.overlay.upper
-        absolute = upper.scratch() if whiteout else upper.at(path)
-        os.link(file.absolute(), absolute, follow_symlinks=False)
-        if whiteout:
-            upper.install(absolute, path, over_whiteout=True)
+        with self._making(name) as absolute:
+            os.link(file.absolute(), absolute, follow_symlinks=False)
         self._add(name, file)
         file.add_name(self, name)
         return file
@@ -334,16 +341,12 @@ class SessionDirectory(SessionInode):
     def _hide(self, name: bytes) -> None:
         """Removes an upper's file or empty directory; what the base has there goes too."""
         upper, path = self.overlay.upper, join(self.path(), name)
-        child = self.children.get(name)
         if self.base_entry(name) is not None:
             upper.whiteout(path)
             self.children[name] = None
-            return
-        if isinstance(child, SessionDirectory):
-            os.rmdir(upper.at(path))
         else:
-            os.unlink(upper.at(path))
-        self.children.pop(name, None)
+            upper.remove(path)
+            self.children.pop(name, None)
 
     def rmdir(self, name: bytes) -> None:
         child = self.lookup(name)
@@ -353,8 +356,6 @@ class SessionDirectory(SessionInode):
             raise fail(errno.ENOTDIR)
         child.check_empty()
         self.copy_up()
-        if child.copied:
-            self.overlay.upper.empty(join(self.path(), name))
         gone = child.attributes()
         gone.nlink = 0
         self._hide(name)
@@ -420,8 +421,10 @@ class SessionDirectory(SessionInode):
         if isinstance(other, SessionDirectory):
             gone = other.attributes()
             gone.nlink = 0
-            if other.copied:
+            if other.children:  # whiteouts, which would be in the way
                 upper.empty(new)
+                other.entry = None
+                other.children.clear()
         elif other is not None:
             if other.entry is not None and other.entry.link is not None:
                 other.copy_up()
@@ -429,7 +432,7 @@ class SessionDirectory(SessionInode):
         hidden = self.base_entry(name) is not None
         onto_whiteout = other is None and new_name in target.children
         if onto_whiteout and isinstance(source, SessionDirectory):
-            upper.move_onto_whiteout(old, new, leave_whiteout=hidden)
+            hidden = upper.move_onto_whiteout(old, new, leave_whiteout=hidden)
         else:
             upper.move(old, new, leave_whiteout=hidden)
         if hidden:

@@ -343,13 +343,16 @@ class HeldSession:
         return self.session
 
     def clean(self) -> None:
-        """Removes the uppers of earlier generations; takes as long as they are large."""
+        """Removes the uppers of earlier generations; takes as long as they are large.
+
+        Raises nothing, for what was asked for is done: what resists, the next holder removes.
+        """
         upper = self.upper()
         home = os.path.dirname(upper.root)
         current = os.path.basename(upper.root)
         for name in os.listdir(home):
             if name.startswith(b"upper.") and name != current:
-                upper.remove_tree(os.path.join(home, name))
+                upper.discard(os.path.join(home, name))
 
 
 def _check_layers(reader: Reader, session: Session) -> None:

@@ -20,6 +20,7 @@ the state before or after it. Beside the upper lies `work`, for what is not yet 
 Only paths below the upper's root are touched; names come from callers who checked them.
 """
 
+import contextlib
 import ctypes
 import errno
 import itertools
@@ -27,7 +28,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from engine.hostfs import set_times, write_xattrs
+from engine.hostfs import read_xattrs, set_times, write_xattrs
 from engine.nodes import Entry, Kind
 
 OPAQUE = b"user.overlay.opaque"
@@ -102,8 +103,7 @@ class Upper:
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result | None]]:
         """Yields the names in a directory with their status; None for a whiteout."""
         absolute = self.at(path)
-        # Also what is opaque: `empty` may have been killed before the whiteouts were gone.
-        marked = self._mark(absolute) != b""
+        marked = self._mark(absolute) == b"x"
         with os.scandir(absolute) as listing:
             for item in listing:
                 status = item.stat(follow_symlinks=False)
@@ -184,9 +184,32 @@ class Upper:
             return
         if stat.S_ISDIR(status.st_mode):
             rename(temporary, target, EXCHANGE)
-            os.rmdir(temporary)
+            self.discard(temporary)
         else:
             rename(temporary, target)
+
+    def remove(self, path: bytes) -> None:
+        """Removes a file, or a directory that looks empty, at once."""
+        target = self.at(path)
+        if not stat.S_ISDIR(os.lstat(target).st_mode):
+            os.unlink(target)
+            return
+        try:
+            os.rmdir(target)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+            temporary = self.scratch()
+            rename(target, temporary)
+            self.discard(temporary)
+
+    def discard(self, temporary: bytes) -> None:
+        """Removes what is in the work directory; what resists, the session's next holder will."""
+        with contextlib.suppress(OSError):
+            if stat.S_ISDIR(os.lstat(temporary).st_mode):
+                self.remove_tree(temporary)
+            else:
+                os.unlink(temporary)
 
     def _mark_parent(self, whiteout: bytes, target: bytes) -> None:
         if stat.S_ISREG(os.lstat(whiteout).st_mode):
@@ -210,16 +233,30 @@ class Upper:
             self._move_and_whiteout(old, new)
 
     def _move_and_whiteout(self, old: bytes, new: bytes) -> None:
-        """Does it in two steps, without whiteout devices; killed in between, both names show."""
-        rename(self.at(old), self.at(new))
-        self.whiteout(old)
+        """Does it in two steps, without whiteout devices.
 
-    def move_onto_whiteout(self, old: bytes, new: bytes, *, leave_whiteout: bool) -> None:
-        """Renames a directory to a path that has a whiteout, which a plain rename refuses."""
+        Killed in between, both names show. A failure then comes too late to take the first step
+        back, and can hardly be: the whiteout is made, the name in its directory just became free.
+        """
+        temporary = self.scratch()
+        self.make_whiteout(temporary)
+        self._mark_parent(temporary, self.at(old))
+        rename(self.at(old), self.at(new))
+        with contextlib.suppress(OSError):
+            rename(temporary, self.at(old))
+
+    def move_onto_whiteout(self, old: bytes, new: bytes, *, leave_whiteout: bool) -> bool:
+        """Renames a directory to a path that has a whiteout, which a plain rename refuses.
+
+        Tells whether there is a whiteout at `old` then.
+        """
         self._mark_parent(self.at(new), self.at(old))
         self.exchange(old, new)
         if not leave_whiteout:
-            os.unlink(self.at(old))
+            with contextlib.suppress(OSError):
+                os.unlink(self.at(old))
+                return False
+        return True
 
     def exchange(self, one: bytes, other: bytes) -> None:
         """Swaps two paths at once."""
@@ -230,16 +267,21 @@ class Upper:
         target = self.at(path)
         if over_whiteout and stat.S_ISDIR(os.lstat(temporary).st_mode):
             rename(temporary, target, EXCHANGE)
-            os.unlink(temporary)
+            self.discard(temporary)
         else:
             rename(temporary, target)
 
     def empty(self, path: bytes) -> None:
-        """Makes a directory that looks empty be empty: opaque, without whiteouts."""
-        self.set_opaque(path)
-        absolute = self.at(path)
-        for name in os.listdir(absolute):
-            os.unlink(absolute + b"/" + name)
+        """Puts an empty, opaque directory in the place of one that looks empty, at once."""
+        target, temporary = self.at(path), self.scratch()
+        status = os.lstat(target)
+        os.mkdir(temporary, 0o700)
+        os.setxattr(temporary, OPAQUE, b"y")
+        write_xattrs(temporary, read_xattrs(target))
+        self.chmod(temporary, self.mode(target, status), directory=True, new=True)
+        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+        rename(temporary, target, EXCHANGE)
+        self.discard(temporary)
 
     def remove_tree(self, absolute: bytes) -> None:
         """Removes a directory that nobody uses any more, however deep and whoever may write."""

@@ -16,7 +16,7 @@ from engine.vfs import SESSIONS, Vfs
 from tests.engine.trees import Seen, Tree, with_links
 
 NOREPLACE, EXCHANGE = 1, 2
-KINDS = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFLNK: 3, stat.S_IFIFO: 4}
+KINDS = {stat.S_IFREG: 1, stat.S_IFDIR: 2, stat.S_IFLNK: 3, stat.S_IFIFO: 4, stat.S_IFSOCK: 5}
 PART = 128 << 10
 
 
@@ -83,7 +83,8 @@ class Kernel:
         while ino not in self.dead:
             taken = 0
             calls: Iterator[tuple[int, bytes, Inode]] = self.inode(ino).listing(cookie)
-            for _, name, inode in calls:
+            for at, name, inode in calls:
+                cookie = at  # where the next call goes on
                 assert name not in found
                 found[name] = self.refer(inode)
                 before = self.names.get((ino, name))

@@ -240,7 +240,10 @@ def test_a_failed_operation_was_done_or_not(world: World, whiteouts: str, operat
         live = mounted.vfs.statistics().open_files
         assert len(os.listdir("/proc/self/fd")) <= descriptors + live
         shown = settled(mounted.kernel.tree(counts=False))
-        assert mounted.remount() == shown
+        found = mounted.remount()
+        if found != shown:
+            assert whiteouts == "files"
+            check(operation, whiteouts, found, before, after)
         if not finished:
             check(operation, whiteouts, shown, before, after)
             if shown == before:
@@ -321,6 +324,54 @@ def test_a_killed_commit_was_done_or_not(world: World, live: bool) -> None:
     assert step > 3
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_a_failed_commit_leaves_the_session_as_it_is(world: World, live: bool) -> None:
+    mounted = Mounted(world)
+    mounted.write(b"a/sub/d", b"changed")
+    mounted.rename(b"a", b"moved")
+    mounted.unlink(b"c")
+    mounted.kernel.create(mounted.kernel.root, b"socket", stat.S_IFSOCK | 0o600)
+    for step in range(100):
+        mounted.write(b"moved/sub/d", b"changed %d" % step)
+        shown = settled(mounted.kernel.tree())
+        parent = mounted.repository.sessions.get(mounted.name).parent
+        if not live:
+            mounted.vfs.close()
+        KILLER.arm(step, errno.ENOSPC)
+        error = None
+        try:
+            if live:
+                held = mounted.vfs.session(mounted.name)
+                freeze = held.held.freeze(held.overlay)
+                freeze.prepare()
+                held.held.commit(freeze, "", None, None, held.overlay)
+                held.held.clean()
+            else:
+                mounted.repository.commit(mounted.name)
+        except OSError as raised:
+            error = raised
+        failed = not KILLER.armed
+        KILLER.disarm()
+        if live:
+            seen = settled(mounted.kernel.tree())
+            assert seen in (shown, without_socket(shown))
+            assert mounted.remount() == seen
+        assert mounted.remount() in (shown, without_socket(shown))
+        now = mounted.repository.sessions.get(mounted.name).parent
+        assert (now == parent) == (error is not None)
+        if error is None:
+            root = mounted.repository.snapshot(SnapshotId(now)).root
+            tree = settled(of_entry(mounted.repository.objects, root))
+            assert tree == without_socket(shown)
+        if not failed:
+            break
+    mounted.remove()
+
+
+def without_socket(tree: Tree) -> Tree:
+    return {path: seen for path, seen in tree.items() if path != b"socket"}
+
+
 def test_killed_changes_of_sessions_themselves(world: World) -> None:
     """Create, fork, reset and remove: a session is whole or not there."""
     repository = world.repository
@@ -385,7 +436,8 @@ def test_killed_changes_of_sessions_themselves(world: World) -> None:
             mounted.vfs.close()
     mounted.remove()
     repository.collect()
-    assert os.listdir(repository.path + "/sessions") == []
+    uids = {record.uid for record in repository.sessions.all()}
+    assert set(os.listdir(repository.path + "/sessions")) == uids
 
 
 def test_a_killed_checkout_leaves_no_half_target(world: World, tmp_path: Path) -> None:

@@ -394,6 +394,37 @@ def test_few_descriptors_stay_open(repository: Repository, vfs: Vfs, monkeypatch
         assert kernel.read(ino)[1:] == b"%d" % n
 
 
+def test_what_is_under_way_when_a_session_goes_changes_nothing(repository: Repository, vfs: Vfs):
+    """The driver may have waited for a copy meanwhile, and goes on with what it had."""
+    kernel = Kernel(vfs, "s")
+    changed, pristine = kernel.resolve(b"a/b"), kernel.resolve(b"c")
+    kernel.inode(changed).write(0, b"before")
+    files = [kernel.inode(changed), kernel.inode(pristine)]
+    directory = kernel.inode(kernel.resolve(b"a"))
+    descriptors = len(os.listdir("/proc/self/fd"))
+    vfs.drop_session("s")
+    calls: list[Any] = [
+        lambda: files[0].write(0, b"after"),
+        lambda: files[1].write(0, b"after"),
+        lambda: files[0].change(Changes(size=0)),
+        lambda: files[1].change(Changes(mode=0o600)),
+        lambda: files[0].set_xattr(b"user.late", b""),
+        lambda: directory.create(b"late", 0o644 | REG, OWNER),
+        lambda: directory.mkdir(b"late", 0o644, OWNER),
+        lambda: directory.unlink(b"b"),
+        lambda: directory.rename(b"b", directory, b"late", 0),
+        lambda: directory.link(b"late", files[0]),
+    ]
+    for call in calls:
+        with pytest.raises(OSError, match="Stale"):
+            call()
+    assert len(os.listdir("/proc/self/fd")) < descriptors
+    found = tree(repository, "@s")
+    assert found[b"a/b"].data == b"before"
+    assert b"a/late" not in found
+    assert found[b"c"].data == b"linked " * 30
+
+
 def test_numbers_of_the_kernel_end_with_the_session(repository: Repository, vfs: Vfs):
     kernel = Kernel(vfs, "s")
     ino = kernel.resolve(b"a/b")

@@ -159,13 +159,6 @@ def test_a_whiteout_is_a_device_or_an_empty_file_in_a_marked_directory(upper: Up
     assert names(upper) == {b"device": True, b"file": False, b"plain": False}
 
 
-def test_a_directory_that_was_being_emptied_shows_no_whiteout_as_a_file(upper: Upper):
-    os.mkdir(upper.at(b"d"))
-    upper._make_whiteout_file(upper.at(b"d/file"))
-    upper.set_opaque(b"d")
-    assert names(upper, b"d") == {b"file": True}
-
-
 def test_modes_that_would_lock_the_owner_out(upper: Upper):
     path = upper.at(b"file")
     Path(os.fsdecode(path)).touch()
