@@ -27,7 +27,7 @@ import msgspec
 
 from engine.content import SourceChangedError, ingest
 from engine.directory import Directory, directory_entry, directory_id
-from engine.errors import EngineError
+from engine.errors import CorruptObjectError, EngineError
 from engine.hostfs import describe, kind_of, mtime_of, read_xattrs
 from engine.ids import NodeId, digest
 from engine.links import number_groups
@@ -243,7 +243,7 @@ class _Import:
                 return True
             folder.old_rows = {row[0]: row for row in _decode_rows(old)}
             self._load_entries(folder, result)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, CorruptObjectError):  # then it is read again
             folder.result, folder.old_rows = None, {}
         return False
 
@@ -253,7 +253,10 @@ class _Import:
     def _plan(self, fd: int, folder: _Folder, same: bool) -> None:
         """Keeps the entries of rows that are as they were; reads links; queues files."""
         if same and folder.result is not None:
-            self._load_entries(folder, folder.result)
+            try:
+                self._load_entries(folder, folder.result)
+            except CorruptObjectError:
+                same = False
         known, folder.entries = folder.entries, {}
         for at, row in enumerate(folder.rows):
             name, mode = row[0], row[1]

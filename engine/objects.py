@@ -162,9 +162,14 @@ class NodeBuffer:
         return identifier
 
     def flush(self, writer: Writer) -> None:
-        """Stores what was collected and is not there yet."""
+        """Stores what was collected and is not there yet, or is there but damaged."""
         pairs = sorted(self.nodes.items())
-        writer.put_many(Db.NODES, [p for p in pairs if not writer.has(Db.NODES, p[0])])
+        writer.put_many(Db.NODES, [pair for pair in pairs if not _has(writer, *pair)])
+
+
+def _has(reader: Reader, key: bytes, value: bytes) -> bool:
+    found = reader.get(Db.NODES, key)
+    return found is not None and bytes(found) == value
 
 
 class ChunkSink:

@@ -26,7 +26,7 @@ from engine import content
 from engine.hostfs import OVERLAY_PREFIX, read_xattrs
 from engine.ids import InodeNo
 from engine.inodes import Attributes, Changes, Inode, Owner, entry_attributes, fail, number
-from engine.nodes import Entry, Kind
+from engine.nodes import Entry, Kind, Link
 from engine.objects import Objects
 from engine.upper import Upper
 
@@ -70,6 +70,10 @@ class Overlay:
         """Returns the number of a file that is new in the session."""
         self._made += 1
         return number(self.key, b"new", b"%d" % self._made)
+
+    def link_number(self, link: Link) -> InodeNo:
+        """Returns the number of a hard-linked file of the base, the same by whatever name."""
+        return number(self.key, b"link", link.group)
 
     def touch(self, host_ino: int) -> None:
         """Notes that a file of the upper is being written, for a commit that is reading it."""
@@ -248,6 +252,10 @@ class SessionInode(Inode):
     def forgotten(self) -> None:
         self.let_go()
 
+    def derived_number(self) -> InodeNo | None:
+        """Returns the number that it would have if it were looked up anew."""
+        return None if self.parent is None else self.parent.default_number(self.name)
+
     def let_go(self) -> None:
         """Drops it from its directory if it is idle, and those above that are idle then."""
         at: SessionInode = self
@@ -263,7 +271,7 @@ class SessionInode(Inode):
             and not self.lookups
             and not self.copied
             and parent.children.get(self.name) is self
-            and self.ino == parent.default_number(self.name)
+            and self.ino == self.derived_number()
         )
 
 
@@ -526,6 +534,11 @@ class SessionFile(SessionInode):
             self.overlay.close_file(self)
         elif len(self.names) == 1:  # the number of a file with several names is kept
             self.let_go()
+
+    def derived_number(self) -> InodeNo | None:
+        if self.entry is not None and self.entry.link is not None:
+            return self.overlay.link_number(self.entry.link)
+        return super().derived_number()
 
     def let_go(self) -> None:
         super().let_go()

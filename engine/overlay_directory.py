@@ -158,7 +158,10 @@ class SessionDirectory(SessionInode):
             elif (self, name) not in child.names:
                 child.names.append((self, name))
         else:
-            child = SessionFile(overlay, self.default_number(name), self, name, entry, copied=False)
+            ino = self.default_number(name)
+            if entry.link is not None:
+                ino = overlay.link_number(entry.link)
+            child = SessionFile(overlay, ino, self, name, entry, copied=False)
             if entry.link is not None:
                 overlay.by_group[entry.link.group] = child
         self.children[name] = child

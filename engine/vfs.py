@@ -136,9 +136,8 @@ class Vfs:
         """Throws away what a session changed."""
         live = self.session(name)
         session = live.held.reset(to)
-        held = live.held
+        live.held.clean()  # while it is held: the next holder may have a newer upper
         self.drop_session(name)
-        held.clean()
         return session
 
     def remove(self, name: str) -> None:

@@ -1,8 +1,6 @@
 """Checkout: a tree becomes a directory with all that it keeps, or nothing at all."""
 
 import os
-import shutil
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -272,9 +270,6 @@ def test_directories_that_nobody_may_write(public_path: Path, as_user: Run, what
 @pytest.mark.unprivileged
 def test_a_place_where_one_may_not_write(public_path: Path, as_user: Run):
     (public_path / "base").mkdir()
-    (public_path / "target").mkdir()
-    public_path.chmod(0o777)
+    (public_path / "target").mkdir(0o555)
     done = as_user("-c", UNPRIVILEGED.replace('"/target"', '"/target/below"'), str(public_path), "")
     assert done.stdout == "PermissionError\n"
-    assert stat.S_IMODE(public_path.stat().st_mode) == 0o777
-    shutil.rmtree(public_path / "target")

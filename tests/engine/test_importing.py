@@ -481,6 +481,27 @@ def test_the_cache_of_what_was_collected_goes(repository: Repository, tree: Path
     assert reads(repository, tree) == 12
 
 
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_a_damaged_node_is_made_anew(
+    repository: Repository, tree: Path, settled: None, use_cache: bool
+):
+    plain_tree(tree)
+    os.link(tree / "a/x", tree / "c/linked")
+    imported(repository, tree)
+    with repository.store.read() as reader:
+        keys = list(reader.keys(Db.NODES))
+    for key in keys:
+        repository.store.write(lambda w, k=key: w.put(Db.NODES, k, b"damaged"))  # type: ignore[misc]
+    repository.objects.shed()
+    if use_cache:
+        for directory in ["", "a", "a/b", "c"]:
+            (tree / directory / "x").write_bytes(b"changed")
+    result = imported(repository, tree, use_cache=use_cache)
+    assert stored(repository, result) == of_directory(tree)
+    if not use_cache:
+        assert repository.verify().damage == []
+
+
 def test_parents(repository: Repository, tree: Path):
     first = imported(repository, tree, message="first")
     (tree / "a").touch()

@@ -1,6 +1,7 @@
 """Mounts of ordinary users: with fusermount3, and in a user namespace without it."""
 
 import os
+import pwd
 import shutil
 import stat
 import subprocess
@@ -20,6 +21,12 @@ IN_NAMESPACE = """
 import os, sys
 os.execvp("unshare", ["unshare", "-Urm", sys.executable, "-m", "tests.fsdriver.tour", sys.argv[1]])
 """
+
+
+def user_number() -> int:
+    """Returns the uid of the ordinary user that AMALGAMFS_TEST_USER names."""
+    name = os.environ.get("AMALGAMFS_TEST_USER", "65534")
+    return int(name) if name.isdigit() else pwd.getpwnam(name).pw_uid
 
 
 def namespaces() -> bool:
@@ -76,7 +83,7 @@ def test_others_are_let_in_only_on_demand_and_as_the_bits_allow(public_path, tre
                 for name, bits in {"theirs": 0o755, "file": 0o644}.items():
                     status = (at / "sticky" / name).stat()
                     assert stat.S_IMODE(status.st_mode) == bits
-                    assert status.st_uid == int(os.environ.get("AMALGAMFS_TEST_USER", "65534"))
+                    assert status.st_uid == user_number()
             else:
                 assert words == ["EACCES"] * 7
             mount.stop()
