@@ -97,6 +97,11 @@ class Overlay:
         self._open.pop(file, None)
         self.orphans.add(file)
 
+    def keep_named(self, file: "SessionFile") -> None:
+        """Keeps a descriptor as any other again."""
+        self.orphans.discard(file)
+        self._open[file] = None
+
     def close_file(self, file: "SessionFile") -> None:
         """Closes a file's descriptor if it is open."""
         self._open.pop(file, None)
@@ -287,7 +292,7 @@ class SessionFile(SessionInode):
     count, in an open descriptor `fd` or, while pristine, in the store.
     """
 
-    __slots__ = ("fd", "names", "staged")
+    __slots__ = ("fd", "host", "names", "staged")
 
     def __init__(
         self,
@@ -302,6 +307,7 @@ class SessionFile(SessionInode):
         super().__init__(overlay, ino, parent, name, entry, copied=copied)
         self.names: list[tuple[SessionDirectory, bytes]] = [(parent, name)]
         self.fd = -1
+        self.host = 0
         self.staged: tuple[Entry, bytes] | None = None
 
     @property
@@ -440,7 +446,7 @@ class SessionFile(SessionInode):
             raise
         self.copied, self.mode = True, entry.mode
         if len(self.names) > 1:
-            self.overlay.by_host[self.status().st_ino] = self
+            self.join_host(self.status().st_ino)
 
     def _fill(self, entry: Entry, *, empty: bool) -> bytes:
         """Makes a complete copy of the base's file in the work directory; durable.
@@ -475,10 +481,17 @@ class SessionFile(SessionInode):
                 self.names.append((parent, name))
                 parent.children[name] = self
 
+    def found(self, parent: "SessionDirectory", name: bytes) -> None:
+        """Notes a name that it has had, perhaps when it had lost all that were known."""
+        if self.orphan:
+            self.parent, self.name = parent, name
+            self.overlay.keep_named(self)
+        self.names.append((parent, name))
+
     def add_name(self, parent: "SessionDirectory", name: bytes) -> None:
         """Notes another name."""
         self.names.append((parent, name))
-        self.overlay.by_host[self.status().st_ino] = self
+        self.join_host(self.status().st_ino)
 
     def replace_name(
         self, old: tuple["SessionDirectory", bytes], new: tuple["SessionDirectory", bytes]
@@ -512,11 +525,23 @@ class SessionFile(SessionInode):
         else:
             self.overlay.close_file(self)
         if not self.names:
-            if self.entry is not None and self.entry.link is not None:
-                self.overlay.by_group.pop(self.entry.link.group, None)
-            self.overlay.by_host = {
-                ino: file for ino, file in self.overlay.by_host.items() if file is not self
-            }
+            self._leave_group()
+            if self.fd < 0 or not os.fstat(self.fd).st_nlink:
+                self._leave_host()  # else it has names that nobody looked at yet
+
+    def _leave_group(self) -> None:
+        link = self.entry.link if self.entry is not None else None
+        if link is not None and self.overlay.by_group.get(link.group) is self:
+            del self.overlay.by_group[link.group]
+
+    def join_host(self, host_ino: int) -> None:
+        """Makes other names of the upper's file, when they are looked up, lead here."""
+        self.overlay.by_host[host_ino] = self
+        self.host = host_ino
+
+    def _leave_host(self) -> None:
+        if self.overlay.by_host.get(self.host) is self:
+            del self.overlay.by_host[self.host]
 
     def become_pristine(self, entry: Entry) -> None:
         """Takes the base's entry in place of what the upper had."""
@@ -532,6 +557,7 @@ class SessionFile(SessionInode):
         self._unstage()
         if self.orphan:
             self.overlay.close_file(self)
+            self._leave_host()
         elif len(self.names) == 1:  # the number of a file with several names is kept
             self.let_go()
 
@@ -542,9 +568,8 @@ class SessionFile(SessionInode):
 
     def let_go(self) -> None:
         super().let_go()
-        link, parent = self.entry.link if self.entry is not None else None, self.parent
-        if link is not None and parent is not None and parent.children.get(self.name) is not self:
-            self.overlay.by_group.pop(link.group, None)
+        if self.parent is not None and self.parent.children.get(self.name) is not self:
+            self._leave_group()
 
 
 def install_quietly(

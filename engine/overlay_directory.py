@@ -108,14 +108,13 @@ class SessionDirectory(SessionInode):
             if entry is not None and entry.kind != Kind.DIRECTORY:
                 entry = None
             return SessionDirectory(overlay, ino, self, name, entry, copied=True)
-        if status.st_nlink > 1:
-            known = overlay.by_host.get(status.st_ino)
-            if known is not None:
-                known.names.append((self, name))
-                return known
+        known = overlay.by_host.get(status.st_ino)
+        if known is not None:
+            known.found(self, name)
+            return known
         file = SessionFile(overlay, ino, self, name, None, copied=True)
         if status.st_nlink > 1:
-            overlay.by_host[status.st_ino] = file
+            file.join_host(status.st_ino)
         return file
 
     def default_number(self, name: bytes) -> InodeNo:

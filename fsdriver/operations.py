@@ -29,6 +29,9 @@ P = ParamSpec("P")
 COPY_IN_THREAD = 1 << 20
 """A file of more bytes than this is copied up in a thread, while others are served."""
 
+_DOTS = (b".", b"..")
+"""What every listing begins with. The kernel takes the names, and counts no reference."""
+
 log = structlog.get_logger("fsdriver")
 
 
@@ -152,8 +155,11 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        vfs = self.vfs
-        listing = vfs.inode(fh).listing(start_id)
+        vfs, directory = self.vfs, self.vfs.inode(fh)
+        for at, dots in enumerate(_DOTS[start_id:], start_id + 1):
+            if not pyfuse3.readdir_reply(token, dots, _encode(directory), at):
+                return
+        listing = directory.listing(max(start_id - len(_DOTS), 0))
         try:
             for cookie, name, inode in listing:
                 known = vfs.known(inode)
@@ -161,7 +167,7 @@ class Operations(pyfuse3.Operations):
                     entry = _encode(known)
                 except FileNotFoundError:
                     continue
-                if not pyfuse3.readdir_reply(token, name, entry, cookie):
+                if not pyfuse3.readdir_reply(token, name, entry, cookie + len(_DOTS)):
                     break
                 vfs.refer(known)
         finally:

@@ -378,6 +378,34 @@ def test_an_open_file_that_lost_its_name_outlives_commits(repository: Repository
     assert vfs.statistics().open_files == 0
 
 
+def test_an_open_file_with_a_name_that_nobody_looked_at(repository: Repository, vfs: Vfs):
+    """A file that lost the name it was opened by is the one that another name leads to."""
+    kernel = Kernel(vfs, "s")
+    ino = kernel.create(kernel.root, b"one", 0o644 | REG)
+    kernel.inode(ino).write(0, b"before")
+    kernel.link(ino, kernel.resolve(b"a/sub"), b"two")
+    vfs.close()
+    kernel = Kernel(vfs, "s")
+    ino = kernel.pin(kernel.resolve(b"one"))
+    kernel.unlink(kernel.root, b"one")
+    kernel.inode(ino).write(0, b"after ")
+    assert kernel.stat(ino).nlink == 1
+    other = kernel.resolve(b"a/sub/two")
+    assert other == ino
+    assert kernel.read(other) == b"after "
+    kernel.rename(kernel.resolve(b"a/sub"), b"two", kernel.root, b"three")
+    kernel.unpin(ino)
+    assert vfs.statistics().orphans == 0
+    assert kernel.read(kernel.resolve(b"three")) == b"after "
+    kernel.pin(ino)
+    kernel.unlink(kernel.root, b"three")
+    assert vfs.statistics().orphans == 1
+    kernel.unpin(ino)
+    assert (vfs.statistics().orphans, vfs.statistics().open_files) == (0, 0)
+    new = kernel.create(kernel.root, b"new", 0o644 | REG)
+    assert new != ino
+
+
 def test_few_descriptors_stay_open(repository: Repository, vfs: Vfs, monkeypatch):
     import engine.overlay
 

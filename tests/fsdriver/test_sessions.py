@@ -587,6 +587,14 @@ def test_delete_what_the_base_has_while_listing(session, mount, tmp_path):
     assert os.listdir(at) == []
 
 
+def test_listings_begin_with_the_directory_and_what_it_is_in(at):
+    (at / "src/new").mkdir()
+    for name in ["src", "empty", "src/new"]:
+        listed = subprocess.check_output(["ls", "-aU", at / name], text=True)
+        names = listed.split("\n")[:-1]
+        assert sorted(names) == sorted([".", "..", *os.listdir(at / name)])
+
+
 def test_positions_in_a_listing_stay_good(at):
     program = """
 import ctypes, os, sys
