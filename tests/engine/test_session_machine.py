@@ -733,7 +733,7 @@ def run(machine: type[SessionMachine], examples: int, steps: int) -> None:
 
 
 def test_a_session_is_like_a_directory() -> None:
-    run(SessionMachine, 100, 50)
+    run(SessionMachine, 150, 50)
 
 
 def test_a_session_in_a_narrow_place_is_like_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -741,4 +741,4 @@ def test_a_session_in_a_narrow_place_is_like_a_directory(monkeypatch: pytest.Mon
     monkeypatch.setattr(engine.sessions, "Upper", WithoutDevices)
     monkeypatch.setattr(engine.overlay, "OPEN_FILES", 2)
     monkeypatch.setattr(engine.directory, "PAGED_FROM", 3)
-    run(type("Machine", (SessionMachine,), {}), 40, 50)
+    run(type("Machine", (SessionMachine,), {}), 50, 50)
