@@ -202,6 +202,7 @@ class VirtualDirectory(Inode):
 
     keep_attributes = 1.0
     keep_missing = 0.0
+    mode = 0o555
 
     def __init__(self, ino: InodeNo, owner: Owner, time_ns: int) -> None:
         super().__init__(ino)
@@ -209,7 +210,7 @@ class VirtualDirectory(Inode):
 
     def attributes(self) -> Attributes:
         t = self.changed_ns()
-        return Attributes(self.ino, stat.S_IFDIR | 0o555, 1, *self.owner, 0, 0, t, t, t)
+        return Attributes(self.ino, stat.S_IFDIR | self.mode, 1, *self.owner, 0, 0, t, t, t)
 
     def names(self) -> list[bytes]:
         """Returns the names in it, sorted."""

@@ -38,7 +38,7 @@ from engine.snapshot_inodes import SnapshotDirectory
 from engine.store import Db
 
 ROOT = InodeNo(1)
-SNAPSHOTS, SESSIONS, LAYERS, _AMALGAM = (InodeNo(n) for n in (2, 3, 4, 5))
+SNAPSHOTS, SESSIONS, LAYERS, _AMALGAM, _PLACE = (InodeNo(n) for n in (2, 3, 4, 5, 6))
 
 
 class VfsStatistics(msgspec.Struct, frozen=True):
@@ -64,11 +64,16 @@ class Vfs:
         """Makes the table. `facts` (mount point, socket) go into `/.amalgam`."""
         self.repository, self.owner, self.facts = repository, owner, facts
         self.started_ns = time.time_ns()
+        self.snapshots_elsewhere = False
+        """Whether `/snapshots` is a mount of its own, and here only a place for it."""
         self.live: dict[str, LiveSession] = {}
         self.snapshot_roots: set[bytes] = set()
         self._epochs = 0
         self.table: dict[int, Inode] = {}
-        for inode in (_Root(self), _Snapshots(self), _Sessions(self), _Layers(self), _Own(self)):
+        place = _Place(_PLACE, owner, self.started_ns)
+        for inode in (
+            _Root(self), _Snapshots(self), _Sessions(self), _Layers(self), _Own(self), place,
+        ):  # fmt: skip
             self.table[inode.ino] = inode
             inode.lookups = 1
 
@@ -94,7 +99,7 @@ class Vfs:
     def forget(self, ino: int, count: int) -> None:
         """Takes `count` of the kernel's references back."""
         inode = self.table.get(ino)
-        if inode is None or ino <= _AMALGAM:
+        if inode is None or ino <= _PLACE:
             return
         inode.lookups -= count
         if inode.lookups <= 0:
@@ -180,6 +185,14 @@ class Vfs:
         )  # fmt: skip
 
 
+class _Place(VirtualDirectory):
+    """What `/snapshots` is mounted on. fusermount3 wants it writable."""
+
+    __slots__ = ()
+
+    mode = 0o755
+
+
 class _Root(VirtualDirectory):
     __slots__ = ("vfs",)
 
@@ -191,7 +204,8 @@ class _Root(VirtualDirectory):
         return [b".amalgam", b"layers", b"sessions", b"snapshots"]
 
     def lookup(self, name: bytes) -> Inode | None:
-        at = {b"snapshots": SNAPSHOTS, b"sessions": SESSIONS, b"layers": LAYERS,
+        snapshots = _PLACE if self.vfs.snapshots_elsewhere else SNAPSHOTS
+        at = {b"snapshots": snapshots, b"sessions": SESSIONS, b"layers": LAYERS,
               b".amalgam": _AMALGAM}.get(name)  # fmt: skip
         return None if at is None else self.vfs.table[at]
 
@@ -201,7 +215,7 @@ class _OfStore(VirtualDirectory):
 
     __slots__ = ("_seen", "vfs")
 
-    keep_attributes = 1.0  # a driver tells the kernel of changes at once
+    keep_attributes = 0.0  # a listing that the kernel keeps is good while they are the same
 
     def __init__(self, ino: InodeNo, vfs: Vfs) -> None:
         super().__init__(ino, vfs.owner, vfs.started_ns)

@@ -1,10 +1,13 @@
-"""What was agreed with the kernel when a mount began."""
+"""What was agreed with the kernel when a mount began; the channel sets it."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Abilities:
-    """Whether the kernel can do without OPENDIR, and caches listings then; the channel sets it."""
+    """What the kernel can do without."""
 
     no_opendir: bool = False
+    """It needs no OPENDIR, and caches listings then."""
+    no_open: bool = False
+    """It needs no OPEN: files live by its lookups."""

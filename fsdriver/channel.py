@@ -1,22 +1,25 @@
-"""The channel to the kernel: the one module that owns the connection of a mount.
+"""The channel to the kernel: the one module that owns the connections of a mount.
 
 It holds the open /dev/fuse and gives pyfuse3 one end of a SOCK_SEQPACKET pair as `/dev/fd/N`,
-so that one message stays one message. Between the two it does four things, and knows no
+so that one message stays one message. Between the two it does five things, and knows no
 rule about trees:
 
+- it joins two mounts to one pyfuse3. What is immutable is mounted a second time inside of the
+  first, read-only for the kernel: see `Part`. Requests of the second carry `_OF_PART` in
+  their unique number, and its root is the inode that pyfuse3 knows by another number;
 - in the kernel's INIT it reads what the kernel can do, and in the reply it adds what pyfuse3
   cannot ask for (see `_INIT_ADD`) and bounds the size of messages by the socket's buffer;
-- it answers OPEN for reading itself, and RELEASE: the kernel has checked permission, the handle
-  is the inode's number, and cached pages are good. OPEN for writing is for pyfuse3 to decide.
-  IOCTL, which Python sends for every file it opens and pyfuse3 does not serve, it refuses;
-- where a listing carries the file handle 0, it puts the inode's number: pyfuse3 passes only the
-  handle on, and a kernel that was told not to send OPENDIR has none;
+- it abolishes OPEN and with it RELEASE, once the part is mounted: cached pages are good, and the
+  kernel has checked permission. Without it, OPEN for reading is answered here, and OPEN for
+  writing is for pyfuse3 to decide. IOCTL, which Python sends for every file it opens and
+  pyfuse3 does not serve, is refused;
+- in place of a file handle it puts the inode's number: pyfuse3 passes only the handle on, and a
+  kernel that does not send OPEN has none;
 - it lets no more requests through than the socket has room for replies to, because pyfuse3 writes
   replies from the thread that also empties the socket. Notifications it sends itself, from
   a thread: one may wait for a request to be answered.
 
 With `plain`, pyfuse3 has the device itself and none of this happens.
-The protocol: include/uapi/linux/fuse.h.
 """
 
 import contextlib
@@ -26,42 +29,32 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pyfuse3
 import structlog
 import trio
 
 from engine import InodeNo
+from fsdriver import protocol
 from fsdriver.abilities import Abilities
 from fsdriver.device import MountRefusedError, mount
 from fsdriver.mountpoint import UnmountError, unmount
 
 log = structlog.get_logger("channel")
 
-_IN = struct.Struct("=IIQQIIIHH")  # len, opcode, unique, nodeid, uid, gid, pid, extension, pad
-_OUT = struct.Struct("=IiQ")  # len, error, unique
-_INIT_IN = struct.Struct("=IIII")  # major, minor, max_readahead, flags
-_INIT_OUT = struct.Struct("=IIIIHHIIHH")  # … flags, background, congestion, max_write, gran, pages
-_HANDLE = struct.Struct("=Q")
-_FLAGS = struct.Struct("=I")
+_INIT_ADD = (
+    protocol.NO_OPEN_SUPPORT
+    | protocol.NO_OPENDIR_SUPPORT
+    | protocol.PARALLEL_DIROPS
+    | protocol.CACHE_SYMLINKS
+    | protocol.MAX_PAGES
+)
+_INIT_CLEAR = protocol.ATOMIC_O_TRUNC
+"""Truncation comes as SETATTR then: in an OPEN that nobody sends, it would be lost."""
 
-_OPEN_REPLY = struct.Struct("=IiQQII")  # len, error, unique, handle, flags, pad
-
-_FORGET, _OPEN, _READ, _RELEASE, _INIT, _READDIR = 2, 14, 15, 18, 26, 28
-_FSYNCDIR, _INTERRUPT, _IOCTL, _BATCH_FORGET, _READDIRPLUS = 30, 36, 39, 42, 44
-_OF_DIRECTORIES = {_READDIR, _READDIRPLUS, _FSYNCDIR}
-_WITHOUT_REPLY = {_FORGET, _BATCH_FORGET, _INTERRUPT}
-_SIZED = {_READ, _READDIR, _READDIRPLUS}
-
-_PARALLEL_DIROPS = 1 << 18
-_MAX_PAGES = 1 << 22
-_CACHE_SYMLINKS = 1 << 23
-_NO_OPENDIR_SUPPORT = 1 << 24
-_INIT_ADD = _NO_OPENDIR_SUPPORT | _PARALLEL_DIROPS | _CACHE_SYMLINKS | _MAX_PAGES
-
-_KEEP_CACHE, _NO_FLUSH = 1 << 1, 1 << 5
-
-_NOTIFY_INVAL_INODE, _NOTIFY_INVAL_ENTRY = 2, 3
+_ROOT = 1
+_OF_PART = 1 << 63
 
 LARGEST_IO = 1 << 20
 """The most that a read or write moves in one message, if the socket's buffer has room."""
@@ -71,8 +64,47 @@ _SMALLEST_REPLY = 4096
 """What a reply without data is reckoned to take in the socket, with the kernel's bookkeeping."""
 
 
+class Part(NamedTuple):
+    """A directory of the mount's root that is mounted by itself, read-only for the kernel.
+
+    The kernel then refuses to open its files for writing, which nobody could once OPEN is
+    abolished, and keeps attributes over a read, since there is no access time to change.
+    """
+
+    name: str
+    root: InodeNo
+    elsewhere: Callable[[bool], None]
+    """Told whether it is mounted by itself, so that the whole has only a place for it."""
+
+
+class _Connection:
+    """One mount: its device, and how its numbers are told from the other's."""
+
+    def __init__(self, device: int, mountpoint: str, root: int, mark: int) -> None:
+        self.device, self.mountpoint, self.root, self.mark = device, mountpoint, root, mark
+        self.inbox = bytearray(LARGEST_IO + _HEADROOM)
+        self.ended = False
+
+    def write(self, message: memoryview | bytes) -> None:
+        """Answers the kernel."""
+        try:
+            os.write(self.device, message)
+        except OSError as error:
+            # ENOENT: the request was taken back. ENODEV: unmounted.
+            if error.errno not in {errno.ENOENT, errno.EINTR, errno.ENODEV, errno.EBADF}:
+                log.error("a reply was refused", error=str(error), size=len(message))
+
+    def notify(self, code: int, node: int, rest: bytes) -> None:
+        """Tells the kernel; that it did not know the inode is no failure."""
+        if node == self.root:
+            node = _ROOT
+        body = protocol.WORD.pack(node) + rest
+        with contextlib.suppress(OSError):
+            os.write(self.device, protocol.OUT.pack(protocol.OUT.size + len(body), code, 0) + body)
+
+
 class Channel:
-    """One mount's connection."""
+    """One mount's connection, or its two."""
 
     def __init__(
         self,
@@ -83,20 +115,25 @@ class Channel:
         source: str,
         allow_other: bool,
         plain: bool = False,
+        part: Part | None = None,
     ) -> None:
         """Mounts; `abilities` say what was agreed with the kernel once it has answered.
 
         `source` is what /proc/mounts shows as the device. Raises MountRefusedError.
         """
         self.abilities = abilities
-        self._mountpoint = mountpoint
-        self._plain = plain
         self.opened = 0
-        self._device = -1
+        self._mountpoint, self._source, self._allow_other = mountpoint, source, allow_other
+        self._plain = plain
+        self._wanted = None if plain else part
+        self._part: _Connection | None = None
         if plain:
             self._start(operations, mountpoint, _options(source, allow_other))
             return
-        self._device = mount(mountpoint, source=source, allow_other=allow_other)
+        self._agreed = trio.Event()
+        self._init_reply = b""
+        device = mount(mountpoint, source=source, allow_other=allow_other)
+        self._whole = _Connection(device, mountpoint, _ROOT, 0)
         try:
             self._ours, self._theirs = socket.socketpair(
                 socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
@@ -107,7 +144,7 @@ class Channel:
             self._bound_messages()
             self._start(operations, f"/dev/fd/{self._theirs.fileno()}", _options(source, False))
         except BaseException:
-            self._unmount()
+            self._give_up()
             raise
 
     def _start(self, operations: pyfuse3.Operations, where: str, options: set[str]) -> None:
@@ -130,91 +167,162 @@ class Channel:
         self._room_made = threading.Condition()
         self._init_unique: int | None = None
         self._kernel_flags = 0
-        self._inbox = bytearray(LARGEST_IO + _HEADROOM)
         self._outbox = bytearray(LARGEST_IO + _HEADROOM)
 
-    async def serve(self) -> None:
-        """Answers requests until the mount ends or `stop` is called.
+    async def serve(self, ready: Callable[[], None]) -> None:
+        """Answers requests until the mount ends or `stop` is called; `ready` once all is mounted.
 
         Two readers at least: with pyfuse3's one, each request starts a task and ends another,
         and a warm `find` takes half as long again.
         """
         if self._plain:
+            ready()
             await pyfuse3.main(min_tasks=2, max_tasks=99)
             return
         async with trio.open_nursery() as nursery:
-            token = trio.lowlevel.current_trio_token()
-            threading.Thread(target=self._pump_requests, args=(token,), daemon=True).start()
+            self._token = trio.lowlevel.current_trio_token()
+            self._listen(self._whole)
             nursery.start_soon(self._pump_replies)
+            nursery.start_soon(self._complete, ready)
             await pyfuse3.main(min_tasks=2, max_tasks=99)
             nursery.cancel_scope.cancel()
+
+    async def _complete(self, ready: Callable[[], None]) -> None:
+        """Mounts the part once the whole is served."""
+        await self._agreed.wait()
+        await trio.to_thread.run_sync(self._mount_part)
+        ready()
+
+    def _mount_part(self) -> None:
+        """Mounts the part if it can be; else the whole shows it. May be called from a thread."""
+        wanted = self._wanted
+        if wanted is None:
+            return
+        where = os.path.join(self._mountpoint, wanted.name)
+        wanted.elsewhere(True)
+        try:
+            device = mount(where, source=self._source, allow_other=self._allow_other, part=True)
+        except (MountRefusedError, OSError) as error:
+            log.info("one mount for all", error=str(error))
+            wanted.elsewhere(False)
+            self._wanted = None
+            self._whole.notify(protocol.INVAL_ENTRY, _ROOT, _name(os.fsencode(wanted.name)))
+            return
+        self._part = _Connection(device, where, wanted.root, _OF_PART)
+        self._listen(self._part)
+        self.abilities.no_open = bool(self._kernel_flags & protocol.NO_OPEN_SUPPORT)
 
     def stop(self) -> None:
         """Makes `serve` return; the mount stays until `close`."""
         pyfuse3.terminate()
 
+    def unmount(self) -> None:
+        """Ends the mount unless it is busy (UnmountError); `serve` returns then. From a thread."""
+        part, self._part = self._part, None
+        try:
+            unmount(self._mountpoint)
+        except UnmountError:
+            if part is not None and part.ended:
+                self._mount_part()
+            elif part is not None:
+                self._part = part
+            raise
+
     def close(self) -> None:
         """Ends the mount, even a busy one, and the connection."""
         if not self._plain:
-            self._unmount()
+            self._give_up()
         pyfuse3.close(unmount=True)
         if not self._plain:
             self._ours.close()
             with contextlib.suppress(OSError):  # pyfuse3 has closed it
                 os.close(self._theirs.detach())
 
-    def _unmount(self) -> None:
+    def _give_up(self) -> None:
         with contextlib.suppress(UnmountError):  # it was unmounted already
-            unmount(self._mountpoint, lazy=True)
-        os.close(self._device)
+            unmount(self._mountpoint, lazy=True)  # and what is mounted inside
+        for connection in (self._part, self._whole):
+            if connection is not None:
+                os.close(connection.device)
 
     # From the kernel.
 
-    def _pump_requests(self, token: trio.lowlevel.TrioToken) -> None:
+    def _listen(self, connection: _Connection) -> None:
+        threading.Thread(target=self._pump_requests, args=(connection,), daemon=True).start()
+
+    def _pump_requests(self, connection: _Connection) -> None:
         """Takes requests from the kernel until the mount ends. A thread's work."""
-        device, box = self._device, self._inbox
+        device, box = connection.device, connection.inbox
         view = memoryview(box)
+        forward = self._forward
         while True:
             try:
                 size = os.readv(device, [box])
             except OSError as error:
                 if error.errno in {errno.ENOENT, errno.EINTR}:
                     continue  # the request was taken back
-                with contextlib.suppress(trio.RunFinishedError):
-                    token.run_sync_soon(self.stop)  # ENODEV: unmounted
-                return
-            self._forward(view[:size])
+                break  # ENODEV: unmounted
+            forward(connection, view[:size])
+        connection.ended = True
+        if connection is self._whole:
+            with contextlib.suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(self.stop)
+        elif connection is self._part:
+            log.warning("a part was unmounted from outside", path=connection.mountpoint)
 
-    def _forward(self, message: memoryview) -> None:
-        _, opcode, unique, node, *_ = _IN.unpack_from(message)
-        if opcode == _OPEN and _only_reads(_FLAGS.unpack_from(message, _IN.size)[0]):
-            self.opened += 1
-            flags = _KEEP_CACHE | _NO_FLUSH
-            self._write(_OPEN_REPLY.pack(_OPEN_REPLY.size, 0, unique, node, flags, 0))
+    def _forward(self, connection: _Connection, message: memoryview) -> None:
+        _, opcode, unique, node, *_ = protocol.IN.unpack_from(message)
+        if opcode == protocol.OPEN:
+            if self.abilities.no_open:
+                self._answer(connection, unique, -errno.ENOSYS)  # it does not ask again
+                return
+            if _only_reads(protocol.HALF.unpack_from(message, protocol.BODY_AT)[0]):
+                self.opened += 1
+                connection.write(
+                    protocol.OPEN_REPLY.pack(
+                        protocol.OPEN_REPLY.size, 0, unique, node,
+                        protocol.KEEP_CACHE | protocol.NO_FLUSH, 0,
+                    )
+                )  # fmt: skip
+                return
+        elif opcode == protocol.RELEASE:
+            self._answer(connection, unique, 0)
             return
-        if opcode == _RELEASE:
-            self._write(_OUT.pack(_OUT.size, 0, unique))
+        elif opcode == protocol.IOCTL:
+            self._answer(connection, unique, -errno.ENOSYS)
             return
-        if opcode == _IOCTL:
-            self._write(_OUT.pack(_OUT.size, -errno.ENOSYS, unique))
-            return
-        if opcode in _OF_DIRECTORIES and not _HANDLE.unpack_from(message, _IN.size)[0]:
-            _HANDLE.pack_into(message, _IN.size, node)
-        elif opcode == _INIT:
+        elif opcode == protocol.INIT:
+            if connection.mark:
+                reply = bytearray(self._init_reply)
+                protocol.WORD.pack_into(reply, protocol.UNIQUE_AT, unique)
+                connection.write(reply)
+                return
             self._init_unique = unique
-            self._kernel_flags = _INIT_IN.unpack_from(message, _IN.size)[3]
-        weight = 0
-        if opcode not in _WITHOUT_REPLY:
+            self._kernel_flags = protocol.INIT_IN.unpack_from(message, protocol.BODY_AT)[3]
+        if connection.mark:
+            unique |= _OF_PART
+            protocol.WORD.pack_into(message, protocol.UNIQUE_AT, unique)
+            if node == _ROOT:
+                node = connection.root
+                protocol.WORD.pack_into(message, protocol.NODE_AT, node)
+            if opcode == protocol.INTERRUPT:
+                meant = protocol.WORD.unpack_from(message, protocol.BODY_AT)[0] | _OF_PART
+                protocol.WORD.pack_into(message, protocol.BODY_AT, meant)
+        if opcode in protocol.BY_HANDLE:
+            protocol.WORD.pack_into(message, protocol.BODY_AT, node)
+        if opcode not in protocol.WITHOUT_REPLY:
             weight = _SMALLEST_REPLY
-            if opcode in _SIZED:
-                weight += _FLAGS.unpack_from(message, _IN.size + 16)[0]
-        if weight:
+            if opcode in protocol.SIZED:
+                weight += protocol.HALF.unpack_from(message, protocol.SIZE_AT)[0]
             with self._room_made:
                 while self._taken and self._taken + weight > self._room:
                     self._room_made.wait()
                 self._taken += weight
                 self._weights[unique] = weight
         self._ours_out.send(message)
+
+    def _answer(self, connection: _Connection, unique: int, error: int) -> None:
+        connection.write(protocol.OUT.pack(protocol.OUT.size, error, unique))
 
     # To the kernel.
 
@@ -233,37 +341,36 @@ class Channel:
                 self._reply(view[:size])
 
     def _reply(self, message: memoryview) -> None:
-        unique = _OUT.unpack_from(message)[2]
+        unique = protocol.WORD.unpack_from(message, protocol.UNIQUE_AT)[0]
         with self._room_made:
             self._taken -= self._weights.pop(unique, 0)
-            self._room_made.notify()
+            self._room_made.notify_all()
+        if unique & _OF_PART:
+            protocol.WORD.pack_into(message, protocol.UNIQUE_AT, unique ^ _OF_PART)
+            if self._part is not None:
+                self._part.write(message)
+            return
         if unique == self._init_unique:
             self._init_unique = None
             self._agree(message)
-        self._write(message)
-
-    def _write(self, message: memoryview | bytes) -> None:
-        try:
-            os.write(self._device, message)
-        except OSError as error:
-            # ENOENT: the request was taken back. ENODEV: unmounted.
-            if error.errno not in {errno.ENOENT, errno.EINTR, errno.ENODEV}:
-                log.error("a reply was refused", error=str(error), size=len(message))
+        self._whole.write(message)
 
     def _agree(self, message: memoryview) -> None:
         """Changes the reply to INIT to what this channel offers."""
-        if len(message) < _OUT.size + _INIT_OUT.size:
+        if len(message) < protocol.OUT.size + protocol.INIT_OUT.size:
             return
-        fields = list(_INIT_OUT.unpack_from(message, _OUT.size))
-        flags = fields[3] | (_INIT_ADD & self._kernel_flags)
+        fields = list(protocol.INIT_OUT.unpack_from(message, protocol.OUT.size))
+        flags = (fields[3] | (_INIT_ADD & self._kernel_flags)) & ~_INIT_CLEAR
         fields[3] = flags
         fields[6] = min(fields[6], self._largest)
-        fields[8] = self._largest // _PAGE if flags & _MAX_PAGES else 0
-        _INIT_OUT.pack_into(message, _OUT.size, *fields)
-        self.abilities.no_opendir = bool(flags & _NO_OPENDIR_SUPPORT)
+        fields[8] = self._largest // _PAGE if flags & protocol.MAX_PAGES else 0
+        protocol.INIT_OUT.pack_into(message, protocol.OUT.size, *fields)
+        self._init_reply = bytes(message)
+        self.abilities.no_opendir = bool(flags & protocol.NO_OPENDIR_SUPPORT)
         log.info(
             "agreed", flags=hex(flags), largest=self._largest, no_opendir=self.abilities.no_opendir
         )
+        self._agreed.set()
 
     # Notifications.
 
@@ -272,18 +379,24 @@ class Channel:
         if self._plain:
             await _quietly(pyfuse3.invalidate_entry, parent, name)
             return
-        body = struct.pack("=QII", parent, len(name), 0) + name + b"\0"
-        await _quietly(self._notify, _NOTIFY_INVAL_ENTRY, body)
+        await _quietly(self._notify, protocol.INVAL_ENTRY, parent, _name(name))
 
     async def forget_attributes(self, ino: InodeNo) -> None:
         """Makes the kernel ask for an inode's attributes again, and list a directory again."""
         if self._plain:
             await _quietly(pyfuse3.invalidate_inode, ino, True)
             return
-        await _quietly(self._notify, _NOTIFY_INVAL_INODE, struct.pack("=Qqq", ino, -1, 0))
+        await _quietly(self._notify, protocol.INVAL_INODE, ino, struct.pack("=qq", -1, 0))
 
-    def _notify(self, code: int, body: bytes) -> None:
-        os.write(self._device, _OUT.pack(_OUT.size + len(body), code, 0) + body)
+    def _notify(self, code: int, node: int, rest: bytes) -> None:
+        for connection in (self._whole, self._part):
+            if connection is not None:
+                connection.notify(code, node, rest)
+
+
+def _name(name: bytes) -> bytes:
+    """Returns what follows the parent's number in a notification about a name."""
+    return struct.pack("=II", len(name), 0) + name + b"\0"
 
 
 def _only_reads(flags: int) -> bool:

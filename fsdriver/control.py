@@ -23,7 +23,6 @@ from engine.vfs import LAYERS, SESSIONS, SNAPSHOTS, LiveSession, Vfs
 from fsdriver import messages
 from fsdriver.channel import Channel
 from fsdriver.client import bind, socket_path
-from fsdriver.mountpoint import unmount
 from fsdriver.operations import Operations
 
 LONGEST_REQUEST = 1 << 20
@@ -200,7 +199,7 @@ class Control:
 
     async def _shutdown(self, request: messages.Shutdown) -> messages.AnyReply:
         """Unmounts; refused while the mount is busy. The daemon ends when the mount does."""
-        await trio.to_thread.run_sync(unmount, self._facts.mountpoint)
+        await trio.to_thread.run_sync(self._channel.unmount)
         return messages.Done()
 
 

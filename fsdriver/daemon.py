@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import structlog
 import trio
@@ -23,8 +23,8 @@ import trio
 from engine import EngineError, Repository
 from engine.inodes import Owner
 from engine.leases import acquire
-from engine.vfs import Vfs
-from fsdriver.channel import Channel
+from engine.vfs import SNAPSHOTS, Vfs
+from fsdriver.channel import Channel, Part
 from fsdriver.client import socket_path
 from fsdriver.control import Control, listen
 from fsdriver.launch import default_log
@@ -46,10 +46,13 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     _prepare_process()
     try:
-        with _mounted(options) as (vfs, operations, channel, control, listener):
-            _tell(options.ready_fd, {"pid": os.getpid()})
-            log.info("mounted", mountpoint=options.mountpoint, store=options.store)
-            trio.run(_serve, operations, channel, control, listener)
+        with _mounted(options) as (vfs, channel, control, listener):
+
+            def ready() -> None:
+                _tell(options.ready_fd, {"pid": os.getpid()})
+                log.info("mounted", mountpoint=options.mountpoint, store=options.store)
+
+            trio.run(_serve, channel, control, listener, ready)
             del vfs
         log.info("ended", mountpoint=options.mountpoint)
     except (EngineError, OSError) as error:
@@ -98,7 +101,7 @@ def _tell(fd: int, facts: dict[str, object]) -> None:
 @contextlib.contextmanager
 def _mounted(
     options: argparse.Namespace,
-) -> Iterator[tuple[Vfs, Operations, Channel, Control, socket.socket]]:
+) -> Iterator[tuple[Vfs, Channel, Control, socket.socket]]:
     """Holds the lease, the store, the socket and the mount, and lets go in reverse."""
     store, mountpoint = os.path.abspath(options.store), os.path.abspath(options.mountpoint)
     where = socket_path(store)
@@ -117,15 +120,20 @@ def _mounted(
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
+
+        def elsewhere(mounted: bool) -> None:
+            vfs.snapshots_elsewhere = mounted
+
         channel = Channel(
             operations, operations.abilities, mountpoint, source=store,
             allow_other=options.allow_other, plain=options.plain,
+            part=Part("snapshots", SNAPSHOTS, elsewhere),
         )  # fmt: skip
         stack.callback(channel.close)
         status = Status(
             os.getpid(), store, mountpoint, options.log or default_log(store), time.time_ns(), []
         )  # fmt: skip
-        yield vfs, operations, channel, Control(vfs, operations, channel, status), listener
+        yield vfs, channel, Control(vfs, operations, channel, status), listener
 
 
 def _remove(path: str) -> None:
@@ -134,13 +142,13 @@ def _remove(path: str) -> None:
 
 
 async def _serve(
-    operations: Operations, channel: Channel, control: Control, listener: socket.socket
+    channel: Channel, control: Control, listener: socket.socket, ready: Callable[[], None]
 ) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(control.serve, listener)
         nursery.start_soon(control.watch, WATCH_SECONDS)
         nursery.start_soon(_end_on_signal, channel)
-        await channel.serve()
+        await channel.serve(ready)
         nursery.cancel_scope.cancel()
 
 

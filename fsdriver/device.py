@@ -15,20 +15,27 @@ from engine import EngineError
 
 DEVICE = "/dev/fuse"
 SUBTYPE = "amalgamfs"
+PART_SUBTYPE = "amalgamfs.part"
+"""Of a mount that shows a part of another one, read-only for the kernel."""
+
+_MS_RDONLY = 1
 
 
 class MountRefusedError(EngineError):
     """The kernel or fusermount3 refused the mount."""
 
 
-def mount(mountpoint: str, *, source: str, allow_other: bool) -> int:
-    """Mounts and returns the descriptor of the connection. Raises MountRefusedError."""
-    if os.geteuid() == 0:
-        return _mount_directly(mountpoint, source, allow_other)
-    return _mount_with_helper(mountpoint, source, allow_other)
+def mount(mountpoint: str, *, source: str, allow_other: bool, part: bool = False) -> int:
+    """Mounts and returns the descriptor of the connection. Raises MountRefusedError.
+
+    A `part` is read-only for the kernel. fusermount3 cannot mount it inside of another mount
+    that only its user may enter: the kernel looks at who is effective, which is root.
+    """
+    how = _mount_directly if os.geteuid() == 0 else _mount_with_helper
+    return how(mountpoint, source, allow_other, part)
 
 
-def _mount_directly(mountpoint: str, source: str, allow_other: bool) -> int:
+def _mount_directly(mountpoint: str, source: str, allow_other: bool, part: bool) -> int:
     try:
         fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
@@ -37,20 +44,22 @@ def _mount_directly(mountpoint: str, source: str, allow_other: bool) -> int:
     options = f"fd={fd},rootmode={kind:o},user_id={os.getuid()},group_id={os.getgid()}"
     options += ",default_permissions" + (",allow_other" if allow_other else "")
     libc = ctypes.CDLL(None, use_errno=True)
-    arguments = [os.fsencode(text) for text in (source, mountpoint, f"fuse.{SUBTYPE}")]
-    if libc.mount(*arguments, ctypes.c_ulong(0), options.encode()):
+    kind_name = f"fuse.{PART_SUBTYPE if part else SUBTYPE}"
+    arguments = [os.fsencode(text) for text in (source, mountpoint, kind_name)]
+    flags = ctypes.c_ulong(_MS_RDONLY if part else 0)
+    if libc.mount(*arguments, flags, options.encode()):
         os.close(fd)
         raise MountRefusedError(f"mount(2) was refused: {os.strerror(ctypes.get_errno())}")
     return fd
 
 
-def _mount_with_helper(mountpoint: str, source: str, allow_other: bool) -> int:
+def _mount_with_helper(mountpoint: str, source: str, allow_other: bool, part: bool) -> int:
     tool = shutil.which("fusermount3")
     if tool is None:
         raise MountRefusedError("fusermount3 is not installed, and only root can mount without it")
     name = source.replace("\\", "\\\\").replace(",", "\\,")
-    options = f"default_permissions,fsname={name},subtype={SUBTYPE}"
-    options += ",allow_other" if allow_other else ""
+    options = f"default_permissions,fsname={name},subtype={PART_SUBTYPE if part else SUBTYPE}"
+    options += (",allow_other" if allow_other else "") + (",ro" if part else "")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         done = subprocess.run(

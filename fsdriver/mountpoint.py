@@ -14,6 +14,8 @@ from typing import NamedTuple
 from engine.errors import EngineError
 
 FILESYSTEM = "fuse.amalgamfs"
+PART = "fuse.amalgamfs.part"
+"""What is mounted on `snapshots` inside of one."""
 
 _MNT_DETACH = 2
 
@@ -115,7 +117,14 @@ def check(path: str, store_path: str) -> str:
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:
-    """Ends a mount, as root or with fusermount3. Raises UnmountError (busy, not yours)."""
+    """Ends a mount, as root or with fusermount3. Raises UnmountError (busy, not yours).
+
+    What of ours is mounted inside goes first.
+    """
+    if not lazy:
+        for mount in reversed(mounts()):
+            if mount.kind == PART and mount.path.startswith(path + os.sep):
+                unmount(mount.path)
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.umount2(os.fsencode(path), _MNT_DETACH if lazy else 0) == 0:

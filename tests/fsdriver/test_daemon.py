@@ -26,7 +26,7 @@ from engine.nodes import Kind
 from engine.store import Db
 from fsdriver import launch, messages
 from fsdriver.client import DaemonError, DaemonLostError, bind, connect
-from fsdriver.mountpoint import MountPointError, check, is_dead, our_mount, unmount
+from fsdriver.mountpoint import PART, MountPointError, check, is_dead, mounts, our_mount, unmount
 from tests.conftest import run_as_user
 from tests.engine.trees import of_directory
 from tests.fsdriver.conftest import PATIENCE, Mount, until
@@ -249,9 +249,34 @@ def test_fusermount_ends_it(own):
     tool = shutil.which("fusermount3")
     assert tool is not None, "fusermount3 is missing"
     own.start()
+    inside = our_part(own)
+    if inside:  # as with any two mounts, the inner one goes first, or both with -z
+        subprocess.run([tool, "-u", inside], check=True)
+        assert os.listdir(own.snapshots) == []
     subprocess.run([tool, "-u", own.path], check=True)
     own.wait_for_end()
     assert left_behind(own) == []
+
+
+def test_a_busy_mount_is_refused_and_stays_whole(own):
+    own.start()
+    before = sorted(os.listdir(own.snapshots))
+    with (own.path / ".amalgam/status").open():
+        with pytest.raises(DaemonError, match="busy"):
+            own.ask(messages.Shutdown())
+        assert sorted(os.listdir(own.snapshots)) == before
+        assert (own.snapshots / before[0]).is_dir()
+    with (own.snapshots / before[0] / "README").open("rb") as file:
+        with pytest.raises(DaemonError, match="busy"):
+            own.ask(messages.Shutdown())
+        assert file.read() == b"read me\n"
+    own.stop()
+
+
+def our_part(mount):
+    """Returns where `/snapshots` is mounted by itself, which users cannot have, else None."""
+    parts = [m.path for m in mounts() if m.kind == PART]
+    return str(mount.snapshots) if str(mount.snapshots) in parts else None
 
 
 # Dying.
