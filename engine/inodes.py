@@ -78,8 +78,6 @@ class Inode:
     """How many seconds the kernel may keep the attributes."""
     keep_missing: float = FOREVER
     """How many seconds the kernel may remember that a name is not in this directory."""
-    keep_data: bool = True
-    """Whether cached pages survive an open."""
     read_only: bool = True
     """Whether every change is refused with EROFS."""
 
@@ -123,6 +121,12 @@ class Inode:
     def write(self, offset: int, data: bytes) -> int:
         """Writes all of `data` and returns its length."""
         raise fail(errno.EROFS)
+
+    def drop_set_id(self) -> None:
+        """Takes away set-user-ID, and set-group-ID where the group may execute.
+
+        As Linux does at a write or truncation by whoever lacks CAP_FSETID.
+        """
 
     def create(self, name: bytes, mode: int, owner: Owner, device: int = 0) -> "Inode":
         """Makes a regular file (or a fifo, socket or device, by `mode`'s type bits)."""

@@ -11,10 +11,11 @@ this table only, or named by `stale` after a change of the store.
 """
 
 import errno
+import itertools
 import json
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
@@ -69,6 +70,7 @@ class Vfs:
         self.live: dict[str, LiveSession] = {}
         self.snapshot_roots: set[bytes] = set()
         self._epochs = 0
+        self.looks = itertools.count()
         self.table: dict[int, Inode] = {}
         place = _Place(_PLACE, owner, self.started_ns)
         for inode in (
@@ -215,7 +217,7 @@ class _OfStore(VirtualDirectory):
 
     __slots__ = ("_seen", "vfs")
 
-    keep_attributes = 0.0  # a listing that the kernel keeps is good while they are the same
+    keep_attributes = 1.0  # every path leads through here; a listing may be as old
 
     def __init__(self, ino: InodeNo, vfs: Vfs) -> None:
         super().__init__(ino, vfs.owner, vfs.started_ns)
@@ -349,9 +351,9 @@ class _Own(VirtualDirectory):
     def lookup(self, name: bytes) -> Inode | None:
         vfs = self.vfs
         if name == b"status":
-            return _Text(vfs, b"status", lambda: status_text(vfs))
+            return _Text(vfs, status_text(vfs))
         if name == b"socket":
-            return _Text(vfs, b"socket", lambda: vfs.facts.get("socket", "") + "\n")
+            return _Text(vfs, vfs.facts.get("socket", "") + "\n")
         return None
 
 
@@ -367,24 +369,21 @@ def status_text(vfs: Vfs) -> str:
 
 
 class _Text(Inode):
-    """A file whose text is made when it is looked at."""
+    """A file whose text is made when it is looked up, and stays: each look is a file of its own."""
 
-    __slots__ = ("_make", "_text", "vfs")
+    __slots__ = ("_owner", "_text", "_time_ns")
 
     keep_entry = 0.0
-    keep_attributes = 0.0
-    keep_data = False
 
-    def __init__(self, vfs: Vfs, name: bytes, make: Callable[[], str]) -> None:
-        super().__init__(number(b"own", name))
-        self.vfs, self._make, self._text = vfs, make, b""
+    def __init__(self, vfs: Vfs, text: str) -> None:
+        super().__init__(number(b"own", b"%d" % next(vfs.looks)))
+        self._owner, self._time_ns = vfs.owner, time.time_ns()
+        self._text = text.encode("utf-8", "surrogateescape")
 
     def attributes(self) -> Attributes:
-        self._text = self._make().encode("utf-8", "surrogateescape")
-        now = time.time_ns()
-        size = len(self._text)
+        size, now = len(self._text), self._time_ns
         return Attributes(
-            self.ino, stat.S_IFREG | 0o400, 1, *self.vfs.owner, size, 1, now, now, now
+            self.ino, stat.S_IFREG | 0o400, 1, *self._owner, size, 1, now, now, now
         )  # fmt: skip
 
     def read(self, offset: int, size: int) -> bytes:

@@ -12,9 +12,11 @@ rule about trees:
 - it abolishes OPEN and with it RELEASE, once the part is mounted: cached pages are good, and the
   kernel has checked permission. Without it, OPEN for reading is answered here, and OPEN for
   writing is for pyfuse3 to decide. IOCTL, which Python sends for every file it opens and
-  pyfuse3 does not serve, is refused;
+  pyfuse3 does not serve, is refused; so is GETXATTR for what is not in `user.`, which the
+  kernel sends before a first write and `ls -l` for every name;
 - in place of a file handle it puts the inode's number: pyfuse3 passes only the handle on, and a
-  kernel that does not send OPEN has none;
+  kernel that does not send OPEN has none. The handle's first bit says whether set-user-ID and
+  set-group-ID bits are to go, which the kernel then does not ask for beforehand;
 - it lets no more requests through than the socket has room for replies to, because pyfuse3 writes
   replies from the thread that also empties the socket. Notifications it sends itself, from
   a thread: one may wait for a request to be answered.
@@ -49,9 +51,11 @@ _INIT_ADD = (
     | protocol.PARALLEL_DIROPS
     | protocol.CACHE_SYMLINKS
     | protocol.MAX_PAGES
+    | protocol.HANDLE_KILLPRIV_V2
 )
-_INIT_CLEAR = protocol.ATOMIC_O_TRUNC
-"""Truncation comes as SETATTR then: in an OPEN that nobody sends, it would be lost."""
+_INIT_CLEAR = protocol.ATOMIC_O_TRUNC | protocol.AUTO_INVAL_DATA
+"""Truncation comes as SETATTR: in an OPEN that nobody sends, it would be lost. Pages stay when the
+time of a change turns out to be another than the kernel thought: it was the kernel's own."""
 
 _ROOT = 1
 _OF_PART = 1 << 63
@@ -122,7 +126,7 @@ class Channel:
         `source` is what /proc/mounts shows as the device. Raises MountRefusedError.
         """
         self.abilities = abilities
-        self.opened = 0
+        self._counts = [0] * 256
         self._mountpoint, self._source, self._allow_other = mountpoint, source, allow_other
         self._plain = plain
         self._wanted = None if plain else part
@@ -212,6 +216,14 @@ class Channel:
         self._listen(self._part)
         self.abilities.no_open = bool(self._kernel_flags & protocol.NO_OPEN_SUPPORT)
 
+    def counts(self) -> dict[str, int]:
+        """Returns how many requests of each kind the kernel has sent; none is counted if plain."""
+        return {
+            protocol.NAMES.get(opcode, str(opcode)): count
+            for opcode, count in enumerate(self._counts)
+            if count
+        }
+
     def stop(self) -> None:
         """Makes `serve` return; the mount stays until `close`."""
         pyfuse3.terminate()
@@ -272,12 +284,12 @@ class Channel:
 
     def _forward(self, connection: _Connection, message: memoryview) -> None:
         _, opcode, unique, node, *_ = protocol.IN.unpack_from(message)
+        self._counts[opcode & 255] += 1
         if opcode == protocol.OPEN:
             if self.abilities.no_open:
                 self._answer(connection, unique, -errno.ENOSYS)  # it does not ask again
                 return
             if _only_reads(protocol.HALF.unpack_from(message, protocol.BODY_AT)[0]):
-                self.opened += 1
                 connection.write(
                     protocol.OPEN_REPLY.pack(
                         protocol.OPEN_REPLY.size, 0, unique, node,
@@ -291,11 +303,16 @@ class Channel:
         elif opcode == protocol.IOCTL:
             self._answer(connection, unique, -errno.ENOSYS)
             return
+        elif opcode == protocol.GETXATTR:
+            at = protocol.XATTR_NAME_AT
+            if message[at : at + len(protocol.SERVED_XATTRS)] != protocol.SERVED_XATTRS:
+                self._answer(connection, unique, -errno.ENODATA)
+                return
         elif opcode == protocol.INIT:
             if connection.mark:
                 reply = bytearray(self._init_reply)
                 protocol.WORD.pack_into(reply, protocol.UNIQUE_AT, unique)
-                connection.write(reply)
+                connection.write(bytes(reply))
                 return
             self._init_unique = unique
             self._kernel_flags = protocol.INIT_IN.unpack_from(message, protocol.BODY_AT)[3]
@@ -309,7 +326,18 @@ class Channel:
                 meant = protocol.WORD.unpack_from(message, protocol.BODY_AT)[0] | _OF_PART
                 protocol.WORD.pack_into(message, protocol.BODY_AT, meant)
         if opcode in protocol.BY_HANDLE:
-            protocol.WORD.pack_into(message, protocol.BODY_AT, node)
+            handle = node
+            if opcode == protocol.WRITE:
+                flags = protocol.HALF.unpack_from(message, protocol.WRITE_FLAGS_AT)[0]
+                if flags & protocol.WRITE_KILL_SUIDGID:
+                    handle |= protocol.KILL_SUIDGID
+            protocol.WORD.pack_into(message, protocol.BODY_AT, handle)
+        elif opcode == protocol.SETATTR:
+            valid = protocol.HALF.unpack_from(message, protocol.BODY_AT)[0]
+            if valid & protocol.ATTR_KILL_SUIDGID:
+                handle = node | protocol.KILL_SUIDGID
+                protocol.HALF.pack_into(message, protocol.BODY_AT, valid | protocol.ATTR_HANDLE)
+                protocol.WORD.pack_into(message, protocol.SETATTR_HANDLE_AT, handle)
         if opcode not in protocol.WITHOUT_REPLY:
             weight = _SMALLEST_REPLY
             if opcode in protocol.SIZED:
@@ -381,12 +409,12 @@ class Channel:
             return
         await _quietly(self._notify, protocol.INVAL_ENTRY, parent, _name(name))
 
-    async def forget_attributes(self, ino: InodeNo) -> None:
+    async def forget_inode(self, ino: InodeNo) -> None:
         """Makes the kernel ask for an inode's attributes again, and list a directory again."""
         if self._plain:
-            await _quietly(pyfuse3.invalidate_inode, ino, True)
+            await _quietly(pyfuse3.invalidate_inode, ino)
             return
-        await _quietly(self._notify, protocol.INVAL_INODE, ino, struct.pack("=qq", -1, 0))
+        await _quietly(self._notify, protocol.INVAL_INODE, ino, struct.pack("=qq", 0, 0))
 
     def _notify(self, code: int, node: int, rest: bytes) -> None:
         for connection in (self._whole, self._part):

@@ -111,7 +111,7 @@ class Control:
                 "vfs": msgspec.to_builtins(vfs.statistics()),
                 "objects": msgspec.to_builtins(vfs.repository.objects.statistics()),
                 "operations": dict(self._operations.counts),
-                "channel": {"opened": self._channel.opened},
+                "messages": self._channel.counts(),
             }
         )
 
@@ -182,7 +182,7 @@ class Control:
     async def refresh(self) -> None:
         """Makes the kernel list snapshots and sessions again, and forget those removed."""
         for directory in (SNAPSHOTS, SESSIONS, LAYERS):
-            await self._channel.forget_attributes(directory)
+            await self._channel.forget_inode(directory)
         for name in self._vfs.removed_snapshots():
             await self._channel.forget_entry(SNAPSHOTS, name)
 

@@ -22,6 +22,7 @@ from engine.inodes import Attributes, Changes, Inode, Owner
 from engine.vfs import Vfs
 from fsdriver.abilities import Abilities
 from fsdriver.errnos import errno_of
+from fsdriver.protocol import KILL_SUIDGID, SERVED_XATTRS
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -198,7 +199,7 @@ class Operations(pyfuse3.Operations):
             raise FUSEError(errno.EROFS)
         if flags & os.O_TRUNC:
             found.change(Changes(size=0))
-        return FileInfo(fh=inode, keep_cache=found.keep_data)
+        return FileInfo(fh=inode, keep_cache=True)
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -206,8 +207,10 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        inode = self.vfs.inode(fh)
+        inode = self.vfs.inode(fh & ~KILL_SUIDGID)
         await self._stage(inode)
+        if fh & KILL_SUIDGID:
+            inode.drop_set_id()
         return inode.write(off, buf)
 
     async def flush(self, fh: int) -> None:
@@ -246,6 +249,8 @@ class Operations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
         await self._stage(found, changes)
+        if fh is not None and fh & KILL_SUIDGID:
+            found.drop_set_id()
         return _encode_attributes(found, found.change(changes))
 
     def _owner(self, ctx: RequestContext) -> Owner:
@@ -321,7 +326,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        if not name.startswith(b"user."):
+        if not name.startswith(SERVED_XATTRS):
             raise FUSEError(errno.ENODATA)
         try:
             return self.vfs.inode(inode).xattrs()[name]

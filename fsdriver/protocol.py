@@ -20,8 +20,21 @@ UNIQUE_AT, NODE_AT, BODY_AT = 8, 16, IN.size
 SIZE_AT = BODY_AT + 16
 """Where in a READ or READDIR stands how much is wanted."""
 
-FORGET, OPEN, READ, WRITE, RELEASE, FSYNC, INIT, READDIR = 2, 14, 15, 16, 18, 20, 26, 28
+FORGET, SETATTR, OPEN, READ, WRITE, RELEASE, FSYNC = 2, 4, 14, 15, 16, 18, 20
+GETXATTR, INIT, READDIR = 22, 26, 28
 FSYNCDIR, INTERRUPT, IOCTL, BATCH_FORGET, READDIRPLUS = 30, 36, 39, 42, 44
+
+NAMES = {
+    1: "LOOKUP", 2: "FORGET", 3: "GETATTR", 4: "SETATTR", 5: "READLINK", 6: "SYMLINK", 8: "MKNOD",
+    9: "MKDIR", 10: "UNLINK", 11: "RMDIR", 12: "RENAME", 13: "LINK", 14: "OPEN", 15: "READ",
+    16: "WRITE", 17: "STATFS", 18: "RELEASE", 20: "FSYNC", 21: "SETXATTR", 22: "GETXATTR",
+    23: "LISTXATTR", 24: "REMOVEXATTR", 25: "FLUSH", 26: "INIT", 27: "OPENDIR", 28: "READDIR",
+    29: "RELEASEDIR", 30: "FSYNCDIR", 31: "GETLK", 32: "SETLK", 33: "SETLKW", 34: "ACCESS",
+    35: "CREATE", 36: "INTERRUPT", 37: "BMAP", 38: "DESTROY", 39: "IOCTL", 40: "POLL",
+    42: "BATCH_FORGET", 43: "FALLOCATE", 44: "READDIRPLUS", 45: "RENAME2", 46: "LSEEK",
+    47: "COPY_FILE_RANGE", 50: "SYNCFS", 51: "TMPFILE", 52: "STATX",
+}  # fmt: skip
+"""Of requests, by opcode."""
 
 BY_HANDLE = frozenset({READ, WRITE, FSYNC, READDIR, READDIRPLUS, FSYNCDIR})
 """Requests whose body begins with a file handle, which pyfuse3 passes on without the node."""
@@ -34,6 +47,19 @@ MAX_PAGES = 1 << 22
 CACHE_SYMLINKS = 1 << 23
 NO_OPENDIR_SUPPORT = 1 << 24
 ATOMIC_O_TRUNC = 1 << 3
+AUTO_INVAL_DATA = 1 << 12
+HANDLE_KILLPRIV_V2 = 1 << 28
+
+WRITE_FLAGS_AT, WRITE_KILL_SUIDGID = BODY_AT + 20, 1 << 2
+SETATTR_HANDLE_AT, ATTR_HANDLE, ATTR_KILL_SUIDGID = BODY_AT + 8, 1 << 6, 1 << 11
+"""Where and how a WRITE or SETATTR asks that set-user-ID and set-group-ID bits go."""
+
+KILL_SUIDGID = 1 << 63
+"""In a file handle that pyfuse3 gets: that was asked for. No inode has this bit."""
+
+XATTR_NAME_AT = BODY_AT + 8
+SERVED_XATTRS = b"user."
+"""Extended attributes of other namespaces do not exist."""
 
 KEEP_CACHE, NO_FLUSH = 1 << 1, 1 << 5
 """Flags of a reply to OPEN."""

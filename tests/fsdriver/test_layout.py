@@ -210,7 +210,7 @@ def test_a_snapshot_of_another_process_is_there_at_once(mount, tree):
         finally:
             repository.remove_ref("sources")
         assert not os.path.lexists(mount.snapshots / "sources")
-        assert "sources" not in os.listdir(mount.snapshots)
+        until(lambda: "sources" not in os.listdir(mount.snapshots))
 
 
 @pytest.mark.parametrize("told", [True, False])
