@@ -21,15 +21,20 @@ rule about trees:
   replies from the thread that also empties the socket. Notifications it sends itself, from
   a thread: one may wait for a request to be answered.
 
+All of it happens where pyfuse3 waits for a request: it takes a request from the device and puts it
+into the socket, and the replies since then the other way. pyfuse3 lets its event library be
+replaced, which its asyncio mode is made of; `_TrioForPyfuse3` is trio but for that place. Tasks
+or threads that pump between the two take twice as long for each request.
+
 With `plain`, pyfuse3 has the device itself and none of this happens.
 """
 
 import contextlib
 import errno
 import os
+import select
 import socket
 import struct
-import threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -41,7 +46,7 @@ from engine import InodeNo
 from fsdriver import protocol
 from fsdriver.abilities import Abilities
 from fsdriver.device import MountRefusedError, mount
-from fsdriver.mountpoint import UnmountError, unmount
+from fsdriver.mountpoint import UnmountError, mounts, unmount
 
 log = structlog.get_logger("channel")
 
@@ -57,8 +62,15 @@ _INIT_CLEAR = protocol.ATOMIC_O_TRUNC | protocol.AUTO_INVAL_DATA
 """Truncation comes as SETATTR: in an OPEN that nobody sends, it would be lost. Pages stay when the
 time of a change turns out to be another than the kernel thought: it was the kernel's own."""
 
+_ANSWERED_HERE = frozenset(
+    {protocol.OPEN, protocol.RELEASE, protocol.IOCTL, protocol.GETXATTR, protocol.INIT}
+)
+
 _ROOT = 1
 _OF_PART = 1 << 63
+
+_IN_A_ROW = 32
+"""So many requests at most are taken before other tasks get a turn."""
 
 LARGEST_IO = 1 << 20
 """The most that a read or write moves in one message, if the socket's buffer has room."""
@@ -87,7 +99,7 @@ class _Connection:
     def __init__(self, device: int, mountpoint: str, root: int, mark: int) -> None:
         self.device, self.mountpoint, self.root, self.mark = device, mountpoint, root, mark
         self.inbox = bytearray(LARGEST_IO + _HEADROOM)
-        self.ended = False
+        self.inbox_view = memoryview(self.inbox)
 
     def write(self, message: memoryview | bytes) -> None:
         """Answers the kernel."""
@@ -135,6 +147,10 @@ class Channel:
             self._start(operations, mountpoint, _options(source, allow_other))
             return
         self._agreed = trio.Event()
+        self._connections: list[_Connection] = []
+        self._reading = self._stopping = self._unmounting = False
+        self._readers = trio.lowlevel.ParkingLot()
+        self._turns = 0
         self._init_reply = b""
         device = mount(mountpoint, source=source, allow_other=allow_other)
         self._whole = _Connection(device, mountpoint, _ROOT, 0)
@@ -142,10 +158,10 @@ class Channel:
             self._ours, self._theirs = socket.socketpair(
                 socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
             )
-            self._ours_out = self._ours.dup()
-            self._ours_out.setblocking(True)
-            self._ours.setblocking(True)
+            self._ours.setblocking(False)
             self._bound_messages()
+            self._events = select.epoll()
+            self._events.register(self._ours, select.EPOLLIN)
             self._start(operations, f"/dev/fd/{self._theirs.fileno()}", _options(source, False))
         except BaseException:
             self._give_up()
@@ -168,27 +184,28 @@ class Channel:
         self._room = room - room // 4
         self._taken = 0
         self._weights: dict[int, int] = {}
-        self._room_made = threading.Condition()
         self._init_unique: int | None = None
         self._kernel_flags = 0
         self._outbox = bytearray(LARGEST_IO + _HEADROOM)
+        self._outbox_view = memoryview(self._outbox)
 
     async def serve(self, ready: Callable[[], None]) -> None:
         """Answers requests until the mount ends or `stop` is called; `ready` once all is mounted.
 
-        Two readers at least: with pyfuse3's one, each request starts a task and ends another,
-        and a warm `find` takes half as long again.
+        Two readers at least: with pyfuse3's one, each request starts a task and ends another.
         """
         if self._plain:
             ready()
             await pyfuse3.main(min_tasks=2, max_tasks=99)
             return
         async with trio.open_nursery() as nursery:
-            self._token = trio.lowlevel.current_trio_token()
             self._listen(self._whole)
-            nursery.start_soon(self._pump_replies)
             nursery.start_soon(self._complete, ready)
-            await pyfuse3.main(min_tasks=2, max_tasks=99)
+            pyfuse3.trio = _TrioForPyfuse3(self)  # type: ignore[attr-defined]  # it has no types
+            try:
+                await pyfuse3.main(min_tasks=2, max_tasks=99)
+            finally:
+                pyfuse3.trio = trio  # type: ignore[attr-defined]
             nursery.cancel_scope.cancel()
 
     async def _complete(self, ready: Callable[[], None]) -> None:
@@ -230,15 +247,15 @@ class Channel:
 
     def unmount(self) -> None:
         """Ends the mount unless it is busy (UnmountError); `serve` returns then. From a thread."""
-        part, self._part = self._part, None
+        part, self._unmounting = self._part, True
         try:
             unmount(self._mountpoint)
         except UnmountError:
-            if part is not None and part.ended:
+            if part is not None and not any(mount.path == part.mountpoint for mount in mounts()):
                 self._mount_part()
-            elif part is not None:
-                self._part = part
             raise
+        finally:
+            self._unmounting = False
 
     def close(self) -> None:
         """Ends the mount, even a busy one, and the connection."""
@@ -246,6 +263,7 @@ class Channel:
             self._give_up()
         pyfuse3.close(unmount=True)
         if not self._plain:
+            self._events.close()
             self._ours.close()
             with contextlib.suppress(OSError):  # pyfuse3 has closed it
                 os.close(self._theirs.detach())
@@ -253,69 +271,82 @@ class Channel:
     def _give_up(self) -> None:
         with contextlib.suppress(UnmountError):  # it was unmounted already
             unmount(self._mountpoint, lazy=True)  # and what is mounted inside
-        for connection in (self._part, self._whole):
-            if connection is not None:
-                os.close(connection.device)
+        for connection in {*self._connections, self._whole}:
+            os.close(connection.device)
 
     # From the kernel.
 
     def _listen(self, connection: _Connection) -> None:
-        threading.Thread(target=self._pump_requests, args=(connection,), daemon=True).start()
+        os.set_blocking(connection.device, False)
+        self._connections.append(connection)
+        self._events.register(connection.device, select.EPOLLIN)
 
-    def _pump_requests(self, connection: _Connection) -> None:
-        """Takes requests from the kernel until the mount ends. A thread's work."""
-        device, box = connection.device, connection.inbox
-        view = memoryview(box)
-        forward = self._forward
-        while True:
-            try:
-                size = os.readv(device, [box])
-            except OSError as error:
-                if error.errno in {errno.ENOENT, errno.EINTR}:
-                    continue  # the request was taken back
-                break  # ENODEV: unmounted
-            forward(connection, view[:size])
-        connection.ended = True
+    async def next_request(self) -> None:
+        """Returns when a request lies in the socket; the caller takes it before it waits again.
+
+        pyfuse3's readers come here, one at a time. What they have answered meanwhile is passed
+        on first. Raises trio.ClosedResourceError when there will be none.
+        """
+        while self._reading:
+            await self._readers.park()
+        self._reading = True
+        try:
+            while not await self._advance():
+                pass
+        finally:
+            self._reading = False
+            self._readers.unpark()
+
+    def close_requests(self) -> None:
+        """Makes `next_request` raise, also where it waits."""
+        self._stopping = True
+        trio.lowlevel.notify_closing(self._events.fileno())
+
+    async def _advance(self) -> bool:
+        """Passes one request on and tells whether pyfuse3 has to answer it; or waits for one."""
+        self._pass_replies()
+        self._turns += 1
+        if self._turns % _IN_A_ROW == 0:
+            await trio.lowlevel.checkpoint()
+        if self._stopping:
+            raise trio.ClosedResourceError
+        for connection in self._connections:
+            message = self._receive(connection)
+            if message is not None:
+                return await self._forward(connection, message)
+        if not self._stopping:
+            await trio.lowlevel.wait_readable(self._events.fileno())
+        return False
+
+    def _receive(self, connection: _Connection) -> memoryview | None:
+        """Takes a request, if there is one."""
+        try:
+            size = os.readv(connection.device, [connection.inbox])
+            return connection.inbox_view[:size]
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in {errno.ENOENT, errno.EINTR}:
+                return None  # the request was taken back
+            # ENODEV: unmounted.
+        self._events.unregister(connection.device)
+        self._connections.remove(connection)
         if connection is self._whole:
-            with contextlib.suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(self.stop)
-        elif connection is self._part:
-            log.warning("a part was unmounted from outside", path=connection.mountpoint)
+            self.stop()
+            return None
+        os.close(connection.device)
+        if connection is self._part:
+            self._part = None
+            if not self._unmounting:
+                log.warning("a part was unmounted from outside", path=connection.mountpoint)
+        return None
 
-    def _forward(self, connection: _Connection, message: memoryview) -> None:
+    async def _forward(self, connection: _Connection, message: memoryview) -> bool:
+        """Answers a request here, or changes it for pyfuse3 and sends it there (True)."""
         _, opcode, unique, node, *_ = protocol.IN.unpack_from(message)
         self._counts[opcode & 255] += 1
-        if opcode == protocol.OPEN:
-            if self.abilities.no_open:
-                self._answer(connection, unique, -errno.ENOSYS)  # it does not ask again
-                return
-            if _only_reads(protocol.HALF.unpack_from(message, protocol.BODY_AT)[0]):
-                connection.write(
-                    protocol.OPEN_REPLY.pack(
-                        protocol.OPEN_REPLY.size, 0, unique, node,
-                        protocol.KEEP_CACHE | protocol.NO_FLUSH, 0,
-                    )
-                )  # fmt: skip
-                return
-        elif opcode == protocol.RELEASE:
-            self._answer(connection, unique, 0)
-            return
-        elif opcode == protocol.IOCTL:
-            self._answer(connection, unique, -errno.ENOSYS)
-            return
-        elif opcode == protocol.GETXATTR:
-            at = protocol.XATTR_NAME_AT
-            if message[at : at + len(protocol.SERVED_XATTRS)] != protocol.SERVED_XATTRS:
-                self._answer(connection, unique, -errno.ENODATA)
-                return
-        elif opcode == protocol.INIT:
-            if connection.mark:
-                reply = bytearray(self._init_reply)
-                protocol.WORD.pack_into(reply, protocol.UNIQUE_AT, unique)
-                connection.write(bytes(reply))
-                return
-            self._init_unique = unique
-            self._kernel_flags = protocol.INIT_IN.unpack_from(message, protocol.BODY_AT)[3]
+        if opcode in _ANSWERED_HERE and self._serve_here(connection, message, opcode, unique, node):
+            return False
         if connection.mark:
             unique |= _OF_PART
             protocol.WORD.pack_into(message, protocol.UNIQUE_AT, unique)
@@ -342,37 +373,65 @@ class Channel:
             weight = _SMALLEST_REPLY
             if opcode in protocol.SIZED:
                 weight += protocol.HALF.unpack_from(message, protocol.SIZE_AT)[0]
-            with self._room_made:
-                while self._taken and self._taken + weight > self._room:
-                    self._room_made.wait()
-                self._taken += weight
-                self._weights[unique] = weight
-        self._ours_out.send(message)
+            while self._taken and self._taken + weight > self._room:
+                await trio.lowlevel.wait_readable(self._ours)
+                self._pass_replies()
+            self._taken += weight
+            self._weights[unique] = weight
+        self._ours.send(message)
+        return True
+
+    def _serve_here(
+        self, connection: _Connection, message: memoryview, opcode: int, unique: int, node: int
+    ) -> bool:
+        """Answers what needs no look at the tree; tells whether it did."""
+        if opcode == protocol.OPEN:
+            if self.abilities.no_open:
+                self._answer(connection, unique, -errno.ENOSYS)  # it does not ask again
+                return True
+            if not _only_reads(protocol.HALF.unpack_from(message, protocol.BODY_AT)[0]):
+                return False
+            flags = protocol.KEEP_CACHE | protocol.NO_FLUSH
+            size = protocol.OPEN_REPLY.size
+            connection.write(protocol.OPEN_REPLY.pack(size, 0, unique, node, flags, 0))
+        elif opcode == protocol.RELEASE:
+            self._answer(connection, unique, 0)
+        elif opcode == protocol.IOCTL:
+            self._answer(connection, unique, -errno.ENOSYS)
+        elif opcode == protocol.GETXATTR:
+            at = protocol.XATTR_NAME_AT
+            if message[at : at + len(protocol.SERVED_XATTRS)] == protocol.SERVED_XATTRS:
+                return False
+            self._answer(connection, unique, -errno.ENODATA)
+        elif connection.mark:  # INIT: as the whole's was answered
+            reply = bytearray(self._init_reply)
+            protocol.WORD.pack_into(reply, protocol.UNIQUE_AT, unique)
+            connection.write(bytes(reply))
+        else:
+            self._init_unique = unique
+            self._kernel_flags = protocol.INIT_IN.unpack_from(message, protocol.BODY_AT)[3]
+            return False
+        return True
 
     def _answer(self, connection: _Connection, unique: int, error: int) -> None:
         connection.write(protocol.OUT.pack(protocol.OUT.size, error, unique))
 
     # To the kernel.
 
-    async def _pump_replies(self) -> None:
-        ours, box = self._ours, self._outbox
-        view = memoryview(box)
-        while True:
-            await trio.lowlevel.wait_readable(ours)
-            while True:
-                try:
-                    size = ours.recv_into(box, 0, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    break
-                if not size:
-                    return
-                self._reply(view[:size])
+    def _pass_replies(self) -> None:
+        """Passes on what pyfuse3 has answered."""
+        while self._weights:
+            try:
+                size = self._ours.recv_into(self._outbox)
+            except BlockingIOError:
+                return
+            if not size:
+                return
+            self._reply(self._outbox_view[:size])
 
     def _reply(self, message: memoryview) -> None:
         unique = protocol.WORD.unpack_from(message, protocol.UNIQUE_AT)[0]
-        with self._room_made:
-            self._taken -= self._weights.pop(unique, 0)
-            self._room_made.notify_all()
+        self._taken -= self._weights.pop(unique, 0)
         if unique & _OF_PART:
             protocol.WORD.pack_into(message, protocol.UNIQUE_AT, unique ^ _OF_PART)
             if self._part is not None:
@@ -420,6 +479,37 @@ class Channel:
         for connection in (self._whole, self._part):
             if connection is not None:
                 connection.notify(code, node, rest)
+
+
+class _TrioForPyfuse3:
+    """What pyfuse3 uses of trio, with the channel in the place of its descriptor."""
+
+    ClosedResourceError = trio.ClosedResourceError
+    open_nursery = staticmethod(trio.open_nursery)
+    from_thread = trio.from_thread
+    current_task = staticmethod(trio.lowlevel.current_task)
+    current_trio_token = staticmethod(trio.lowlevel.current_trio_token)
+
+    class Lock:
+        """Keeps nobody out: the channel lets one reader in at a time."""
+
+        async def __aenter__(self) -> None:
+            return None
+
+        async def __aexit__(self, *_: object) -> None:
+            return None
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.lowlevel = self
+
+    async def wait_readable(self, fd: int) -> None:
+        """Returns when a request can be read from pyfuse3's descriptor."""
+        await self._channel.next_request()
+
+    def notify_closing(self, fd: int) -> None:
+        """Ends the waiting."""
+        self._channel.close_requests()
 
 
 def _name(name: bytes) -> bytes:

@@ -33,7 +33,7 @@ from fsdriver.operations import Operations
 
 WATCH_SECONDS = 1.0
 SWITCH_SECONDS = 0.0005
-"""How long the channel's thread, which answers OPEN, may have to wait for the interpreter."""
+"""How long a request may have to wait for a thread to give the interpreter up."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 FAILED = 10
 """Exit status when it could not serve, as `mountctl` has it."""
