@@ -198,8 +198,12 @@ class Control:
                 await self.refresh()
 
     async def _shutdown(self, request: messages.Shutdown) -> messages.AnyReply:
-        """Unmounts; refused while the mount is busy. The daemon ends when the mount does."""
+        """Unmounts and ends; refused while the mount is busy.
+
+        Where another mount namespace has a copy of the mount, that one is dead from then on.
+        """
         await trio.to_thread.run_sync(self._channel.unmount)
+        self._channel.stop()
         return messages.Done()
 
 

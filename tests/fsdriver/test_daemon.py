@@ -273,6 +273,24 @@ def test_a_busy_mount_is_refused_and_stays_whole(own):
     own.stop()
 
 
+@as_root
+def test_a_copy_of_the_mount_in_another_namespace_does_not_keep_it(own):
+    own.start()
+    with subprocess.Popen(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; read wait"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as other:  # fmt: skip
+        assert other.stdout is not None
+        other.stdout.readline()
+        seen = f"/proc/{other.pid}/root{own.path}"
+        assert os.listdir(seen)
+        own.stop()
+        with refused(*GONE):
+            os.stat(f"{seen}/sessions/s")
+        other.communicate(b"\n", timeout=PATIENCE)
+    assert left_behind(own) == []
+
+
 def our_part(mount):
     """Returns where `/snapshots` is mounted by itself, which users cannot have, else None."""
     parts = [m.path for m in mounts() if m.kind == PART]
