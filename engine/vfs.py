@@ -3,7 +3,8 @@
     /snapshots/<id>/        every snapshot; refs are links to them
     /sessions/<name>/       every session, writable, held from the first look on
     /layers/<session>/      0-infrastructure 1-global 2-blueprint, links; 3-session, a link
-    /.amalgam/              status (JSON), socket (the control socket's path)
+    /.amalgam/              status (JSON), socket (the control socket's path), and what the driver
+                            adds (`texts`)
 
 A driver calls it from one thread. `prepare`-like work that may run in another thread is said
 so. What is immutable may be kept by the kernel for ever; what is not is either changed through
@@ -15,7 +16,7 @@ import itertools
 import json
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -71,6 +72,11 @@ class Vfs:
         self.snapshot_roots: set[bytes] = set()
         self._epochs = 0
         self.looks = itertools.count()
+        self.texts: dict[str, Callable[[], str]] = {
+            "socket": lambda: self.facts.get("socket", "") + "\n",
+            "status": lambda: status_text(self),
+        }
+        """What `/.amalgam` holds: names, and what makes their text."""
         self.table: dict[int, Inode] = {}
         place = _Place(_PLACE, owner, self.started_ns)
         for inode in (
@@ -346,15 +352,11 @@ class _Own(VirtualDirectory):
         self.vfs = vfs
 
     def names(self) -> list[bytes]:
-        return [b"socket", b"status"]
+        return sorted(name.encode() for name in self.vfs.texts)
 
     def lookup(self, name: bytes) -> Inode | None:
-        vfs = self.vfs
-        if name == b"status":
-            return _Text(vfs, status_text(vfs))
-        if name == b"socket":
-            return _Text(vfs, vfs.facts.get("socket", "") + "\n")
-        return None
+        make = self.vfs.texts.get(name.decode("ascii", "replace"))
+        return None if make is None else _Text(self.vfs, make())
 
 
 def status_text(vfs: Vfs) -> str:

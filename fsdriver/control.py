@@ -20,7 +20,7 @@ from engine.freezing import Freeze
 from engine.ids import check_name
 from engine.nodes import encode
 from engine.vfs import LAYERS, SESSIONS, SNAPSHOTS, LiveSession, Vfs
-from fsdriver import messages
+from fsdriver import messages, metrics
 from fsdriver.channel import Channel
 from fsdriver.client import bind, socket_path
 from fsdriver.operations import Operations
@@ -44,6 +44,7 @@ class Control:
     ) -> None:
         self._vfs, self._operations, self._channel, self._facts = vfs, operations, channel, facts
         self._turn = trio.Lock()
+        vfs.texts["metrics"] = self._metrics
         self._handlers: dict[type, Callable[..., Awaitable[messages.AnyReply]]] = {
             messages.GetStatus: self._status,
             messages.GetStatistics: self._statistics,
@@ -105,15 +106,23 @@ class Control:
         return msgspec.structs.replace(self._facts, sessions=sorted(self._vfs.live))
 
     async def _statistics(self, request: messages.GetStatistics) -> messages.AnyReply:
-        vfs = self._vfs
-        return messages.Statistics(
-            {
-                "vfs": msgspec.to_builtins(vfs.statistics()),
-                "objects": msgspec.to_builtins(vfs.repository.objects.statistics()),
-                "operations": dict(self._operations.counts),
-                "messages": self._channel.counts(),
-            }
-        )
+        return messages.Statistics(self._groups(), self._operations.timings)
+
+    def _groups(self) -> dict[str, dict[str, int]]:
+        vfs, timings = self._vfs, self._operations.timings
+        return {
+            "vfs": msgspec.to_builtins(vfs.statistics()),
+            "objects": msgspec.to_builtins(vfs.repository.objects.statistics()),
+            "process": msgspec.to_builtins(metrics.of_this_process()),
+            "operations": {name: timing.count for name, timing in timings.items()},
+            "messages": self._channel.counts(),
+        }
+
+    def _metrics(self) -> str:
+        """Returns the text of `/.amalgam/metrics`."""
+        groups = self._groups()
+        del groups["operations"]  # their timings have it
+        return "\n".join(metrics.exposition(groups, self._operations.timings)) + "\n"
 
     @contextlib.asynccontextmanager
     async def _frozen(self, name: str) -> AsyncIterator[tuple[LiveSession, Freeze]]:

@@ -7,6 +7,8 @@ hexadecimal digits; `root` is the canonical encoding of a root's entry in base64
 
 import msgspec
 
+from fsdriver.metrics import Timing
+
 
 class Request(msgspec.Struct, tag_field="type", frozen=True):
     """Base of what a client asks."""
@@ -92,9 +94,10 @@ class Status(Reply, frozen=True, tag=True):
 
 
 class Statistics(Reply, frozen=True, tag=True):
-    """Counters by group and name."""
+    """Numbers by group and name; how long operations took."""
 
     groups: dict[str, dict[str, int]]
+    timings: dict[str, Timing]
 
 
 class Committed(Reply, frozen=True, tag=True):

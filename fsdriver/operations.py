@@ -9,7 +9,9 @@ import errno
 import functools
 import os
 import stat
+from collections import defaultdict
 from collections.abc import Callable, Coroutine, Sequence
+from time import perf_counter_ns
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import pyfuse3
@@ -22,6 +24,7 @@ from engine.inodes import Attributes, Changes, Inode, Owner
 from engine.vfs import Vfs
 from fsdriver.abilities import Abilities
 from fsdriver.errnos import errno_of
+from fsdriver.metrics import Timing
 from fsdriver.protocol import KILL_SUIDGID, SERVED_XATTRS
 
 T = TypeVar("T")
@@ -43,7 +46,7 @@ def _answered(
 
     @functools.wraps(handler)
     async def answer(self: "Operations", /, *arguments: P.args, **named: P.kwargs) -> T:
-        self.counts[name] = self.counts.get(name, 0) + 1
+        began = perf_counter_ns()
         try:
             return await handler(self, *arguments, **named)
         except FUSEError:
@@ -59,6 +62,8 @@ def _answered(
         except Exception as error:
             log.exception("crashed", operation=name)
             raise FUSEError(errno.EIO) from error
+        finally:
+            self.timings[name].add(perf_counter_ns() - began)
 
     name = handler.__name__
     return answer
@@ -95,7 +100,7 @@ class Operations(pyfuse3.Operations):
     def __init__(self, vfs: Vfs) -> None:
         super().__init__()
         self.vfs = vfs
-        self.counts: dict[str, int] = {}
+        self.timings: defaultdict[str, Timing] = defaultdict(Timing)
         self._staging: dict[int, trio.Event] = {}
         self.abilities = Abilities()
 

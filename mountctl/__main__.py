@@ -28,6 +28,7 @@ COMMANDS = {
         "mount": ("mount", "Show the store as a filesystem."),
         "umount": ("umount", "End a mount."),
         "status": ("status", "Tell what there is, or what a session changed."),
+        "top": ("top", "Show what a mount is doing."),
         "doctor": ("doctor", "Tell what this machine lacks, and what to do."),
     },
     "Snapshots and sessions": {

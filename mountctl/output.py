@@ -60,6 +60,18 @@ class Output:
         text = json.dumps(plain(value), indent=2 if self.to_terminal else None)
         click.echo(text.replace("\x7f", "\\u007f"))
 
+    def record(self, value: Any) -> None:
+        """Writes one of many objects under `--json`, each on a line of its own."""
+        click.echo(json.dumps(plain(value)))
+        sys.stdout.flush()
+
+    def clear(self) -> None:
+        """Empties the screen, if this is one; else begins a new paragraph."""
+        if self._colour:
+            click.clear()
+        else:
+            self.line()
+
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Writes rows in aligned columns below their titles; nothing if there are no rows."""
         if not rows:

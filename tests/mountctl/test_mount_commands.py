@@ -188,3 +188,30 @@ def test_a_hanging_daemon_does_not_hang_status(mountctl, mounted, monkeypatch):
     finally:
         os.kill(pid, signal.SIGCONT)
     mountctl("umount")
+
+
+def test_top(mountctl, mounted):
+    (mounted / "sessions/work/watched").write_text("some")
+    text = mountctl.run("top", "--times", "1", "--interval", "0.2").stdout
+    assert "messages/s" in text
+    assert "of a processor" in text
+    picture = mountctl.json("top", "--times", "1", "--interval", "0.1")
+    assert picture["seconds"] >= 0.1
+    assert picture["process"]["resident"] > 1 << 20
+    assert picture["vfs"]["sessions"] == 1
+
+
+def test_top_ends_quietly_on_ctrl_c(mountctl, mounted):
+    child = subprocess.Popen(
+        mountctl.command("top", "--interval", "0.1", "--json"), env=mountctl.environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    json.loads(child.stdout.readline())
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=20)[1] == ""
+    assert child.returncode == 0
+
+
+def test_top_without_a_mount(mountctl, first):
+    assert "is not mounted" in mountctl.fails(3, "top", "--times", "1")
