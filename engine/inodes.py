@@ -160,8 +160,12 @@ class Inode:
         """Removes an extended attribute."""
         raise fail(errno.EROFS)
 
-    def sync(self) -> None:
-        """Makes what was written durable. May block; may be called from another thread."""
+    def open_to_sync(self) -> int:
+        """Opens what an fsync makes durable all that was written by; -1 if nothing is to be done.
+
+        The caller syncs it, which may block and be done in another thread, and closes it.
+        """
+        return -1
 
     def to_copy(self, changes: Changes | None = None) -> int:
         """Returns how many bytes the next change would have to copy first."""

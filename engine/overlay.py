@@ -9,14 +9,13 @@ What is pristine comes from the base's nodes; the first change to it copies it u
 complete in the work directory, then renamed into place. A directory of the base is renamed by
 a redirect, whatever is in it. The names of a hard-linked file are copied up together.
 
-Called from one thread at a time, except `stage` and `sync`.
+Called from one thread at a time, except `stage`.
 """
 
 import contextlib
 import errno
 import os
 import stat
-import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -62,7 +61,6 @@ class Overlay:
         self.orphans: set[SessionFile] = set()
         self.changed: set[int] | None = None
         self._open: OrderedDict[SessionFile, None] = OrderedDict()
-        self.closing = threading.Lock()
         self.closed = False
         self._made = 0
 
@@ -106,10 +104,9 @@ class Overlay:
         """Closes a file's descriptor if it is open."""
         self._open.pop(file, None)
         self.orphans.discard(file)
-        with self.closing:
-            if file.fd >= 0:
-                os.close(file.fd)
-                file.fd = -1
+        if file.fd >= 0:
+            os.close(file.fd)
+            file.fd = -1
 
     def close(self) -> None:
         """Closes every descriptor. Requests that are under way are answered ESTALE from now on."""
@@ -371,17 +368,14 @@ class SessionFile(SessionInode):
             return self.entry.content
         return os.readlink(b"", dir_fd=self.fd) if self.orphan else os.readlink(self.absolute())
 
-    def sync(self) -> None:
-        # Beside the thread that serves: takes no part in which descriptors are kept.
-        if self.copied:
-            with self.overlay.closing:
-                fd = os.dup(self.fd) if self.fd >= 0 else -1
-            if fd < 0:
-                fd = os.open(self.absolute(), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+    def open_to_sync(self) -> int:
+        self.overlay.check()
+        if not self.copied:
+            return -1
+        if self.fd >= 0:
+            return os.dup(self.fd)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        return os.open(self.absolute(), flags)
 
     def shows(self, group: bytes) -> bool:
         """Tells whether it stands for the base's file of a link group."""

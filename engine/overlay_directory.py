@@ -482,13 +482,11 @@ class SessionDirectory(SessionInode):
             raise fail(errno.ENOENT)
         super().set_xattr(name, value, flags)
 
-    def sync(self) -> None:
-        if self.copied and self.gone is None:
-            fd = os.open(self.absolute(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+    def open_to_sync(self) -> int:
+        self.overlay.check()
+        if not self.copied or self.gone is not None:
+            return -1
+        return os.open(self.absolute(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def idle(self) -> bool:
         # What is kept here is found through here: names of linked files, numbers of moved ones.

@@ -113,6 +113,15 @@ class Operations(pyfuse3.Operations):
                 event.set()
             return
 
+    async def _sync(self, inode: Inode) -> None:
+        """Opens before it waits: by then a commit may have changed over, or a name gone."""
+        fd = inode.open_to_sync()
+        if fd >= 0:
+            try:
+                await trio.to_thread.run_sync(os.fsync, fd)
+            finally:
+                os.close(fd)
+
     # Looking.
 
     @_answered
@@ -219,11 +228,11 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await trio.to_thread.run_sync(self.vfs.inode(fh).sync)
+        await self._sync(self.vfs.inode(fh))
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await trio.to_thread.run_sync(self.vfs.inode(fh).sync)
+        await self._sync(self.vfs.inode(fh))
 
     # Changing.
 

@@ -545,36 +545,38 @@ def test_a_copy_in_another_thread_that_comes_late(repository: Repository, sessio
     vfs.close()
 
 
-def test_syncs_in_other_threads(repository: Repository, vfs: Vfs, monkeypatch):
-    """They take no part in which descriptors are kept, and never sync another file's."""
+@pytest.mark.parametrize("act", ["commit", "rename", "unlink", "close"])
+def test_a_sync_reaches_the_file_that_was_written(
+    repository: Repository, vfs: Vfs, monkeypatch: pytest.MonkeyPatch, act: str
+):
+    """Whatever comes between opening it and syncing it, which another thread does."""
     import engine.overlay
 
     monkeypatch.setattr(engine.overlay, "OPEN_FILES", 2)
     kernel = Kernel(vfs, "s")
-    inos = [kernel.create(kernel.root, b"n%d" % n, 0o644 | REG) for n in range(12)]
-    errors: list[OSError] = []
-    done = threading.Event()
-
-    def sync() -> None:
-        while not done.is_set():
-            for ino in inos:
-                try:
-                    kernel.inode(ino).sync()
-                except OSError as error:
-                    errors.append(error)
-
-    threads = [threading.Thread(target=sync) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for n in range(600):
-        kernel.inode(inos[n % 12]).write(8 * (n // 12), b"%03d %03d " % (n % 12, n // 12))
-    done.set()
-    for thread in threads:
-        thread.join(30)
-    assert errors == []
-    for n, ino in enumerate(inos):
-        assert kernel.read(ino) == b"".join(b"%03d %03d " % (n, m) for m in range(50))
+    inos = [kernel.create(kernel.root, b"n%d" % n, 0o644 | REG) for n in range(4)]
+    hosts = [os.stat(vfs.session("s").overlay.upper.at(b"n%d" % n)).st_ino for n in range(4)]
+    fds = [kernel.inode(ino).open_to_sync() for ino in inos]
+    directory = kernel.inode(kernel.root).open_to_sync()
+    if act == "commit":
+        live_commit(vfs)
+        assert [kernel.inode(ino).open_to_sync() for ino in inos] == [-1] * 4
+    elif act == "rename":
+        kernel.rename(kernel.root, b"n0", kernel.root, b"n1")
+    elif act == "unlink":
+        kernel.unlink(kernel.root, b"n0")
+    else:
+        inode = kernel.inode(inos[0])
+        vfs.drop_session("s")
+        with pytest.raises(OSError, match="Stale"):
+            inode.open_to_sync()
     assert vfs.statistics().open_files <= 2
+    for fd, host in zip(fds, hosts, strict=True):
+        assert os.fstat(fd).st_ino == host
+        os.fsync(fd)
+        os.close(fd)
+    os.fsync(directory)
+    os.close(directory)
 
 
 # Killed.

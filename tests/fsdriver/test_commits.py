@@ -438,3 +438,20 @@ def test_a_freeze_gives_the_tree_without_a_snapshot(mount, session):
     assert reply.root
     assert set(os.listdir(mount.snapshots)) == before
     (session / "new").write_text("y")
+
+
+def test_syncs_while_commits_change_over(mount, session):
+    """More files than are kept open: a sync opens them again."""
+    files = [os.open(session / f"n{n}", os.O_RDWR | os.O_CREAT) for n in range(300)]
+
+    def write_and_sync() -> None:
+        for fd in files:
+            os.pwrite(fd, b"x", 0)
+        for fd in files:
+            os.fsync(fd)
+
+    with working(write_and_sync):
+        for _ in range(12):
+            mount.commit(session.name)
+    for fd in files:
+        os.close(fd)
