@@ -24,7 +24,16 @@ import msgspec
 from engine import content
 from engine.hostfs import OVERLAY_PREFIX, read_xattrs
 from engine.ids import InodeNo
-from engine.inodes import Attributes, Changes, Inode, Owner, entry_attributes, fail, number
+from engine.inodes import (
+    Attributes,
+    Changes,
+    Inode,
+    Owner,
+    entry_attributes,
+    fail,
+    host_attributes,
+    number,
+)
 from engine.nodes import Entry, Kind, Link
 from engine.objects import Objects
 from engine.upper import Upper
@@ -200,12 +209,8 @@ class SessionInode(Inode):
         status = self.status()
         if self.mode is None:
             self.mode = self.overlay.upper.mode(self.where(), status)
-        return Attributes(
-            self.ino, stat.S_IFMT(status.st_mode) | self.mode,
-            1 if self.directory and self.entry is not None else status.st_nlink,
-            status.st_uid, status.st_gid, status.st_size, status.st_blocks,
-            status.st_mtime_ns, status.st_ctime_ns, status.st_atime_ns, status.st_rdev,
-        )  # fmt: skip
+        nlink = 1 if self.directory and self.entry is not None else status.st_nlink
+        return host_attributes(self.ino, status, self.mode, nlink)
 
     def copy_up(self) -> None:
         """Makes the upper have it. Every change of the upper comes by here first."""

@@ -14,7 +14,16 @@ from collections.abc import Iterator
 
 from engine.directory import Directory, directory_id, find
 from engine.ids import InodeNo
-from engine.inodes import Attributes, Changes, Inode, Owner, fail, number
+from engine.inodes import (
+    LAST_NAME,
+    Attributes,
+    Changes,
+    Inode,
+    Owner,
+    cookie_of,
+    fail,
+    number,
+)
 from engine.nodes import LONGEST_NAME, Entry, Kind
 from engine.objects import Objects
 from engine.overlay import Overlay, SessionFile, SessionInode, install_quietly, join
@@ -173,9 +182,9 @@ class SessionDirectory(SessionInode):
             base = self.base()
             if base is not None:
                 names.update(e.name for e in base if e.name not in self.children)
-            self._order = sorted((_cookie(name), name) for name in names)
+            self._order = sorted((cookie_of(name), name) for name in names)
         order = self._order
-        for at in range(bisect_right(order, (cookie, b"\xff" * 256)), len(order)):
+        for at in range(bisect_right(order, (cookie, LAST_NAME)), len(order)):
             name = order[at][1]
             child = self.lookup(name)
             if child is None:
@@ -509,8 +518,3 @@ class SessionDirectory(SessionInode):
                 del self.children[name]
             else:
                 child.become_pristine(below)
-
-
-def _cookie(name: bytes) -> int:
-    """Returns a number that a name has for as long as it exists; 1 and 2 are free."""
-    return (hash(name) & 0x3FFF_FFFF_FFFF_FFFF) + 3

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from engine.leases import LeaseHeldError
 from engine.lmdb_store import LmdbStore
 from engine.objects import Objects
 from engine.store import Db
-from engine.vfs import Vfs
+from engine.vfs import SESSIONS, SNAPSHOTS, Vfs
 from tests.conftest import ROOT
 from tests.engine.kernel import Kernel
 from tests.engine.test_session_machine import make_base
@@ -470,14 +471,90 @@ def test_numbers_of_the_kernel_end_with_the_session(repository: Repository, vfs:
 def test_another_process_holds_it(repository: Repository, session: str):
     with repository.sessions.hold("s", "elsewhere"):
         mounted = Vfs(repository, OWNER, {})
-        sessions = mounted.inode(3)
-        with pytest.raises(OSError, match="busy"):
-            sessions.lookup(b"s")
-        ((_, name, inode),) = sessions.listing(0)
+        ((_, name, inode),) = mounted.inode(SESSIONS).listing(0)
         assert name == b"s"
         assert stat.S_ISDIR(inode.attributes().mode)
-    assert sessions.lookup(b"s") is not None
+        with pytest.raises(OSError, match="busy"):
+            inode.lookup(b"a")
+    assert inode.lookup(b"a") is not None
     mounted.close()
+
+
+def test_looking_at_the_sessions_takes_none(repository: Repository, session: str, vfs: Vfs):
+    ((_, _, found),) = vfs.inode(SESSIONS).listing(0)
+    shown = vfs.refer(found)
+    before = shown.attributes()
+    with repository.sessions.hold("s", "another process") as held, repository.storing():
+        freeze = held.freeze()
+        freeze.prepare()
+        held.commit(freeze)
+        held.clean()
+        assert shown.attributes().ino == before.ino
+    kernel = Kernel(vfs, "s")
+    assert kernel.root == before.ino
+    assert vfs.inode(kernel.root) is shown
+    kernel.create(kernel.root, b"made", 0o644 | REG)
+    root = vfs.inode(kernel.root)
+    assert root is vfs.session("s").overlay.root
+    assert root.lookups == 2
+    with pytest.raises(LeaseHeldError):
+        repository.sessions.hold("s", "another process")
+    vfs.reset("s", None)
+    with pytest.raises(OSError, match="Stale"):
+        vfs.inode(kernel.root)
+    assert Kernel(vfs, "s").root != kernel.root
+
+
+@pytest.mark.parametrize("act", ["rename", "remove", "replace"])
+def test_a_session_that_was_only_looked_at_may_go(
+    repository: Repository, first: SnapshotId, session: str, vfs: Vfs, act: str
+):
+    kernel = Kernel(vfs, "s")
+    inode = vfs.inode(kernel.root)
+    if act == "rename":
+        vfs.rename("s", "other")
+        assert inode.attributes().ino == kernel.root
+        assert inode.lookup(b"a") is not None
+        return
+    repository.sessions.remove(repository.sessions.hold("s", "another process"))
+    if act == "replace":
+        repository.sessions.create("s", (None, None, first))
+        assert Kernel(vfs, "s").root != kernel.root
+    with pytest.raises(OSError, match=r"Stale|No such"):
+        inode.attributes()
+    with pytest.raises(OSError, match="Stale"):
+        inode.lookup(b"a")
+
+
+@pytest.mark.parametrize("where", [SNAPSHOTS, SESSIONS])
+def test_a_listing_goes_on_where_it_was_while_names_come_and_go(
+    repository: Repository, first: SnapshotId, vfs: Vfs, where: int
+):
+    def add(name: str) -> None:
+        if where == SESSIONS:
+            repository.sessions.create(name, (None, None, first))
+        else:
+            repository.set_ref(name, first)
+
+    def remove(name: str) -> None:
+        if where == SESSIONS:
+            repository.sessions.remove(repository.sessions.hold(name, "a test"))
+        else:
+            repository.remove_ref(name)
+
+    for n in range(10, 30):
+        add(f"n{n}")
+    found: list[bytes] = []
+    cookie = 0
+    for n in range(10, 20):
+        batch = [item[:2] for item in islice(vfs.inode(where).listing(cookie), 2)]
+        found += [name for _, name in batch]
+        cookie = batch[-1][0]
+        add(f"a{n}")
+        remove(f"n{n}")
+    found += [name for _, name, _ in vfs.inode(where).listing(cookie)]
+    assert len(found) == len(set(found))
+    assert {b"n%d" % n for n in range(20, 30)} <= set(found)
 
 
 # Threads.
