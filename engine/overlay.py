@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from engine import content
+from engine.freezing import Changed
 from engine.hostfs import OVERLAY_PREFIX, read_xattrs
 from engine.ids import InodeNo
 from engine.inodes import (
@@ -68,7 +69,7 @@ class Overlay:
         self.by_host: dict[int, SessionFile] = {}
         self.by_group: dict[bytes, SessionFile] = {}
         self.orphans: set[SessionFile] = set()
-        self.changed: set[int] | None = None
+        self.changed: Changed | None = None
         self._open: OrderedDict[SessionFile, None] = OrderedDict()
         self.closed = False
         self._made = 0
@@ -83,9 +84,10 @@ class Overlay:
         return number(self.key, b"link", link.group)
 
     def touch(self, host_ino: int) -> None:
-        """Notes that a file of the upper is being written, for a commit that is reading it."""
+        """Notes that a file of the upper is being changed, for a commit that is reading it."""
         if self.changed is not None:
-            self.changed.add(host_ino)
+            self.changed.inodes.add(host_ino)
+            self.changed.count += 1
 
     def keep_open(self, file: "SessionFile", fd: int) -> None:
         """Keeps a file's descriptor, closing the one unused longest."""
@@ -127,6 +129,12 @@ class Overlay:
         """Raises ESTALE once the session was let go: its upper may be somebody else's by now."""
         if self.closed:
             raise fail(errno.ESTALE)
+
+    def changing(self) -> None:
+        """Notes that something in the upper is about to be changed; raises as `check`."""
+        self.check()
+        if self.changed is not None:
+            self.changed.count += 1
 
     def rebase(self, base: Entry, upper: Upper, left_out: list[bytes]) -> None:
         """Takes over what a commit made: everything now is in `base`, `upper` is empty.
@@ -406,9 +414,11 @@ class SessionFile(SessionInode):
                 os.unlink(staged[1])
 
     def copy_up(self) -> None:
-        self.overlay.check()
+        self.overlay.changing()
         if not self.copied:
             self._copy_up(empty=False)
+        if self.overlay.changed is not None:
+            self.overlay.touch(self.status().st_ino)
 
     def _copy_up(self, *, empty: bool) -> None:
         entry, upper = self.entry, self.overlay.upper

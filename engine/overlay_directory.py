@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from engine.directory import Directory, directory_id, find
 from engine.ids import InodeNo
@@ -219,7 +219,7 @@ class SessionDirectory(SessionInode):
     # Changing.
 
     def copy_up(self) -> None:
-        self.overlay.check()
+        self.overlay.changing()
         if self.copied:
             return
         entry, parent, upper = self.entry, self.parent, self.overlay.upper
@@ -294,6 +294,8 @@ class SessionDirectory(SessionInode):
         file.mode = mode
         if fd >= 0:
             self.overlay.keep_open(file, fd)
+            if self.overlay.changed is not None:  # its bits came after it: it may have been read
+                self.overlay.touch(os.fstat(fd).st_ino)
         self._add(name, file)
         return file
 
@@ -512,8 +514,11 @@ class SessionDirectory(SessionInode):
         self._order = None
         self.mode = None
         base = Directory(self.overlay.objects, directory_id(entry))
+        get: Callable[[bytes], Entry | None] = base.get
+        if len(base) < 8 * len(self.children):  # then reading all of it is faster
+            get = {e.name: e for e in base}.get
         for name, child in list(self.children.items()):
-            below = base.get(name)
+            below = get(name)
             if child is None or below is None:
                 del self.children[name]
             else:

@@ -26,7 +26,7 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
-from engine.freezing import Freeze
+from engine.freezing import Changed, Freeze
 from engine.ids import SnapshotId, check_name
 from engine.inodes import Owner
 from engine.layers import NAMES, fold
@@ -241,7 +241,7 @@ class HeldSession:
         """Begins to freeze the session; `overlay` is its live view, if it has one here."""
         changed = None
         if overlay is not None:
-            changed = overlay.changed = set()
+            changed = overlay.changed = Changed()
         return Freeze(self._store, self._objects, self.upper(), self.session.root, changed)
 
     def commit(

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from engine.objects import Objects
 from engine.store import Db
 from engine.vfs import SESSIONS, SNAPSHOTS, Vfs
 from tests.conftest import ROOT
-from tests.engine.kernel import Kernel
+from tests.engine.kernel import EXCHANGE, Kernel
+from tests.engine.test_killed import settled
 from tests.engine.test_session_machine import make_base
 from tests.engine.trees import Tree, noise, of_directory, of_entry
 
@@ -620,6 +621,54 @@ def test_a_copy_in_another_thread_that_comes_late(repository: Repository, sessio
     kernel.unpin(ino)
     assert repository.verify().damage == []
     vfs.close()
+
+
+CHANGES: dict[str, Callable[[Kernel, int], object]] = {
+    "nothing": lambda kernel, ino: None,
+    "read": lambda kernel, ino: kernel.read(ino),
+    "write": lambda kernel, ino: kernel.inode(ino).write(0, b"other"),
+    "truncate": lambda kernel, ino: kernel.change(ino, Changes(size=2)),
+    "chmod": lambda kernel, ino: kernel.change(ino, Changes(mode=0o600)),
+    "xattr": lambda kernel, ino: kernel.inode(ino).set_xattr(b"user.x", b"y"),
+    "create": lambda kernel, ino: kernel.create(kernel.root, b"more", 0o640 | REG),
+    "mkdir": lambda kernel, ino: kernel.mkdir(kernel.root, b"more", 0o750),
+    "symlink": lambda kernel, ino: kernel.symlink(kernel.root, b"more", b"target"),
+    "link": lambda kernel, ino: kernel.link(ino, kernel.root, b"more"),
+    "unlink": lambda kernel, ino: kernel.unlink(kernel.root, b"new"),
+    "rmdir": lambda kernel, ino: kernel.rmdir(kernel.root, b"empty"),
+    "rename": lambda kernel, ino: kernel.rename(kernel.root, b"new", kernel.root, b"newer"),
+    "exchange": lambda kernel, ino: kernel.rename(
+        kernel.root, b"new", kernel.resolve(b"a"), b"c", EXCHANGE
+    ),
+    "write to the base's": lambda kernel, ino: kernel.inode(kernel.resolve(b"a/c")).write(0, b"x"),
+    "chmod the root": lambda kernel, ino: kernel.change(kernel.root, Changes(mode=0o711)),
+}
+
+
+@pytest.mark.parametrize("act", CHANGES)
+def test_a_tree_built_ahead_is_taken_if_nothing_changed(
+    repository: Repository, session: str, vfs: Vfs, act: str
+):
+    kernel = Kernel(vfs, session)
+    ino = kernel.create(kernel.root, b"new", 0o644 | REG)
+    kernel.inode(ino).write(0, b"first")
+    live = vfs.session(session)
+    with repository.storing():
+        freeze = live.held.freeze(live.overlay)
+        freeze.prepare()
+        kernel.inode(ino).write(0, b"again")
+        freeze.mark()
+        freeze.build_ahead()
+        assert freeze.is_ahead()
+        CHANGES[act](kernel, ino)
+        assert freeze.is_ahead() == (act in {"nothing", "read"})
+        shown = kernel.tree()
+        report = live.held.commit(freeze, "", None, None, live.overlay)
+    live.held.clean()
+    root = repository.snapshot(SnapshotId(report.snapshot)).root
+    assert settled(of_entry(repository.objects, root)) == settled(shown)
+    assert settled(kernel.tree()) == settled(shown)
+    assert repository.verify().damage == []
 
 
 @pytest.mark.parametrize("act", ["commit", "rename", "unlink", "close"])
