@@ -175,6 +175,10 @@ class Inode:
         """Returns how many bytes the next change would have to copy first."""
         return 0
 
+    def copied_without(self, name: bytes) -> "Inode | None":
+        """Returns what must be copied before `name` can go from this directory, if anything."""
+        return None
+
     def stage(self) -> None:
         """Does that copying ahead, perhaps in another thread; the change then finds it done."""
 

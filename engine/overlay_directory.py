@@ -338,14 +338,20 @@ class SessionDirectory(SessionInode):
         file.add_name(self, name)
         return file
 
+    def copied_without(self, name: bytes) -> "SessionFile | None":
+        child = self.lookup(name)
+        if not isinstance(child, SessionFile) or child.entry is None or child.entry.link is None:
+            return None
+        return child  # its other names will have one link less
+
     def unlink(self, name: bytes) -> None:
         child = self.lookup(name)
         if child is None:
             raise fail(errno.ENOENT)
         if isinstance(child, SessionDirectory):
             raise fail(errno.EISDIR)
-        if child.entry is not None and child.entry.link is not None:
-            child.copy_up()  # its other names will have one link less
+        if self.copied_without(name) is not None:
+            child.copy_up()
         self.copy_up()
         child.hold()
         self._hide(name)
@@ -439,7 +445,7 @@ class SessionDirectory(SessionInode):
                 other.entry = None
                 other.children.clear()
         elif other is not None:
-            if other.entry is not None and other.entry.link is not None:
+            if target.copied_without(new_name) is not None:
                 other.copy_up()
             other.hold()
         hidden = self.base_entry(name) is not None

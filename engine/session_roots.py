@@ -86,6 +86,9 @@ class SessionRoot(Inode):
     def link(self, name: bytes, file: Inode) -> Inode:
         return self._take(self).link(name, file)
 
+    def copied_without(self, name: bytes) -> Inode | None:
+        return self._take(self).copied_without(name)
+
     def unlink(self, name: bytes) -> None:
         self._take(self).unlink(name)
 
