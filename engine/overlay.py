@@ -151,8 +151,19 @@ class Overlay:
         for path, (parent, name, file) in zip(left_out, kept, strict=True):
             with contextlib.suppress(OSError):  # the commit is done; these were only left out
                 parent.copy_up()
-                install_quietly(upper, parent, old.at(path), name)
+                install_quietly(upper, parent, name, old.at(path))
                 parent.children[name] = file
+
+    def finish_copies(self) -> None:
+        """Finishes copying linked files up where a killed holder was at it.
+
+        Nothing was written to them yet: all names get the copy that some have.
+        """
+        for group, aside in self.upper.all_copying():
+            names = list(self.root.names_of_group(group))
+            for parent, _ in names:
+                parent.copy_up()
+            join_names(self.upper, aside, names)
 
     def statistics(self) -> OverlayStatistics:
         """Returns what is held in memory."""
@@ -439,20 +450,13 @@ class SessionFile(SessionInode):
             self.fd, self.copied, self.mode = fd, True, entry.mode
             self.overlay.keep_orphan(self)
             return
-        # The other names first: killed in between, each name has the bytes it had.
-        done = []
-        try:
-            for parent, name in self.names[1:]:
-                spare = upper.scratch()
-                os.link(temporary, spare, follow_symlinks=False)
-                install_quietly(upper, parent, spare, name)
-                done.append((parent, name))
-            parent, name = self.names[0]
-            install_quietly(upper, parent, temporary, name)
-        except OSError:
-            for parent, name in done:
-                uninstall_quietly(upper, parent, name)
-            raise
+        if len(self.names) > 1:
+            # Killed in between, the session's next holder finds it by this name, and goes on.
+            aside = upper.copying(entry.link.group if entry.link is not None else b"")
+            os.rename(temporary, aside)
+            join_names(upper, aside, self.names)
+        else:
+            install_quietly(upper, *self.names[0], temporary)
         self.copied, self.mode = True, entry.mode
         if len(self.names) > 1:
             self.join_host(self.status().st_ino)
@@ -581,8 +585,26 @@ class SessionFile(SessionInode):
             self._leave_group()
 
 
+def join_names(upper: Upper, aside: bytes, names: list[tuple["SessionDirectory", bytes]]) -> None:
+    """Gives a copy in the work directory all of its names, or none, and takes it from there."""
+    done = []
+    try:
+        for parent, name in names:
+            spare = upper.scratch()
+            os.link(aside, spare, follow_symlinks=False)
+            install_quietly(upper, parent, name, spare)
+            done.append((parent, name))
+    except OSError:
+        for parent, name in done:
+            uninstall_quietly(upper, parent, name)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+
+
 def install_quietly(
-    upper: Upper, parent: "SessionDirectory", temporary: bytes, name: bytes
+    upper: Upper, parent: "SessionDirectory", name: bytes, temporary: bytes
 ) -> None:
     """Puts a copy into place without the directory's time telling of it."""
     where = parent.absolute()

@@ -229,7 +229,7 @@ class SessionDirectory(SessionInode):
         temporary = upper.scratch()
         os.mkdir(temporary, 0o700)
         upper.dress(temporary, entry)
-        install_quietly(upper, parent, temporary, self.name)
+        install_quietly(upper, parent, self.name, temporary)
         self.copied = True
         self.mode = entry.mode
 

@@ -10,6 +10,7 @@ in one transaction; the upper of the generation before is garbage from then on. 
 killed at any moment leaves either the old upper on the old base or the empty one on the new.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ import msgspec
 
 from engine.errors import (
     CorruptObjectError,
+    EngineError,
     InUseError,
     MissingObjectError,
     NameTakenError,
@@ -164,12 +166,20 @@ class Sessions:
         for name in os.listdir(os.fsencode(home)):
             if name.startswith(b"upper.") and name != current:
                 upper.remove_tree(os.path.join(os.fsencode(home), name))
+        if next(upper.all_copying(), None) is not None:
+            with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
+                self._look(session).finish_copies()
         for name in os.listdir(upper.work):
             path = upper.work + b"/" + name
             if os.path.isdir(path) and not os.path.islink(path):
                 upper.remove_tree(path)
             else:
                 os.unlink(path)
+
+    def _look(self, session: Session) -> Overlay:
+        """Opens a view of a session that is held, for what the programs in it do not see."""
+        owner = Owner(os.getuid(), os.getgid())
+        return open_overlay(self._objects, self.upper(session), session.root, b"", owner)
 
     def rename(self, old: str, new: str) -> Session:
         """Gives a session another name, whoever holds it. Raises as `create` does."""
@@ -261,8 +271,7 @@ class HeldSession:
         old = self.session
         root = msgspec.structs.replace(freeze.build(), name=b"")
         if overlay is None and freeze.left_out:
-            owner = Owner(os.getuid(), os.getgid())
-            overlay = open_overlay(self._objects, self.upper(), old.root, b"", owner)
+            overlay = self._sessions._look(old)
         unchanged = root == self._objects.snapshot(SnapshotId(old.parent)).root
         if unchanged:
             identifier, record = SnapshotId(old.parent), b""

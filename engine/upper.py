@@ -42,6 +42,7 @@ NOREPLACE, EXCHANGE, LEAVE_WHITEOUT = 1, 2, 4
 LONGEST_PATH = 3500
 """Longer paths, with a name still to be added, may be more than the kernel takes at once."""
 
+_COPYING = b"copying."
 _numbers = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
@@ -97,6 +98,16 @@ class Upper:
     def scratch(self) -> bytes:
         """Returns a new absolute path in the work directory."""
         return self.work + b"/%d.%d" % (os.getpid(), next(_numbers))
+
+    def copying(self, group: bytes) -> bytes:
+        """Returns where in the work directory a linked file is that is getting its names."""
+        return self.work + b"/" + _COPYING + group.hex().encode()
+
+    def all_copying(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yields (group, absolute path) of what is there at such a place."""
+        for name in os.listdir(self.work):
+            if name.startswith(_COPYING):
+                yield bytes.fromhex(name[len(_COPYING) :].decode()), self.work + b"/" + name
 
     # Reading.
 
