@@ -17,13 +17,14 @@ import errno
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from engine import content
 from engine.freezing import Changed
-from engine.hostfs import OVERLAY_PREFIX, read_xattrs
+from engine.hostfs import OVERLAY_PREFIX, kind_of, read_xattrs
 from engine.ids import InodeNo
 from engine.inodes import (
     Attributes,
@@ -153,6 +154,23 @@ class Overlay:
                 parent.copy_up()
                 install_quietly(upper, parent, name, old.at(path))
                 parent.children[name] = file
+        if left_out:
+            with contextlib.suppress(OSError):
+                upper.follow(False)
+
+    def bring_over(self, old: Upper) -> None:
+        """Does the rest of a commit whose process was killed: moves what the base lacks.
+
+        `old` is the upper of the generation before.
+        """
+        for path in _left_out(old, b""):
+            above, _, name = path.rpartition(b"/")
+            with contextlib.suppress(OSError):
+                parent = self.root.find_directory(above)
+                if parent.lookup(name) is None:
+                    parent.copy_up()
+                    install_quietly(self.upper, parent, name, old.at(path))
+        self.upper.follow(False)
 
     def finish_copies(self) -> None:
         """Finishes copying linked files up where a killed holder was at it.
@@ -583,6 +601,15 @@ class SessionFile(SessionInode):
         super().let_go()
         if self.parent is not None and self.parent.children.get(self.name) is not self:
             self._leave_group()
+
+
+def _left_out(upper: Upper, path: bytes) -> Iterator[bytes]:
+    """Yields the paths of sockets and devices."""
+    for name, status in list(upper.scan(path)):
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            yield from _left_out(upper, join(path, name))
+        elif status is not None and kind_of(status.st_mode) is None:
+            yield join(path, name)
 
 
 def join_names(upper: Upper, aside: bytes, names: list[tuple["SessionDirectory", bytes]]) -> None:

@@ -150,6 +150,16 @@ class SessionDirectory(SessionInode):
             raise fail(errno.ENOENT)
         return self, name, child
 
+    def find_directory(self, path: bytes) -> "SessionDirectory":
+        """Returns a directory below, or this one for an empty path."""
+        if not path:
+            return self
+        name, _, rest = path.partition(b"/")
+        child = self.lookup(name)
+        if not isinstance(child, SessionDirectory):
+            raise fail(errno.ENOENT)
+        return child.find_directory(rest)
+
     def _pristine(self, entry: Entry) -> "SessionFile | SessionDirectory":
         overlay, name = self.overlay, entry.name
         child: SessionFile | SessionDirectory

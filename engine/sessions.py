@@ -162,6 +162,10 @@ class Sessions:
         if not os.path.isdir(upper.root):
             # Killed between the transaction and this: nothing was written to it yet.
             self._make_upper(session)
+        if upper.follows():
+            before = msgspec.structs.replace(session, generation=session.generation - 1)
+            with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
+                self._look(session).bring_over(self.upper(before))
         current = os.path.basename(upper.root)
         for name in os.listdir(os.fsencode(home)):
             if name.startswith(b"upper.") and name != current:
@@ -286,6 +290,8 @@ class HeldSession:
             generation=old.generation + 1,
         )
         self._sessions._make_upper(session)
+        if freeze.left_out:
+            self._sessions.upper(session).follow(True)
 
         def change(writer: Writer) -> None:
             freeze.save(writer)

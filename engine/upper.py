@@ -36,6 +36,9 @@ REDIRECT = b"user.overlay.redirect"
 WHITEOUT = b"user.overlay.whiteout"
 MODE = b"user.overlay.amalgam.mode"
 
+FOLLOWS = b"user.overlay.amalgam.follows"
+"""On the root of an upper that is to get what a commit could not put into its tree."""
+
 NOREPLACE, EXCHANGE, LEAVE_WHITEOUT = 1, 2, 4
 """Flags of renameat2(2)."""
 
@@ -160,6 +163,17 @@ class Upper:
             os.chmod(where, mode)
             return
         os.chmod(where, mode | needed)
+
+    def follow(self, follows: bool) -> None:
+        """Says whether sockets and devices are still in the upper of the generation before."""
+        if follows:
+            os.setxattr(self.root, FOLLOWS, b"y")
+        else:
+            os.removexattr(self.root, FOLLOWS)
+
+    def follows(self) -> bool:
+        """Tells what `follow` said."""
+        return _attribute(self.root, FOLLOWS) is not None
 
     def set_opaque(self, path: bytes) -> None:
         """Marks a directory as hiding the base's."""
