@@ -2,8 +2,9 @@
 
 Cost follows what the upper holds. Everything the upper does not touch is kept by id and never
 read. `prepare` reads and stores the contents of changed files and may run while the session
-goes on; `build` then makes the tree of one moment, reading again only what was written since.
-During `build` nobody may write the session.
+goes on, and so may `build_ahead`, which builds the whole tree. `build` then gives the tree of
+one moment: the one built ahead if nothing was changed meanwhile, else a new one for which it
+reads again only what was changed since. During `build` and `mark` nobody may write the session.
 """
 
 import contextlib
@@ -33,19 +34,32 @@ class TooDeepError(EngineError):
         self.path = path
 
 
+class Changed:
+    """What is done to a session while it is frozen: files of the upper by inode, and how often."""
+
+    __slots__ = ("count", "inodes")
+
+    def __init__(self) -> None:
+        self.inodes: set[int] = set()
+        self.count = 0
+
+
 class Freeze:
     """One freezing of one session."""
 
     def __init__(
-        self, store: Store, objects: Objects, upper: Upper, base: Entry, changed: set[int] | None
+        self, store: Store, objects: Objects, upper: Upper, base: Entry, changed: Changed | None
     ) -> None:
-        """Gets ready. `changed` collects the inodes of upper files written from now on."""
+        """Gets ready. `changed` collects what is changed from now on; None if nobody does."""
         self._objects, self._upper, self._base = objects, upper, base
         self._changed = changed
-        self._sink = ChunkSink(store)
-        self._nodes = NodeBuffer()
-        self._known: dict[tuple[int, int, int, int], Content] = {}
+        self._store, self._sink = store, ChunkSink(store)
+        self._lists, self._nodes = NodeBuffer(), NodeBuffer()
+        self._known: dict[_Sign, _Known] = {}
         self._files: dict[bytes, Entry] = {}
+        self._scans: dict[bytes, list[tuple[bytes, os.stat_result | None]]] = {}
+        self._marked = 0
+        self._ahead: Entry | None = None
         self.warnings: list[str] = []
         self.left_out: list[bytes] = []
 
@@ -55,14 +69,44 @@ class Freeze:
             if stat.S_ISREG(status.st_mode):
                 with contextlib.suppress(OSError, SourceChangedError):  # `build` reads it again
                     self._read(path)
+        self._sink.flush()
+
+    def mark(self) -> None:
+        """Begins to note changes anew: those up to now will be in what `build_ahead` makes."""
+        if self._changed is not None:
+            inodes, self._changed.inodes = self._changed.inodes, set()
+            for sign in [sign for sign in self._known if sign[0] in inodes]:
+                del self._known[sign]
+            self._marked = self._changed.count
+
+    def build_ahead(self) -> None:
+        """Does all of `build` that can be done while the session goes on. Blocks on the disk."""
+        self._ahead = None
+        with contextlib.suppress(OSError, SourceChangedError):  # `build` reads it again
+            self._ahead = self._build()
+        self._sink.flush()
+        if self.is_ahead():
+            self._store.write(self.save)
+            for identifier in self._nodes.nodes:
+                self._objects.node(identifier)  # decoded now, not when a commit goes on from them
+
+    def is_ahead(self) -> bool:
+        """Tells whether nothing was changed since `mark`, so that `build` has nothing to do."""
+        unchanged = self._changed is not None and self._changed.count == self._marked
+        return self._ahead is not None and unchanged
 
     def build(self) -> Entry:
         """Returns the root of the session's tree; it is stored by `save`."""
-        self._files = {}
+        if self._ahead is None or not self.is_ahead():
+            self.mark()
+            self._ahead = self._build()
+        self._changed = None
+        return self._ahead
+
+    def _build(self) -> Entry:
+        self._files, self._scans = {}, {}
+        self._nodes = NodeBuffer()
         self.warnings, self.left_out = [], []
-        changed, self._changed = self._changed, None
-        for sign in [sign for sign in self._known if changed and sign[0] in changed]:
-            del self._known[sign]
         groups: dict[int, list[tuple[bytes, Entry]]] = {}
         for path, status in self._walk(b"", 0):
             entry = self._entry(path, status)
@@ -78,11 +122,14 @@ class Freeze:
                          key=lambda members: members[0][0])  # fmt: skip
         taken = set(self._kept_links(b"", self._base)) if ordered else set()
         self._files.update(number_groups(ordered, taken))
-        return self._directory(b"", b"", self._base)
+        root = self._directory(b"", b"", self._base)
+        self._files, self._scans = {}, {}
+        return root
 
     def save(self, writer: Writer) -> None:
         """Stores what `build` made, in the transaction that makes something refer to it."""
         self._sink.flush_into(writer)
+        self._lists.flush(writer)
         self._nodes.flush(writer)
 
     @property
@@ -94,10 +141,9 @@ class Freeze:
         """Yields (path, status) of all files in the upper that are no directories."""
         if depth > DEEPEST:
             raise TooDeepError(path)
-        try:
-            items = list(self._upper.scan(path))
-        except (FileNotFoundError, NotADirectoryError):
-            return
+        items = self._scans[path] = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            items += self._upper.scan(path)
         for name, status in items:
             child = path + b"/" + name if path else name
             if status is None:
@@ -107,20 +153,21 @@ class Freeze:
             else:
                 yield child, status
 
-    def _read(self, path: bytes) -> tuple[os.stat_result, Content, tuple[tuple[bytes, bytes], ...]]:
+    def _read(self, path: bytes) -> tuple[os.stat_result, "_Known"]:
         for _ in range(_TRIES):
             fd = os.open(self._upper.at(path), _OPEN)
             try:
                 before = os.fstat(fd)
                 sign = _sign(before)
-                content = self._known.get(sign)
-                if content is not None:
-                    return before, content, read_xattrs(fd)
-                content, size = ingest(fd, before, self._sink, self._nodes.put)
+                known = self._known.get(sign)
+                if known is not None:
+                    return before, known
+                content, size = ingest(fd, before, self._sink, self._lists.put)
+                known = (content, self._upper.mode(fd, before), read_xattrs(fd))
                 after = os.fstat(fd)
                 if sign == _sign(after) and size == after.st_size:
-                    self._known[sign] = content
-                    return after, content, read_xattrs(fd)
+                    self._known[sign] = known
+                    return after, known
             finally:
                 os.close(fd)
         raise SourceChangedError(path)
@@ -128,15 +175,16 @@ class Freeze:
     def _entry(self, path: bytes, status: os.stat_result) -> Entry | None:
         kind = kind_of(status.st_mode)
         name = path.rpartition(b"/")[2]
-        absolute = self._upper.at(path)
         if kind is None:
             return None
         if kind == Kind.FILE:
-            status, content, xattrs = self._read(path)
-            mode = self._upper.mode(absolute, status)
+            known = self._known.get(_sign(status))
+            if known is None:
+                status, known = self._read(path)
+            content, mode, xattrs = known
             size = status.st_size
             return Entry(name, kind, mode, mtime_of(status), size, content, xattrs)
-        target = os.readlink(absolute) if kind == Kind.SYMLINK else b""
+        target = os.readlink(self._upper.at(path)) if kind == Kind.SYMLINK else b""
         mode = stat.S_IMODE(status.st_mode)
         return Entry(name, kind, mode, mtime_of(status), len(target), target)
 
@@ -145,7 +193,7 @@ class Freeze:
         entries: dict[bytes, Entry] = {}
         if base is not None:
             entries = {e.name: e for e in Directory(self._objects, directory_id(base))}
-        for child, status in upper.scan(path):
+        for child, status in self._scans[path]:
             below = path + b"/" + child if path else child
             if status is None:
                 entries.pop(child, None)
@@ -173,7 +221,7 @@ class Freeze:
         entries: dict[bytes, Entry] = {}
         if base is not None:
             entries = {e.name: e for e in linked(self._objects, base)}
-        for child, status in self._upper.scan(path):
+        for child, status in self._scans[path]:
             same_name = entries.pop(child, None)
             if status is not None and stat.S_ISDIR(status.st_mode):
                 below = path + b"/" + child if path else child
@@ -193,5 +241,10 @@ class Freeze:
         return same_name
 
 
-def _sign(status: os.stat_result) -> tuple[int, int, int, int]:
+_Sign = tuple[int, int, int, int]
+_Known = tuple[Content, int, tuple[tuple[bytes, bytes], ...]]
+"""What was read of a file: content, permission bits, attributes."""
+
+
+def _sign(status: os.stat_result) -> _Sign:
     return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

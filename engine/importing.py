@@ -103,7 +103,7 @@ class _Import:
     def __init__(self, store: Store, objects: Objects, root: str, *, compress: bool,
                  use_cache: bool, progress: Progress | None) -> None:  # fmt: skip
         self.store, self.objects, self.root = store, objects, root
-        self.sink = ChunkSink(store, compress=compress)
+        self.sink = ChunkSink(store, compress=compress, check=not use_cache)
         self.nodes = NodeBuffer()
         self.report = ImportReport()
         self.use_cache = use_cache
@@ -438,7 +438,10 @@ def import_directory(
 
     `finish` runs in the transaction that stores the tree, and makes something refer to it. The
     caller holds the lease on objects. A store inside of the directory (`store_path`, or another
-    AmalgamFS mount) is left out with a warning. Raises ImportSourceError, SourceChangedError.
+    AmalgamFS mount) is left out with a warning. Without `use_cache` every file is read, and what
+    the store has of it is checked, and stored again if it is damaged.
+
+    Raises ImportSourceError, SourceChangedError.
     """
     job = _Import(
         store, objects, os.path.abspath(path),

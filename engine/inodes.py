@@ -8,6 +8,7 @@ one thread at a time. POSIX's answers are OSErrors; damage is a CorruptObjectErr
 import errno
 import os
 import stat
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -51,6 +52,9 @@ class Changes(msgspec.Struct, gc=False):
     atime_ns: int | None = None
     mtime_ns: int | None = None
 
+
+LAST_NAME = b"\xff" * 256
+"""Comes after every name: `(cookie, LAST_NAME)` is behind what a listing has given so far."""
 
 FOREVER = 2.0**31
 """A timeout, in seconds, for what the kernel may keep until told otherwise."""
@@ -164,12 +168,20 @@ class Inode:
         """Removes an extended attribute."""
         raise fail(errno.EROFS)
 
-    def sync(self) -> None:
-        """Makes what was written durable. May block; may be called from another thread."""
+    def open_to_sync(self) -> int:
+        """Opens what an fsync makes durable all that was written by; -1 if nothing is to be done.
+
+        The caller syncs it, which may block and be done in another thread, and closes it.
+        """
+        return -1
 
     def to_copy(self, changes: Changes | None = None) -> int:
         """Returns how many bytes the next change would have to copy first."""
         return 0
+
+    def copied_without(self, name: bytes) -> "Inode | None":
+        """Returns what must be copied before `name` can go from this directory, if anything."""
+        return None
 
     def stage(self) -> None:
         """Does that copying ahead, perhaps in another thread; the change then finds it done."""
@@ -199,6 +211,20 @@ def entry_attributes(ino: InodeNo, entry: Entry, owner: Owner) -> Attributes:
     )
 
 
+def host_attributes(ino: InodeNo, status: os.stat_result, mode: int, nlink: int) -> Attributes:
+    """Returns the attributes of a file of the host that shows `mode` as its permission bits."""
+    return Attributes(
+        ino, stat.S_IFMT(status.st_mode) | mode, nlink,
+        status.st_uid, status.st_gid, status.st_size, status.st_blocks,
+        status.st_mtime_ns, status.st_ctime_ns, status.st_atime_ns, status.st_rdev,
+    )  # fmt: skip
+
+
+def cookie_of(name: bytes) -> int:
+    """Returns a number that a name has for as long as the process lives; 1 and 2 are free."""
+    return (hash(name) & 0x3FFF_FFFF_FFFF_FFFF) + 3
+
+
 class VirtualDirectory(Inode):
     """A directory that exists only in the mount; subclasses say what is in it."""
 
@@ -224,8 +250,13 @@ class VirtualDirectory(Inode):
         """Returns when the names last changed: a kernel that keeps the listing looks at it."""
         return self.time_ns
 
+    def order(self) -> list[tuple[int, bytes]]:
+        """Returns (cookie, name) of what is in it, sorted."""
+        return sorted((cookie_of(name), name) for name in self.names())
+
     def listing(self, cookie: int) -> Iterator[tuple[int, bytes, Inode]]:
-        for at, name in enumerate(self.names()[cookie:], cookie + 1):
+        order = self.order()
+        for at, name in order[bisect_right(order, (cookie, LAST_NAME)) :]:
             inode = self.lookup(name)
             if inode is not None:
                 yield at, name, inode

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import msgspec
 
 from engine.codec import pack, unpack
-from engine.errors import MissingObjectError
+from engine.errors import CorruptObjectError, MissingObjectError
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.nodes import DirectoryNode, Node, decode, encode, node_id
 from engine.snapshots import Snapshot, decode_snapshot
@@ -135,6 +135,14 @@ def _unpacked(reader: Reader, identifier: ChunkId) -> bytes | memoryview:
     return unpack(identifier, raw)
 
 
+def _is_damaged(reader: Reader, identifier: ChunkId) -> bool:
+    try:
+        _unpacked(reader, identifier)
+    except CorruptObjectError:
+        return True
+    return False
+
+
 def node_putter(writer: Writer) -> PutNode:
     """Returns a function that stores nodes in `writer` and gives their ids."""
 
@@ -177,11 +185,19 @@ class ChunkSink:
 
     Packs in the caller's thread; writes a transaction whenever `batch_bytes` have gathered.
     `flush` stores the rest; what was not flushed is lost with the process, and is garbage
-    until something refers to it, so its owner holds the store's write lease meanwhile.
+    until something refers to it, so its owner holds the store's write lease meanwhile. With
+    `check`, what the store has is read, and stored again if it is damaged.
     """
 
-    def __init__(self, store: Store, *, compress: bool = True, batch_bytes: int = 6 << 20):
-        self._store = store
+    def __init__(
+        self,
+        store: Store,
+        *,
+        compress: bool = True,
+        check: bool = False,
+        batch_bytes: int = 6 << 20,
+    ):
+        self._store, self._check = store, check
         self._compress = compress
         self._batch_bytes = batch_bytes
         self._lock = threading.Lock()
@@ -195,7 +211,9 @@ class ChunkSink:
         if identifier in self._pending:
             return identifier
         with self._store.read() as reader:
-            if reader.has(Db.CHUNKS, identifier):
+            if reader.has(Db.CHUNKS, identifier) and not (
+                self._check and _is_damaged(reader, identifier)
+            ):
                 return identifier
         packed = pack(data, self._compress)
         full: dict[ChunkId, bytes] | None = None

@@ -9,23 +9,33 @@ What is pristine comes from the base's nodes; the first change to it copies it u
 complete in the work directory, then renamed into place. A directory of the base is renamed by
 a redirect, whatever is in it. The names of a hard-linked file are copied up together.
 
-Called from one thread at a time, except `stage` and `sync`.
+Called from one thread at a time, except `stage`.
 """
 
 import contextlib
 import errno
 import os
 import stat
-import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from engine import content
-from engine.hostfs import OVERLAY_PREFIX, read_xattrs
+from engine.freezing import Changed
+from engine.hostfs import OVERLAY_PREFIX, kind_of, read_xattrs
 from engine.ids import InodeNo
-from engine.inodes import Attributes, Changes, Inode, Owner, entry_attributes, fail, number
+from engine.inodes import (
+    Attributes,
+    Changes,
+    Inode,
+    Owner,
+    entry_attributes,
+    fail,
+    host_attributes,
+    number,
+)
 from engine.nodes import Entry, Kind, Link
 from engine.objects import Objects
 from engine.upper import Upper
@@ -60,9 +70,8 @@ class Overlay:
         self.by_host: dict[int, SessionFile] = {}
         self.by_group: dict[bytes, SessionFile] = {}
         self.orphans: set[SessionFile] = set()
-        self.changed: set[int] | None = None
+        self.changed: Changed | None = None
         self._open: OrderedDict[SessionFile, None] = OrderedDict()
-        self.closing = threading.Lock()
         self.closed = False
         self._made = 0
 
@@ -76,9 +85,10 @@ class Overlay:
         return number(self.key, b"link", link.group)
 
     def touch(self, host_ino: int) -> None:
-        """Notes that a file of the upper is being written, for a commit that is reading it."""
+        """Notes that a file of the upper is being changed, for a commit that is reading it."""
         if self.changed is not None:
-            self.changed.add(host_ino)
+            self.changed.inodes.add(host_ino)
+            self.changed.count += 1
 
     def keep_open(self, file: "SessionFile", fd: int) -> None:
         """Keeps a file's descriptor, closing the one unused longest."""
@@ -106,10 +116,9 @@ class Overlay:
         """Closes a file's descriptor if it is open."""
         self._open.pop(file, None)
         self.orphans.discard(file)
-        with self.closing:
-            if file.fd >= 0:
-                os.close(file.fd)
-                file.fd = -1
+        if file.fd >= 0:
+            os.close(file.fd)
+            file.fd = -1
 
     def close(self) -> None:
         """Closes every descriptor. Requests that are under way are answered ESTALE from now on."""
@@ -121,6 +130,12 @@ class Overlay:
         """Raises ESTALE once the session was let go: its upper may be somebody else's by now."""
         if self.closed:
             raise fail(errno.ESTALE)
+
+    def changing(self) -> None:
+        """Notes that something in the upper is about to be changed; raises as `check`."""
+        self.check()
+        if self.changed is not None:
+            self.changed.count += 1
 
     def rebase(self, base: Entry, upper: Upper, left_out: list[bytes]) -> None:
         """Takes over what a commit made: everything now is in `base`, `upper` is empty.
@@ -137,8 +152,36 @@ class Overlay:
         for path, (parent, name, file) in zip(left_out, kept, strict=True):
             with contextlib.suppress(OSError):  # the commit is done; these were only left out
                 parent.copy_up()
-                install_quietly(upper, parent, old.at(path), name)
+                install_quietly(upper, parent, name, old.at(path))
                 parent.children[name] = file
+        if left_out:
+            with contextlib.suppress(OSError):
+                upper.follow(False)
+
+    def bring_over(self, old: Upper) -> None:
+        """Does the rest of a commit whose process was killed: moves what the base lacks.
+
+        `old` is the upper of the generation before.
+        """
+        for path in _left_out(old, b""):
+            above, _, name = path.rpartition(b"/")
+            with contextlib.suppress(OSError):
+                parent = self.root.find_directory(above)
+                if parent.lookup(name) is None:
+                    parent.copy_up()
+                    install_quietly(self.upper, parent, name, old.at(path))
+        self.upper.follow(False)
+
+    def finish_copies(self) -> None:
+        """Finishes copying linked files up where a killed holder was at it.
+
+        Nothing was written to them yet: all names get the copy that some have.
+        """
+        for group, aside in self.upper.all_copying():
+            names = list(self.root.names_of_group(group))
+            for parent, _ in names:
+                parent.copy_up()
+            join_names(self.upper, aside, names)
 
     def statistics(self) -> OverlayStatistics:
         """Returns what is held in memory."""
@@ -203,12 +246,8 @@ class SessionInode(Inode):
         status = self.status()
         if self.mode is None:
             self.mode = self.overlay.upper.mode(self.where(), status)
-        return Attributes(
-            self.ino, stat.S_IFMT(status.st_mode) | self.mode,
-            1 if self.directory and self.entry is not None else status.st_nlink,
-            status.st_uid, status.st_gid, status.st_size, status.st_blocks,
-            status.st_mtime_ns, status.st_ctime_ns, status.st_atime_ns, status.st_rdev,
-        )  # fmt: skip
+        nlink = 1 if self.directory and self.entry is not None else status.st_nlink
+        return host_attributes(self.ino, status, self.mode, nlink)
 
     def copy_up(self) -> None:
         """Makes the upper have it. Every change of the upper comes by here first."""
@@ -380,17 +419,14 @@ class SessionFile(SessionInode):
             return self.entry.content
         return os.readlink(b"", dir_fd=self.fd) if self.orphan else os.readlink(self.absolute())
 
-    def sync(self) -> None:
-        # Beside the thread that serves: takes no part in which descriptors are kept.
-        if self.copied:
-            with self.overlay.closing:
-                fd = os.dup(self.fd) if self.fd >= 0 else -1
-            if fd < 0:
-                fd = os.open(self.absolute(), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+    def open_to_sync(self) -> int:
+        self.overlay.check()
+        if not self.copied:
+            return -1
+        if self.fd >= 0:
+            return os.dup(self.fd)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        return os.open(self.absolute(), flags)
 
     def shows(self, group: bytes) -> bool:
         """Tells whether it stands for the base's file of a link group."""
@@ -416,9 +452,11 @@ class SessionFile(SessionInode):
                 os.unlink(staged[1])
 
     def copy_up(self) -> None:
-        self.overlay.check()
+        self.overlay.changing()
         if not self.copied:
             self._copy_up(empty=False)
+        if self.overlay.changed is not None:
+            self.overlay.touch(self.status().st_ino)
 
     def _copy_up(self, *, empty: bool) -> None:
         entry, upper = self.entry, self.overlay.upper
@@ -439,20 +477,13 @@ class SessionFile(SessionInode):
             self.fd, self.copied, self.mode = fd, True, entry.mode
             self.overlay.keep_orphan(self)
             return
-        # The other names first: killed in between, each name has the bytes it had.
-        done = []
-        try:
-            for parent, name in self.names[1:]:
-                spare = upper.scratch()
-                os.link(temporary, spare, follow_symlinks=False)
-                install_quietly(upper, parent, spare, name)
-                done.append((parent, name))
-            parent, name = self.names[0]
-            install_quietly(upper, parent, temporary, name)
-        except OSError:
-            for parent, name in done:
-                uninstall_quietly(upper, parent, name)
-            raise
+        if len(self.names) > 1:
+            # Killed in between, the session's next holder finds it by this name, and goes on.
+            aside = upper.copying(entry.link.group if entry.link is not None else b"")
+            os.rename(temporary, aside)
+            join_names(upper, aside, self.names)
+        else:
+            install_quietly(upper, *self.names[0], temporary)
         self.copied, self.mode = True, entry.mode
         if len(self.names) > 1:
             self.join_host(self.status().st_ino)
@@ -581,8 +612,35 @@ class SessionFile(SessionInode):
             self._leave_group()
 
 
+def _left_out(upper: Upper, path: bytes) -> Iterator[bytes]:
+    """Yields the paths of sockets and devices."""
+    for name, status in list(upper.scan(path)):
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            yield from _left_out(upper, join(path, name))
+        elif status is not None and kind_of(status.st_mode) is None:
+            yield join(path, name)
+
+
+def join_names(upper: Upper, aside: bytes, names: list[tuple["SessionDirectory", bytes]]) -> None:
+    """Gives a copy in the work directory all of its names, or none, and takes it from there."""
+    done = []
+    try:
+        for parent, name in names:
+            spare = upper.scratch()
+            os.link(aside, spare, follow_symlinks=False)
+            install_quietly(upper, parent, name, spare)
+            done.append((parent, name))
+    except OSError:
+        for parent, name in done:
+            uninstall_quietly(upper, parent, name)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(aside)
+
+
 def install_quietly(
-    upper: Upper, parent: "SessionDirectory", temporary: bytes, name: bytes
+    upper: Upper, parent: "SessionDirectory", name: bytes, temporary: bytes
 ) -> None:
     """Puts a copy into place without the directory's time telling of it."""
     where = parent.absolute()

@@ -10,11 +10,20 @@ import errno
 import os
 import stat
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from engine.directory import Directory, directory_id, find
 from engine.ids import InodeNo
-from engine.inodes import Attributes, Changes, Inode, Owner, fail, number
+from engine.inodes import (
+    LAST_NAME,
+    Attributes,
+    Changes,
+    Inode,
+    Owner,
+    cookie_of,
+    fail,
+    number,
+)
 from engine.nodes import LONGEST_NAME, Entry, Kind
 from engine.objects import Objects
 from engine.overlay import Overlay, SessionFile, SessionInode, install_quietly, join
@@ -141,6 +150,16 @@ class SessionDirectory(SessionInode):
             raise fail(errno.ENOENT)
         return self, name, child
 
+    def find_directory(self, path: bytes) -> "SessionDirectory":
+        """Returns a directory below, or this one for an empty path."""
+        if not path:
+            return self
+        name, _, rest = path.partition(b"/")
+        child = self.lookup(name)
+        if not isinstance(child, SessionDirectory):
+            raise fail(errno.ENOENT)
+        return child.find_directory(rest)
+
     def _pristine(self, entry: Entry) -> "SessionFile | SessionDirectory":
         overlay, name = self.overlay, entry.name
         child: SessionFile | SessionDirectory
@@ -173,9 +192,9 @@ class SessionDirectory(SessionInode):
             base = self.base()
             if base is not None:
                 names.update(e.name for e in base if e.name not in self.children)
-            self._order = sorted((_cookie(name), name) for name in names)
+            self._order = sorted((cookie_of(name), name) for name in names)
         order = self._order
-        for at in range(bisect_right(order, (cookie, b"\xff" * 256)), len(order)):
+        for at in range(bisect_right(order, (cookie, LAST_NAME)), len(order)):
             name = order[at][1]
             child = self.lookup(name)
             if child is None:
@@ -210,7 +229,7 @@ class SessionDirectory(SessionInode):
     # Changing.
 
     def copy_up(self) -> None:
-        self.overlay.check()
+        self.overlay.changing()
         if self.copied:
             return
         entry, parent, upper = self.entry, self.parent, self.overlay.upper
@@ -220,7 +239,7 @@ class SessionDirectory(SessionInode):
         temporary = upper.scratch()
         os.mkdir(temporary, 0o700)
         upper.dress(temporary, entry)
-        install_quietly(upper, parent, temporary, self.name)
+        install_quietly(upper, parent, self.name, temporary)
         self.copied = True
         self.mode = entry.mode
 
@@ -285,6 +304,8 @@ class SessionDirectory(SessionInode):
         file.mode = mode
         if fd >= 0:
             self.overlay.keep_open(file, fd)
+            if self.overlay.changed is not None:  # its bits came after it: it may have been read
+                self.overlay.touch(os.fstat(fd).st_ino)
         self._add(name, file)
         return file
 
@@ -327,14 +348,20 @@ class SessionDirectory(SessionInode):
         file.add_name(self, name)
         return file
 
+    def copied_without(self, name: bytes) -> "SessionFile | None":
+        child = self.lookup(name)
+        if not isinstance(child, SessionFile) or child.entry is None or child.entry.link is None:
+            return None
+        return child  # its other names will have one link less
+
     def unlink(self, name: bytes) -> None:
         child = self.lookup(name)
         if child is None:
             raise fail(errno.ENOENT)
         if isinstance(child, SessionDirectory):
             raise fail(errno.EISDIR)
-        if child.entry is not None and child.entry.link is not None:
-            child.copy_up()  # its other names will have one link less
+        if self.copied_without(name) is not None:
+            child.copy_up()
         self.copy_up()
         child.hold()
         self._hide(name)
@@ -428,7 +455,7 @@ class SessionDirectory(SessionInode):
                 other.entry = None
                 other.children.clear()
         elif other is not None:
-            if other.entry is not None and other.entry.link is not None:
+            if target.copied_without(new_name) is not None:
                 other.copy_up()
             other.hold()
         hidden = self.base_entry(name) is not None
@@ -482,13 +509,11 @@ class SessionDirectory(SessionInode):
             raise fail(errno.ENOENT)
         super().set_xattr(name, value, flags)
 
-    def sync(self) -> None:
-        if self.copied and self.gone is None:
-            fd = os.open(self.absolute(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+    def open_to_sync(self) -> int:
+        self.overlay.check()
+        if not self.copied or self.gone is not None:
+            return -1
+        return os.open(self.absolute(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def idle(self) -> bool:
         # What is kept here is found through here: names of linked files, numbers of moved ones.
@@ -505,14 +530,12 @@ class SessionDirectory(SessionInode):
         self._order = None
         self.mode = None
         base = Directory(self.overlay.objects, directory_id(entry))
+        get: Callable[[bytes], Entry | None] = base.get
+        if len(base) < 8 * len(self.children):  # then reading all of it is faster
+            get = {e.name: e for e in base}.get
         for name, child in list(self.children.items()):
-            below = base.get(name)
+            below = get(name)
             if child is None or below is None:
                 del self.children[name]
             else:
                 child.become_pristine(below)
-
-
-def _cookie(name: bytes) -> int:
-    """Returns a number that a name has for as long as it exists; 1 and 2 are free."""
-    return (hash(name) & 0x3FFF_FFFF_FFFF_FFFF) + 3

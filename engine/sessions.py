@@ -10,6 +10,7 @@ in one transaction; the upper of the generation before is garbage from then on. 
 killed at any moment leaves either the old upper on the old base or the empty one on the new.
 """
 
+import contextlib
 import os
 import re
 import shutil
@@ -21,12 +22,13 @@ import msgspec
 
 from engine.errors import (
     CorruptObjectError,
+    EngineError,
     InUseError,
     MissingObjectError,
     NameTakenError,
     NotFoundError,
 )
-from engine.freezing import Freeze
+from engine.freezing import Changed, Freeze
 from engine.ids import SnapshotId, check_name
 from engine.inodes import Owner
 from engine.layers import NAMES, fold
@@ -160,16 +162,28 @@ class Sessions:
         if not os.path.isdir(upper.root):
             # Killed between the transaction and this: nothing was written to it yet.
             self._make_upper(session)
+        if upper.follows():
+            before = msgspec.structs.replace(session, generation=session.generation - 1)
+            with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
+                self._look(session).bring_over(self.upper(before))
         current = os.path.basename(upper.root)
         for name in os.listdir(os.fsencode(home)):
             if name.startswith(b"upper.") and name != current:
                 upper.remove_tree(os.path.join(os.fsencode(home), name))
+        if next(upper.all_copying(), None) is not None:
+            with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
+                self._look(session).finish_copies()
         for name in os.listdir(upper.work):
             path = upper.work + b"/" + name
             if os.path.isdir(path) and not os.path.islink(path):
                 upper.remove_tree(path)
             else:
                 os.unlink(path)
+
+    def _look(self, session: Session) -> Overlay:
+        """Opens a view of a session that is held, for what the programs in it do not see."""
+        owner = Owner(os.getuid(), os.getgid())
+        return open_overlay(self._objects, self.upper(session), session.root, b"", owner)
 
     def rename(self, old: str, new: str) -> Session:
         """Gives a session another name, whoever holds it. Raises as `create` does."""
@@ -241,7 +255,7 @@ class HeldSession:
         """Begins to freeze the session; `overlay` is its live view, if it has one here."""
         changed = None
         if overlay is not None:
-            changed = overlay.changed = set()
+            changed = overlay.changed = Changed()
         return Freeze(self._store, self._objects, self.upper(), self.session.root, changed)
 
     def commit(
@@ -261,8 +275,7 @@ class HeldSession:
         old = self.session
         root = msgspec.structs.replace(freeze.build(), name=b"")
         if overlay is None and freeze.left_out:
-            owner = Owner(os.getuid(), os.getgid())
-            overlay = open_overlay(self._objects, self.upper(), old.root, b"", owner)
+            overlay = self._sessions._look(old)
         unchanged = root == self._objects.snapshot(SnapshotId(old.parent)).root
         if unchanged:
             identifier, record = SnapshotId(old.parent), b""
@@ -277,6 +290,8 @@ class HeldSession:
             generation=old.generation + 1,
         )
         self._sessions._make_upper(session)
+        if freeze.left_out:
+            self._sessions.upper(session).follow(True)
 
         def change(writer: Writer) -> None:
             freeze.save(writer)

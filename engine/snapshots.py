@@ -9,6 +9,7 @@ mtime and attributes are kept; `time` is in ns since 1970; `metadata` is a map f
 JSON value, keys in canonical order (shorter first, then by bytes). Decoding is strict.
 """
 
+import math
 import time
 from typing import Any
 
@@ -39,7 +40,11 @@ def make_snapshot(
     message: str = "",
     metadata: dict[str, Any] | None = None,
 ) -> Snapshot:
-    """Makes a record of the present time. The root keeps everything but its name."""
+    """Makes a record of the present time. The root keeps everything but its name.
+
+    Raises ValueError for metadata that is no JSON.
+    """
+    _check_json(metadata or {}, "metadata")
     return Snapshot(
         _VERSION,
         msgspec.structs.replace(root, name=b""),
@@ -59,6 +64,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(below) for below in value]
     return value
+
+
+def _check_json(value: Any, where: str) -> None:
+    """Raises ValueError for what JSON cannot say, and names the place."""
+    if isinstance(value, dict):
+        for key, below in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{where} has the key {key!r}, which is no text")
+            _check_json(below, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for at, below in enumerate(value):
+            _check_json(below, f"{where}[{at}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}, which JSON lacks")
+    elif value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"{where} is of the type {type(value).__name__}, which JSON lacks")
 
 
 def encode_snapshot(snapshot: Snapshot) -> tuple[SnapshotId, bytes]:
@@ -82,6 +103,7 @@ def decode_snapshot(identifier: SnapshotId, data: bytes | memoryview) -> Snapsho
         check_entry(root)
         if any(len(parent) != ID_BYTES for parent in snapshot.parents):
             raise ValueError("a parent without an id")
+        _check_json(snapshot.metadata, "metadata")
     except (ValueError, TypeError, RecursionError, OverflowError, cbor2.CBORError) as error:
         raise CorruptObjectError("snapshot", identifier, str(error)) from error
     return snapshot

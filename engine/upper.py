@@ -36,12 +36,16 @@ REDIRECT = b"user.overlay.redirect"
 WHITEOUT = b"user.overlay.whiteout"
 MODE = b"user.overlay.amalgam.mode"
 
+FOLLOWS = b"user.overlay.amalgam.follows"
+"""On the root of an upper that is to get what a commit could not put into its tree."""
+
 NOREPLACE, EXCHANGE, LEAVE_WHITEOUT = 1, 2, 4
 """Flags of renameat2(2)."""
 
 LONGEST_PATH = 3500
 """Longer paths, with a name still to be added, may be more than the kernel takes at once."""
 
+_COPYING = b"copying."
 _numbers = itertools.count()
 _libc = ctypes.CDLL(None, use_errno=True)
 _AT_FDCWD = -100
@@ -98,6 +102,16 @@ class Upper:
         """Returns a new absolute path in the work directory."""
         return self.work + b"/%d.%d" % (os.getpid(), next(_numbers))
 
+    def copying(self, group: bytes) -> bytes:
+        """Returns where in the work directory a linked file is that is getting its names."""
+        return self.work + b"/" + _COPYING + group.hex().encode()
+
+    def all_copying(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yields (group, absolute path) of what is there at such a place."""
+        for name in os.listdir(self.work):
+            if name.startswith(_COPYING):
+                yield bytes.fromhex(name[len(_COPYING) :].decode()), self.work + b"/" + name
+
     # Reading.
 
     def scan(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result | None]]:
@@ -149,6 +163,17 @@ class Upper:
             os.chmod(where, mode)
             return
         os.chmod(where, mode | needed)
+
+    def follow(self, follows: bool) -> None:
+        """Says whether sockets and devices are still in the upper of the generation before."""
+        if follows:
+            os.setxattr(self.root, FOLLOWS, b"y")
+        else:
+            os.removexattr(self.root, FOLLOWS)
+
+    def follows(self) -> bool:
+        """Tells what `follow` said."""
+        return _attribute(self.root, FOLLOWS) is not None
 
     def set_opaque(self, path: bytes) -> None:
         """Marks a directory as hiding the base's."""

@@ -1,7 +1,7 @@
 """The virtual filesystem: what a mount shows, as a table of inodes. Needs no FUSE.
 
     /snapshots/<id>/        every snapshot; refs are links to them
-    /sessions/<name>/       every session, writable, held from the first look on
+    /sessions/<name>/       every session, writable, held from the first look into it on
     /layers/<session>/      0-infrastructure 1-global 2-blueprint, links; 3-session, a link
     /.amalgam/              status (JSON), socket (the control socket's path), and what the driver
                             adds (`texts`)
@@ -16,7 +16,8 @@ import itertools
 import json
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 
@@ -35,6 +36,7 @@ from engine.leases import LeaseHeldError
 from engine.overlay import Overlay
 from engine.overlay_directory import open_overlay
 from engine.repository import Repository
+from engine.session_roots import SessionRoot
 from engine.sessions import HeldSession, Session
 from engine.snapshot_inodes import SnapshotDirectory
 from engine.store import Db
@@ -70,7 +72,7 @@ class Vfs:
         """Whether `/snapshots` is a mount of its own, and here only a place for it."""
         self.live: dict[str, LiveSession] = {}
         self.snapshot_roots: set[bytes] = set()
-        self._epochs = 0
+        self._epochs: Counter[str] = Counter()
         self.looks = itertools.count()
         self.texts: dict[str, Callable[[], str]] = {
             "socket": lambda: self.facts.get("socket", "") + "\n",
@@ -126,13 +128,45 @@ class Vfs:
         live = self.live.get(name)
         if live is None:
             held = self.repository.sessions.hold(name, "the mount")
-            self._epochs += 1
-            key = b"session %s %d" % (held.session.uid.encode(), self._epochs)
             overlay = open_overlay(
-                self.repository.objects, held.upper(), held.session.root, key, self.owner
-            )
+                self.repository.objects, held.upper(), held.session.root,
+                self._key(held.session), self.owner,
+            )  # fmt: skip
             live = self.live[name] = LiveSession(held, overlay)
+            shown = self.table.get(overlay.root.ino)
+            if shown is not None:
+                overlay.root.lookups = shown.lookups
+                self.table[overlay.root.ino] = overlay.root
         return live
+
+    def _key(self, session: Session) -> bytes:
+        """Returns what a session's inode numbers are made of; others once it was let go."""
+        return b"session %s %d" % (session.uid.encode(), self._epochs[session.uid])
+
+    def session_root(self, name: str) -> Inode:
+        """Returns a session's root, without taking the session. Raises NotFoundError."""
+        live = self.live.get(name)
+        if live is not None:
+            return live.overlay.root
+        sessions = self.repository.sessions
+        session = sessions.get(name)
+        ino = number(self._key(session))
+        known = self.table.get(ino)
+        if isinstance(known, SessionRoot):
+            known.session = session  # it may have been renamed
+            return known
+        return SessionRoot(ino, sessions, session, self.owner, self._look_into)
+
+    def _look_into(self, shown: SessionRoot) -> Inode:
+        try:
+            root = self.session(shown.session.name).overlay.root
+        except LeaseHeldError:
+            raise fail(errno.EBUSY) from None
+        except NotFoundError:
+            raise fail(errno.ESTALE) from None
+        if root.ino != shown.ino:
+            raise fail(errno.ESTALE)
+        return root
 
     def drop_session(self, name: str) -> None:
         """Lets go of a session: its inodes answer ESTALE from now on."""
@@ -142,6 +176,7 @@ class Vfs:
         for ino, inode in list(self.table.items()):
             if getattr(inode, "overlay", None) is live.overlay:
                 del self.table[ino]
+        self._epochs[live.held.session.uid] += 1
         live.overlay.close()
         live.held.release()
 
@@ -166,6 +201,8 @@ class Vfs:
         if live is not None:
             live.held.session = session
             self.live[new] = live
+        else:
+            self.session_root(new)  # one that the kernel knows takes the new name over
         return session
 
     def removed_snapshots(self) -> list[bytes]:
@@ -221,7 +258,7 @@ class _Root(VirtualDirectory):
 class _OfStore(VirtualDirectory):
     """A directory whose names come from the store, and change when that does."""
 
-    __slots__ = ("_seen", "vfs")
+    __slots__ = ("_order", "_seen", "vfs")
 
     keep_attributes = 1.0  # every path leads through here; a listing may be as old
 
@@ -229,12 +266,19 @@ class _OfStore(VirtualDirectory):
         super().__init__(ino, vfs.owner, vfs.started_ns)
         self.vfs = vfs
         self._seen = -1
+        self._order: tuple[int, list[tuple[int, bytes]]] = (-1, [])
 
     def changed_ns(self) -> int:
         now = self.vfs.repository.store.transaction_id()
         if now != self._seen:
             self._seen, self.time_ns = now, time.time_ns()
         return self.time_ns
+
+    def order(self) -> list[tuple[int, bytes]]:
+        now = self.vfs.repository.store.transaction_id()
+        if now != self._order[0]:
+            self._order = (now, super().order())
+        return self._order[1]
 
 
 class _Snapshots(_OfStore):
@@ -278,28 +322,9 @@ class _Sessions(_OfStore):
 
     def lookup(self, name: bytes) -> Inode | None:
         try:
-            return self.vfs.session(name.decode("ascii")).overlay.root
+            return self.vfs.session_root(name.decode("ascii"))
         except (NotFoundError, UnicodeDecodeError):
             return None
-        except LeaseHeldError:
-            raise fail(errno.EBUSY) from None
-
-    def listing(self, cookie: int) -> Iterator[tuple[int, bytes, Inode]]:
-        for at, name in enumerate(self.names()[cookie:], cookie + 1):
-            try:
-                inode = self.lookup(name)
-            except OSError:  # somebody else holds it: it is there, but not to be entered
-                inode = _Busy(number(b"busy", name), self.owner, self.time_ns)
-            if inode is not None:
-                yield at, name, inode
-
-
-class _Busy(VirtualDirectory):
-    """Stands for a session that another process holds, until it does no more."""
-
-    __slots__ = ()
-
-    keep_entry = 0.0
 
 
 class _Layers(_OfStore):

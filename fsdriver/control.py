@@ -26,6 +26,8 @@ from fsdriver.client import bind, socket_path
 from fsdriver.operations import Operations
 
 LONGEST_REQUEST = 1 << 20
+AHEAD = 3
+"""How often a tree is built ahead of a commit, until nothing was changed meanwhile."""
 ANSWER_SECONDS = 5.0
 """How long a client that does not read is waited for."""
 
@@ -137,6 +139,11 @@ class Control:
             try:
                 freeze = live.held.freeze(live.overlay)
                 await trio.to_thread.run_sync(freeze.prepare)
+                for _ in range(AHEAD):
+                    freeze.mark()
+                    await trio.to_thread.run_sync(freeze.build_ahead)
+                    if freeze.is_ahead():
+                        break
                 yield live, freeze
             finally:
                 live.overlay.changed = None

@@ -119,6 +119,21 @@ class Operations(pyfuse3.Operations):
                 event.set()
             return
 
+    async def _stage_without(self, directory: Inode, name: bytes) -> None:
+        """Copies what must be before a name goes."""
+        child = directory.copied_without(name)
+        if child is not None:
+            await self._stage(child)
+
+    async def _sync(self, inode: Inode) -> None:
+        """Opens before it waits: by then a commit may have changed over, or a name gone."""
+        fd = inode.open_to_sync()
+        if fd >= 0:
+            try:
+                await trio.to_thread.run_sync(os.fsync, fd)
+            finally:
+                os.close(fd)
+
     # Looking.
 
     @_answered
@@ -227,11 +242,11 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await trio.to_thread.run_sync(self.vfs.inode(fh).sync)
+        await self._sync(self.vfs.inode(fh))
 
     @_answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        await trio.to_thread.run_sync(self.vfs.inode(fh).sync)
+        await self._sync(self.vfs.inode(fh))
 
     # Changing.
 
@@ -305,7 +320,9 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        self.vfs.inode(parent_inode).unlink(name)
+        parent = self.vfs.inode(parent_inode)
+        await self._stage_without(parent, name)
+        parent.unlink(name)
 
     @_answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
@@ -325,6 +342,7 @@ class Operations(pyfuse3.Operations):
         moved = old.lookup(name_old)
         if moved is not None and not stat.S_ISDIR(moved.attributes().mode):
             await self._stage(moved)
+        await self._stage_without(new, name_new)
         old.rename(name_old, new, name_new, flags)
 
     # Extended attributes.

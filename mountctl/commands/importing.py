@@ -36,7 +36,11 @@ def _metadata(
     "--meta", "metadata", metavar="KEY=VALUE", type=TEXT, multiple=True, callback=_metadata,
     help="Keep a fact with the snapshot. Repeatable.",
 )  # fmt: skip
-@click.option("--no-cache", is_flag=True, help="Read every file, even what looks unchanged.")
+@click.option(
+    "--no-cache",
+    is_flag=True,
+    help="Read every file, even what looks unchanged; store again what is damaged.",
+)
 @pass_invocation
 def command(
     invocation: Invocation,

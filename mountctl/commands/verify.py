@@ -63,8 +63,8 @@ def command(invocation: Invocation, context: click.Context) -> None:
         )
         if report.damage:
             output.note(
-                "what is not named is whole; to heal, remove what is damaged with `mountctl "
-                "snapshot rm` and `mountctl gc`, then import its source again with --no-cache"
+                "what is not named is whole; importing a directory that holds the same bytes "
+                "with --no-cache stores again what is damaged"
             )
     if report.damage:
         context.exit(FOUND)

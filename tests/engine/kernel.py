@@ -259,6 +259,12 @@ class Kernel:
         after = self.inode(ino).change(changes)
         assert after == self.inode(ino).attributes()
 
+    def sync(self, ino: int) -> None:
+        fd = self.inode(ino).open_to_sync()
+        if fd >= 0:
+            os.fsync(fd)
+            os.close(fd)
+
     # The whole.
 
     def numbers(self) -> dict[bytes, int]:

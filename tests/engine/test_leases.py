@@ -153,3 +153,23 @@ def test_what_cannot_be_read_is_an_unknown_holder(store: str, text: bytes):
         with pytest.raises(LeaseHeldError, match="held by another process") as caught:
             acquire(store, "mount")
     assert caught.value.holder == {}
+
+
+def test_asking_whether_it_is_held_is_in_nobodys_way(store: str):
+    acquire(store, "mount").release()
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            is_held(store, "mount")
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(2000):
+            acquire(store, "mount").release()
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(30)

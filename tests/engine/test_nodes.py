@@ -1,5 +1,6 @@
 """Decoding is strict: bytes that break a rule are refused, whoever made them."""
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ from engine.nodes import (
     node_id,
 )
 from engine.objects import NodeBuffer, Objects
-from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot
+from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
 from engine.store import Db
 from tests.engine.make_vectors import entries
 
@@ -586,6 +587,26 @@ def test_records_that_are_not_canonical():
         b"\x81\x01",
     ]:
         record_refused(head + metadata)
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        (b"bytes", "metadata['a']"),
+        (float("nan"), "metadata['a']"),
+        (float("-inf"), "metadata['a']"),
+        ({1: 2}, "metadata['a']"),
+        ([0, {"b": b""}], "metadata['a'][1]['b']"),
+        ({"b": {None: 1}}, "metadata['a']['b']"),
+    ],
+)
+def test_metadata_is_json(value: object, where: str):
+    with pytest.raises(ValueError, match=re.escape(where)):
+        make_snapshot(RECORD.root, metadata={"a": value})
+    record_refused(encode(msgspec.structs.replace(RECORD, metadata={"a": value})))
+    held: dict[str, object] = {"a": [1, -2.5, None, True, "text", {"b": []}, 10**18]}
+    made = make_snapshot(RECORD.root, metadata=held)
+    assert decode_snapshot(*encode_snapshot(made)).metadata == held
 
 
 # All that one byte can do.

@@ -553,9 +553,9 @@ class SessionMachine(RuleBasedStateMachine):
         attributes = self.kernel.stat(handle.ino)
         assert (stat.S_IMODE(attributes.mode), attributes.mtime_ns) == (mode, ns)
         if stat.S_ISDIR(status.st_mode):
-            self.kernel.inode(handle.ino).sync()
+            self.kernel.sync(handle.ino)
         if stat.S_ISREG(status.st_mode):
-            self.kernel.inode(handle.ino).sync()
+            self.kernel.sync(handle.ino)
             os.setxattr(handle.fd, b"user.open", b"1")
             self.kernel.inode(handle.ino).set_xattr(b"user.open", b"1")
             assert b"user.open" in self.kernel.inode(handle.ino).xattrs()

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,10 @@ from engine.leases import LeaseHeldError
 from engine.lmdb_store import LmdbStore
 from engine.objects import Objects
 from engine.store import Db
-from engine.vfs import Vfs
+from engine.vfs import SESSIONS, SNAPSHOTS, Vfs
 from tests.conftest import ROOT
-from tests.engine.kernel import Kernel
+from tests.engine.kernel import EXCHANGE, Kernel
+from tests.engine.test_killed import settled
 from tests.engine.test_session_machine import make_base
 from tests.engine.trees import Tree, noise, of_directory, of_entry
 
@@ -470,14 +472,90 @@ def test_numbers_of_the_kernel_end_with_the_session(repository: Repository, vfs:
 def test_another_process_holds_it(repository: Repository, session: str):
     with repository.sessions.hold("s", "elsewhere"):
         mounted = Vfs(repository, OWNER, {})
-        sessions = mounted.inode(3)
-        with pytest.raises(OSError, match="busy"):
-            sessions.lookup(b"s")
-        ((_, name, inode),) = sessions.listing(0)
+        ((_, name, inode),) = mounted.inode(SESSIONS).listing(0)
         assert name == b"s"
         assert stat.S_ISDIR(inode.attributes().mode)
-    assert sessions.lookup(b"s") is not None
+        with pytest.raises(OSError, match="busy"):
+            inode.lookup(b"a")
+    assert inode.lookup(b"a") is not None
     mounted.close()
+
+
+def test_looking_at_the_sessions_takes_none(repository: Repository, session: str, vfs: Vfs):
+    ((_, _, found),) = vfs.inode(SESSIONS).listing(0)
+    shown = vfs.refer(found)
+    before = shown.attributes()
+    with repository.sessions.hold("s", "another process") as held, repository.storing():
+        freeze = held.freeze()
+        freeze.prepare()
+        held.commit(freeze)
+        held.clean()
+        assert shown.attributes().ino == before.ino
+    kernel = Kernel(vfs, "s")
+    assert kernel.root == before.ino
+    assert vfs.inode(kernel.root) is shown
+    kernel.create(kernel.root, b"made", 0o644 | REG)
+    root = vfs.inode(kernel.root)
+    assert root is vfs.session("s").overlay.root
+    assert root.lookups == 2
+    with pytest.raises(LeaseHeldError):
+        repository.sessions.hold("s", "another process")
+    vfs.reset("s", None)
+    with pytest.raises(OSError, match="Stale"):
+        vfs.inode(kernel.root)
+    assert Kernel(vfs, "s").root != kernel.root
+
+
+@pytest.mark.parametrize("act", ["rename", "remove", "replace"])
+def test_a_session_that_was_only_looked_at_may_go(
+    repository: Repository, first: SnapshotId, session: str, vfs: Vfs, act: str
+):
+    kernel = Kernel(vfs, "s")
+    inode = vfs.inode(kernel.root)
+    if act == "rename":
+        vfs.rename("s", "other")
+        assert inode.attributes().ino == kernel.root
+        assert inode.lookup(b"a") is not None
+        return
+    repository.sessions.remove(repository.sessions.hold("s", "another process"))
+    if act == "replace":
+        repository.sessions.create("s", (None, None, first))
+        assert Kernel(vfs, "s").root != kernel.root
+    with pytest.raises(OSError, match=r"Stale|No such"):
+        inode.attributes()
+    with pytest.raises(OSError, match="Stale"):
+        inode.lookup(b"a")
+
+
+@pytest.mark.parametrize("where", [SNAPSHOTS, SESSIONS])
+def test_a_listing_goes_on_where_it_was_while_names_come_and_go(
+    repository: Repository, first: SnapshotId, vfs: Vfs, where: int
+):
+    def add(name: str) -> None:
+        if where == SESSIONS:
+            repository.sessions.create(name, (None, None, first))
+        else:
+            repository.set_ref(name, first)
+
+    def remove(name: str) -> None:
+        if where == SESSIONS:
+            repository.sessions.remove(repository.sessions.hold(name, "a test"))
+        else:
+            repository.remove_ref(name)
+
+    for n in range(10, 30):
+        add(f"n{n}")
+    found: list[bytes] = []
+    cookie = 0
+    for n in range(10, 20):
+        batch = [item[:2] for item in islice(vfs.inode(where).listing(cookie), 2)]
+        found += [name for _, name in batch]
+        cookie = batch[-1][0]
+        add(f"a{n}")
+        remove(f"n{n}")
+    found += [name for _, name, _ in vfs.inode(where).listing(cookie)]
+    assert len(found) == len(set(found))
+    assert {b"n%d" % n for n in range(20, 30)} <= set(found)
 
 
 # Threads.
@@ -545,36 +623,86 @@ def test_a_copy_in_another_thread_that_comes_late(repository: Repository, sessio
     vfs.close()
 
 
-def test_syncs_in_other_threads(repository: Repository, vfs: Vfs, monkeypatch):
-    """They take no part in which descriptors are kept, and never sync another file's."""
+CHANGES: dict[str, Callable[[Kernel, int], object]] = {
+    "nothing": lambda kernel, ino: None,
+    "read": lambda kernel, ino: kernel.read(ino),
+    "write": lambda kernel, ino: kernel.inode(ino).write(0, b"other"),
+    "truncate": lambda kernel, ino: kernel.change(ino, Changes(size=2)),
+    "chmod": lambda kernel, ino: kernel.change(ino, Changes(mode=0o600)),
+    "xattr": lambda kernel, ino: kernel.inode(ino).set_xattr(b"user.x", b"y"),
+    "create": lambda kernel, ino: kernel.create(kernel.root, b"more", 0o640 | REG),
+    "mkdir": lambda kernel, ino: kernel.mkdir(kernel.root, b"more", 0o750),
+    "symlink": lambda kernel, ino: kernel.symlink(kernel.root, b"more", b"target"),
+    "link": lambda kernel, ino: kernel.link(ino, kernel.root, b"more"),
+    "unlink": lambda kernel, ino: kernel.unlink(kernel.root, b"new"),
+    "rmdir": lambda kernel, ino: kernel.rmdir(kernel.root, b"empty"),
+    "rename": lambda kernel, ino: kernel.rename(kernel.root, b"new", kernel.root, b"newer"),
+    "exchange": lambda kernel, ino: kernel.rename(
+        kernel.root, b"new", kernel.resolve(b"a"), b"c", EXCHANGE
+    ),
+    "write to the base's": lambda kernel, ino: kernel.inode(kernel.resolve(b"a/c")).write(0, b"x"),
+    "chmod the root": lambda kernel, ino: kernel.change(kernel.root, Changes(mode=0o711)),
+}
+
+
+@pytest.mark.parametrize("act", CHANGES)
+def test_a_tree_built_ahead_is_taken_if_nothing_changed(
+    repository: Repository, session: str, vfs: Vfs, act: str
+):
+    kernel = Kernel(vfs, session)
+    ino = kernel.create(kernel.root, b"new", 0o644 | REG)
+    kernel.inode(ino).write(0, b"first")
+    live = vfs.session(session)
+    with repository.storing():
+        freeze = live.held.freeze(live.overlay)
+        freeze.prepare()
+        kernel.inode(ino).write(0, b"again")
+        freeze.mark()
+        freeze.build_ahead()
+        assert freeze.is_ahead()
+        CHANGES[act](kernel, ino)
+        assert freeze.is_ahead() == (act in {"nothing", "read"})
+        shown = kernel.tree()
+        report = live.held.commit(freeze, "", None, None, live.overlay)
+    live.held.clean()
+    root = repository.snapshot(SnapshotId(report.snapshot)).root
+    assert settled(of_entry(repository.objects, root)) == settled(shown)
+    assert settled(kernel.tree()) == settled(shown)
+    assert repository.verify().damage == []
+
+
+@pytest.mark.parametrize("act", ["commit", "rename", "unlink", "close"])
+def test_a_sync_reaches_the_file_that_was_written(
+    repository: Repository, vfs: Vfs, monkeypatch: pytest.MonkeyPatch, act: str
+):
+    """Whatever comes between opening it and syncing it, which another thread does."""
     import engine.overlay
 
     monkeypatch.setattr(engine.overlay, "OPEN_FILES", 2)
     kernel = Kernel(vfs, "s")
-    inos = [kernel.create(kernel.root, b"n%d" % n, 0o644 | REG) for n in range(12)]
-    errors: list[OSError] = []
-    done = threading.Event()
-
-    def sync() -> None:
-        while not done.is_set():
-            for ino in inos:
-                try:
-                    kernel.inode(ino).sync()
-                except OSError as error:
-                    errors.append(error)
-
-    threads = [threading.Thread(target=sync) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for n in range(600):
-        kernel.inode(inos[n % 12]).write(8 * (n // 12), b"%03d %03d " % (n % 12, n // 12))
-    done.set()
-    for thread in threads:
-        thread.join(30)
-    assert errors == []
-    for n, ino in enumerate(inos):
-        assert kernel.read(ino) == b"".join(b"%03d %03d " % (n, m) for m in range(50))
+    inos = [kernel.create(kernel.root, b"n%d" % n, 0o644 | REG) for n in range(4)]
+    hosts = [os.stat(vfs.session("s").overlay.upper.at(b"n%d" % n)).st_ino for n in range(4)]
+    fds = [kernel.inode(ino).open_to_sync() for ino in inos]
+    directory = kernel.inode(kernel.root).open_to_sync()
+    if act == "commit":
+        live_commit(vfs)
+        assert [kernel.inode(ino).open_to_sync() for ino in inos] == [-1] * 4
+    elif act == "rename":
+        kernel.rename(kernel.root, b"n0", kernel.root, b"n1")
+    elif act == "unlink":
+        kernel.unlink(kernel.root, b"n0")
+    else:
+        inode = kernel.inode(inos[0])
+        vfs.drop_session("s")
+        with pytest.raises(OSError, match="Stale"):
+            inode.open_to_sync()
     assert vfs.statistics().open_files <= 2
+    for fd, host in zip(fds, hosts, strict=True):
+        assert os.fstat(fd).st_ino == host
+        os.fsync(fd)
+        os.close(fd)
+    os.fsync(directory)
+    os.close(directory)
 
 
 # Killed.

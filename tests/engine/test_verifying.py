@@ -251,3 +251,19 @@ def test_a_byte_of_the_file_itself(tmp_path: Path, base: Path):
         assert entry is not None
         with pytest.raises(CorruptObjectError):
             content.read(repository.objects, entry, 0, 1_000)
+
+
+@pytest.mark.parametrize("spoil", SPOILS)
+def test_importing_the_same_bytes_without_the_cache_heals(
+    repository: Repository, base: Path, spoil: str
+):
+    first = imported(repository, base)
+    with repository.store.read() as reader:
+        keys = [(db, key) for db in (Db.CHUNKS, Db.NODES) for key in reader.keys(db)]
+    for db, key in keys:
+        change(repository, db, key, SPOILS[spoil])
+    assert repository.verify().damage
+    again = repository.import_directory(str(base), use_cache=False)
+    assert again.snapshot == first
+    repository.objects.shed()
+    assert repository.verify().damage == []

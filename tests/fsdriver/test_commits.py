@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.leases import LeaseHeldError
 from fsdriver import messages
 from fsdriver.client import DaemonError
 from tests.engine.trees import Tree, noise, of_directory
@@ -424,10 +425,28 @@ def test_a_session_that_another_process_holds_is_busy(mount, snapshot):
             with refused(errno.EBUSY):
                 os.listdir(mount.sessions / "held")
             assert "held" in os.listdir(mount.sessions)
+            assert (mount.sessions / "held").is_dir()
             with pytest.raises(DaemonError, match="held"):
                 mount.ask(messages.Commit("held"))
         assert (mount.sessions / "held" / "README").exists()
     mount.ask(messages.Remove("held"))
+
+
+def test_listing_the_sessions_takes_none(mount, snapshot):
+    with mount.repository() as repository:
+        repository.sessions.create("looked-at", (None, None, snapshot))
+        found = {entry.name: entry.stat().st_ino for entry in os.scandir(mount.sessions)}
+        number = (mount.sessions / "looked-at").stat().st_ino
+        assert found["looked-at"] == number
+        directory = os.open(mount.sessions / "looked-at", os.O_PATH)
+        repository.sessions.hold("looked-at", "another process").release()
+        Path(f"/proc/self/fd/{directory}/made").write_text("made")
+        assert (mount.sessions / "looked-at").stat().st_ino == number
+        assert os.fstat(directory).st_ino == number
+        os.close(directory)
+        with pytest.raises(LeaseHeldError):
+            repository.sessions.hold("looked-at", "another process")
+    mount.ask(messages.Remove("looked-at"))
 
 
 def test_a_freeze_gives_the_tree_without_a_snapshot(mount, session):
@@ -438,3 +457,20 @@ def test_a_freeze_gives_the_tree_without_a_snapshot(mount, session):
     assert reply.root
     assert set(os.listdir(mount.snapshots)) == before
     (session / "new").write_text("y")
+
+
+def test_syncs_while_commits_change_over(mount, session):
+    """More files than are kept open: a sync opens them again."""
+    files = [os.open(session / f"n{n}", os.O_RDWR | os.O_CREAT) for n in range(300)]
+
+    def write_and_sync() -> None:
+        for fd in files:
+            os.pwrite(fd, b"x", 0)
+        for fd in files:
+            os.fsync(fd)
+
+    with working(write_and_sync):
+        for _ in range(12):
+            mount.commit(session.name)
+    for fd in files:
+        os.close(fd)
