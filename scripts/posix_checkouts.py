@@ -47,9 +47,6 @@ def pjdfstest(place: Place, checkout: str) -> Score:
 
 # ---------------------------------------------------------------- unionmount-testsuite
 
-FILESYSTEM = "amalgamfs-posix"
-"""What mount(8) is asked for, fuse.FILESYSTEM, and by that the name of our helper."""
-
 
 def prepare_unionmount(checkout: str) -> str:
     """Refuses a directory that is not it. Raises CannotError."""
@@ -72,20 +69,22 @@ def unionmount(place: Place, checkout: str) -> Score:
     groups = [group for group in groups if group != "rename-exdev"]  # for those that cannot
     if place.short:
         groups = groups[::8]
-    base, tools = (os.path.join(place.scratch, name) for name in ("union", "tools"))
+    base = os.path.join(place.scratch, "union")
     lower, union = os.path.join(base, "l"), os.path.join(base, "m")
-    for folder in (base, tools):
-        os.mkdir(folder)
+    os.mkdir(base)
     if place.side == "disk":
         os.mkdir(lower)
         os.mkdir(union)
         arguments = ["--no"]
         environment = {"UNIONMOUNT_LOWERDIR": lower, "UNIONMOUNT_MNTPOINT": union}
     else:
-        _write_helper(os.path.join(tools, FILESYSTEM), place)
-        arguments = ["--ov", f"--fuse={FILESYSTEM}"]
+        helper = os.path.join(place.scratch, "mount")
+        if "." in helper:
+            score.cannot = f"mount(8) takes no helper with a dot in its path: {helper}"
+            return score
+        _write_helper(helper, place)
+        arguments = ["--ov", f"--fuse={helper}"]  # a path: mount(8) clears PATH
         environment = {"UNIONMOUNT_BASEDIR": base}
-    environment["PATH"] = f"{tools}:{os.environ['PATH']}:/usr/sbin:/sbin"
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     environment["PYTHONUNBUFFERED"] = "1"
     while groups:
@@ -96,11 +95,11 @@ def unionmount(place: Place, checkout: str) -> Score:
         score.total += len(tests)
         if said.status == 0:
             break
-        last = " ".join(said.output.strip().splitlines()[-2:])
+        last = " ".join(said.output.strip().splitlines()[-3:])
         at, what = tests[-1] if tests else ("run", "nothing began")
         score.failures.append(Failure(at, f"{what}: {last}"))
-        if not began:
-            break
+        if not tests:
+            break  # the next ones would not begin either
         groups = groups[groups.index(began[-1]) + 1 :]
     say("/usr/bin/python3", "./run", "--clean-up", cwd=checkout, environment=environment)
     return score

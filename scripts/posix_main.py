@@ -177,7 +177,7 @@ def main(arguments: list[str]) -> int:
     if options.update_docs:
         write_document(text)
     for score, failure in new:
-        note(f"failed: {score.suite} in {score.side}: {failure.test}: {failure.said}")
+        note(f"failed: {score.suite} in {score.side}: {failure.test}: {failure.said[:300]}")
     for score in unable:
         note(f"did not run: {score.suite}: {score.cannot}")
     return 1 if new else 3 if unable else 0

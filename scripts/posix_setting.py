@@ -128,7 +128,7 @@ def say(
 def run_directory() -> Iterator[str]:
     """Gives a directory of this run's own; nothing of it or mounted below it is left afterwards."""
     spared = set(started())
-    base = os.path.realpath(tempfile.mkdtemp(prefix="afs-posix."))
+    base = os.path.realpath(tempfile.mkdtemp(prefix="afs-posix-"))
     try:
         os.chmod(base, 0o755)  # suites run by root do things as other users
         yield base
@@ -151,20 +151,20 @@ def leave(base: str, spared: set[int]) -> None:
 @contextlib.contextmanager
 def place_on(side: str, base: str, *, short: bool) -> Iterator[tuple[Place, list[str]]]:
     """Gives a place on a side, and a list that afterwards tells what was wrong with the mount."""
-    scratch = tempfile.mkdtemp(dir=base, prefix="scratch.")
+    scratch = tempfile.mkdtemp(dir=base, prefix="scratch-")
     wrong: list[str] = []
     if side == "disk":
-        path = tempfile.mkdtemp(dir=base, prefix="disk.")
+        path = tempfile.mkdtemp(dir=base, prefix="disk-")
         os.chmod(path, 0o755)
         spared = set(started())
         yield Place(path, scratch, side, short), wrong
         end(spared)
         return
-    store = tempfile.mkdtemp(dir=base, prefix="store.")
+    store = tempfile.mkdtemp(dir=base, prefix="store-")
     os.rmdir(store)
-    at = tempfile.mkdtemp(dir=base, prefix="at.")
+    at = tempfile.mkdtemp(dir=base, prefix="at-")
     os.chmod(at, 0o755)
-    first = tempfile.mkdtemp(dir=scratch, prefix="first.")
+    first = tempfile.mkdtemp(dir=scratch, prefix="first-")
     os.chmod(first, 0o755)
     mountctl(store, "init")
     mountctl(store, "import", first, "--ref", "main")
