@@ -186,9 +186,9 @@ def prepare_bonnie() -> str:
 
 
 def bonnie(place: Place, _: None) -> Score:
-    """Runs its twelve passes over one big file and over many small ones, as one test."""
+    """Runs its passes over one big file, but those byte by byte, and over many small ones."""
     user = ["-u", "root"] if os.geteuid() == 0 else []
-    said = say("bonnie++", "-d", place.path, "-s", "64", "-r", "32", "-n", "2", "-q", *user,
+    said = say("bonnie++", "-d", place.path, "-s", "64", "-r", "32", "-n", "2", "-q", "-f", *user,
                cwd=place.path)  # fmt: skip
     score = Score("bonnie++", place.side, total=1, unit="run")
     if said.status != 0:
