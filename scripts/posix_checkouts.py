@@ -107,9 +107,8 @@ def unionmount(place: Place, checkout: str) -> Score:
 
 def _write_helper(path: str, place: Place) -> None:
     """Writes the program that mount(8) calls by way of mount.fuse."""
-    store, at = (os.path.join(place.scratch, name) for name in ("store-union", "at-union"))
     plain = "plain" if place.side == "plain" else "-"
-    command = [sys.executable, "-P", "-m", "scripts.posix_union", store, at, plain]
+    command = [sys.executable, "-P", "-m", "scripts.posix_union", place.scratch, plain]
     with open(path, "w", encoding="utf-8") as file:
         file.write(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
     os.chmod(path, 0o755)

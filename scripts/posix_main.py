@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, NoReturn
 
 from scripts import posix_checkouts, posix_packaged
@@ -72,12 +72,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar=suite.path,
                                 type=os.path.abspath, help=f"built, for {name}")  # fmt: skip
     parser.add_argument("--short", action="store_true", help="a minute of it")
-    parser.add_argument("--json", metavar="FILE", help="else build/posix.json; scores that are in "
-                        "it and not measured now are kept, and in the table")  # fmt: skip
+    parser.add_argument("--json", metavar="FILE",
+                        help="else build/posix.json, or with --short none; scores that it has of "
+                        "earlier runs stay, and are in the table")  # fmt: skip
     parser.add_argument("--update-docs", action="store_true", help="and write docs/posix.md")
     options = parser.parse_args(arguments)
     options.sides = options.sides.split(",")
-    options.json = options.json and os.path.abspath(options.json)
+    if options.json or not options.short:
+        options.json = os.path.abspath(options.json or os.path.join(ROOT, "build", "posix.json"))
     if unknown := (set(options.suite) - set(SUITES)) | (set(options.sides) - set(SIDES)):
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     paths = vars(options)
@@ -109,24 +111,33 @@ def score_of(name: str, side: str, base: str, path: str | None, *, short: bool) 
     score.short = short
     score.when = time.strftime("%Y-%m-%d")
     note(f"{name} in {side}: {score.cell()}, {score.seconds:.0f} s")
+    for failure in score.failures:
+        note(f"{name} in {side}: failed: {failure.test}: {failure.said[:300]}")
     return score
 
 
-def measure(options: argparse.Namespace, base: str) -> list[Score]:
+def measure(options: argparse.Namespace, base: str) -> Iterator[Score]:
     """Runs all that was asked for."""
-    scores = []
     for name in options.suite:
         path = vars(options).get(name)
         try:
             version = SUITES[name].prepare(*([path] if SUITES[name].path else []))
         except CannotError as error:
             note(f"{name}: left out: {error}")
-            scores += [Score(name, side, cannot=str(error)) for side in options.sides]
+            yield from (Score(name, side, cannot=str(error)) for side in options.sides)
             continue
         for side in options.sides:
             score = score_of(name, side, base, path, short=options.short)
             score.version = version
-            scores.append(score)
+            yield score
+
+
+def keep(file: str, facts: dict[str, str], scores: list[Score]) -> list[Score]:
+    """Writes the scores to a file; returns all that are in it now."""
+    scores = with_kept(file, scores)
+    os.makedirs(os.path.dirname(file), exist_ok=True)
+    with open(file, "w", encoding="utf-8") as to:
+        json.dump({"facts": facts, "scores": [s.as_json() for s in scores]}, to, indent=1)
     return scores
 
 
@@ -155,29 +166,27 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     adopt()
+    scores: list[Score] = []
+    kept = scores
     try:
         with run_directory() as base:
             facts = machine(base)
-            scores = measure(options, base)
+            for score in measure(options, base):
+                scores.append(score)
+                if options.json:
+                    kept = keep(options.json, facts, scores)
     except CannotError as error:
         note(str(error))
         return 1
     new = new_failures(known, scores)
     unable = [score for score in scores if score.cannot and score.suite in options.asked]
-    file = options.json or os.path.join(ROOT, "build", "posix.json")
-    if options.json or not options.short:
-        scores = with_kept(file, scores)
-        os.makedirs(os.path.dirname(file), exist_ok=True)
-        with open(file, "w", encoding="utf-8") as to:
-            json.dump({"facts": facts, "scores": [s.as_json() for s in scores]}, to, indent=1)
-        note(f"every score is in {file}")
     text = "\n".join(f"- {name}: {value}" for name, value in facts.items())
-    text += "\n\n" + table({n: suite.title for n, suite in SUITES.items()}, known, scores)
+    text += "\n\n" + table({n: suite.title for n, suite in SUITES.items()}, known, kept)
     print(text)
     if options.update_docs:
         write_document(text)
-    for score, failure in new:
-        note(f"failed: {score.suite} in {score.side}: {failure.test}: {failure.said[:300]}")
+    if new:
+        note(f"failures that scripts/posix_known.toml does not know: {len(new)}")
     for score in unable:
         note(f"did not run: {score.suite}: {score.cannot}")
     return 1 if new else 3 if unable else 0

@@ -132,7 +132,7 @@ JOBS = {
     "randwrite pvsync 512 to 64k": "--ioengine=pvsync --rw=randwrite --bsrange=512-64k",
     "randwrite libaio, direct": "--ioengine=libaio --direct=1 --iodepth=8 --rw=randwrite --bs=8k",
     "write psync, fsync": "--ioengine=psync --rw=write --bs=16k --fsync=32",
-    "readwrite sync, new file per job": "--ioengine=sync --rw=rw --bs=64k --create_on_open=1",
+    "write sync, made when opened": "--ioengine=sync --rw=write --bs=64k --create_on_open=1",
 }
 SHORT_JOBS = ("randrw psync 4k", "randwrite mmap 4k")
 

@@ -15,7 +15,8 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from scripts.bench_setting import CannotError, clear, ignore_signals, mountctl
+from fsdriver.mountpoint import mounts
+from scripts.bench_setting import CannotError, clear, ignore_signals, mountctl, note
 
 SIDES = {
     "sessions": "a session of a mount",
@@ -131,7 +132,7 @@ def run_directory() -> Iterator[str]:
     spared = set(started())
     base = os.path.realpath(tempfile.mkdtemp(prefix="afs-posix-"))
     try:
-        os.chmod(base, 0o755)  # suites run by root do things as other users
+        os.chmod(base, 0o755)  # as `_folder`
         yield base
     finally:
         ignore_signals()
@@ -152,23 +153,19 @@ def leave(base: str, spared: set[int]) -> None:
 @contextlib.contextmanager
 def place_on(side: str, base: str, *, short: bool) -> Iterator[tuple[Place, list[str]]]:
     """Gives a place on a side, and a list that afterwards tells what was wrong with the mount."""
-    scratch = tempfile.mkdtemp(dir=base, prefix="scratch-")
+    scratch = _folder(base, "scratch")
     wrong: list[str] = []
     if side == "disk":
-        path = tempfile.mkdtemp(dir=base, prefix="disk-")
-        os.chmod(path, 0o755)
+        path = _folder(base, "disk")
         spared = set(started())
         yield Place(path, scratch, side, short), wrong
         end(spared)
         return
-    store = tempfile.mkdtemp(dir=base, prefix="store-")
-    os.rmdir(store)
-    at = tempfile.mkdtemp(dir=base, prefix="at-")
-    os.chmod(at, 0o755)
-    first = tempfile.mkdtemp(dir=scratch, prefix="first-")
-    os.chmod(first, 0o755)
+    store = os.path.join(base, f"store-{os.path.basename(scratch)}")
+    at = _folder(base, "at")
+    idle = set(started())
     mountctl(store, "init")
-    mountctl(store, "import", first, "--ref", "main")
+    mountctl(store, "import", _folder(scratch, "first"), "--ref", "main")
     mount(store, at, plain=side == "plain")
     mountctl(store, "session", "create", "posix", "main")
     spared = set(started())
@@ -177,8 +174,37 @@ def place_on(side: str, base: str, *, short: bool) -> Iterator[tuple[Place, list
     try:
         mountctl(store, "umount", patient=True)
     except CannotError as error:
-        wrong.append(f"it cannot be unmounted: {error}")
+        if holders := held_elsewhere(at):
+            note(f"a daemon that other mount namespaces keep is killed: processes {holders[:5]}")
+        else:
+            wrong.append(f"it cannot be unmounted: {error}")
+        clear(at)
+        end(idle)
     wrong += complaints(store)
+
+
+def held_elsewhere(path: str) -> list[int]:
+    """Returns processes in whose mount namespaces a path is a mount, if it is none in ours.
+
+    Whoever makes such a namespace without being asked to share copies all mounts, and the
+    daemon of one ends when the last copy does.
+    """
+    if any(mount.path == path for mount in mounts()):
+        return []
+    found = []
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/mountinfo", "rb") as file:
+                if f" {path} ".encode() in file.read():
+                    found.append(int(name))
+    return found
+
+
+def _folder(base: str, name: str) -> str:
+    """Makes a directory that others can enter: suites run by root do things as other users."""
+    path = tempfile.mkdtemp(dir=base, prefix=f"{name}-")
+    os.chmod(path, 0o755)
+    return path
 
 
 def mount(store: str, at: str, *, plain: bool) -> None:
