@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fsdriver.mountpoint import mounts
+from fsdriver.mountpoint import UnmountError, mounts, unmount
 from scripts.bench_setting import CannotError, clear, ignore_signals, mountctl, note
 
 SIDES = {
@@ -178,7 +178,8 @@ def place_on(side: str, base: str, *, short: bool) -> Iterator[tuple[Place, list
             note(f"a daemon that other mount namespaces keep is killed: processes {holders[:5]}")
         else:
             wrong.append(f"it cannot be unmounted: {error}")
-        clear(at)
+        with contextlib.suppress(UnmountError):
+            unmount(at, lazy=True)
         end(idle)
     wrong += complaints(store)
 
