@@ -171,17 +171,33 @@ def place_on(side: str, base: str, *, short: bool) -> Iterator[tuple[Place, list
     spared = set(started())
     yield Place(os.path.join(at, "sessions", "posix"), scratch, side, short), wrong
     end(spared)
-    try:
-        mountctl(store, "umount", patient=True)
-    except CannotError as error:
-        if holders := held_elsewhere(at):
-            note(f"a daemon that other mount namespaces keep is killed: processes {holders[:5]}")
-        else:
-            wrong.append(f"it cannot be unmounted: {error}")
+    if why := _unmount(store, at):
+        wrong.append(why)
         with contextlib.suppress(UnmountError):
             unmount(at, lazy=True)
-        end(idle)
+    end(idle)
     wrong += complaints(store)
+
+
+def _unmount(store: str, at: str) -> str:
+    """Ends a mount as a person does. Returns why that could not be done, or nothing.
+
+    Tries for some seconds: any program that looks at all mounts makes one busy for a moment.
+    """
+    why = ""
+    for _ in range(5):
+        try:
+            mountctl(store, "umount", patient=True)
+        except CannotError as error:
+            why = f"it cannot be unmounted: {error}"
+            if holders := held_elsewhere(at):
+                note(f"a daemon that other mount namespaces keep is killed: processes {holders}")
+                return ""
+            note(why)
+            time.sleep(1)
+        else:
+            return ""
+    return why
 
 
 def held_elsewhere(path: str) -> list[int]:
