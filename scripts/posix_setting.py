@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from fsdriver.mountpoint import UnmountError, mounts, unmount
+from fsdriver.mountpoint import UnmountError, unmount
 from scripts.bench_setting import CannotError, clear, ignore_signals, mountctl, note
 
 SIDES = {
@@ -190,31 +190,11 @@ def _unmount(store: str, at: str) -> str:
             mountctl(store, "umount", patient=True)
         except CannotError as error:
             why = f"it cannot be unmounted: {error}"
-            if holders := held_elsewhere(at):
-                note(f"a daemon that other mount namespaces keep is killed: processes {holders}")
-                return ""
             note(why)
             time.sleep(1)
         else:
             return ""
     return why
-
-
-def held_elsewhere(path: str) -> list[int]:
-    """Returns processes in whose mount namespaces a path is a mount, if it is none in ours.
-
-    Whoever makes such a namespace without being asked to share copies all mounts, and the
-    daemon of one ends when the last copy does.
-    """
-    if any(mount.path == path for mount in mounts()):
-        return []
-    found = []
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/mountinfo", "rb") as file:
-                if f" {path} ".encode() in file.read():
-                    found.append(int(name))
-    return found
 
 
 def _folder(base: str, name: str) -> str:
