@@ -1,6 +1,6 @@
 """What a benchmark stands on: child processes, a directory of the run's own, packages, the tree.
 
-Used by the other bench modules only.
+Used by the other bench modules, and by those of scripts/posix.
 """
 
 import contextlib
@@ -66,7 +66,8 @@ class Ran(NamedTuple):
 
 def note(text: str) -> None:
     """Tells the person who waits."""
-    print(f"bench: {text}", file=sys.stderr, flush=True)
+    program = os.path.basename(sys.argv[0]).removesuffix("_main.py")
+    print(f"{program}: {text}", file=sys.stderr, flush=True)
 
 
 def run(*command: str, cwd: str | None = None, patient: bool = False, strict: bool = False) -> Ran:
