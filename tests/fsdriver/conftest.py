@@ -16,6 +16,7 @@ import pytest
 
 from engine import Repository
 from engine.ids import SnapshotId
+from engine.leases import is_held
 from fsdriver import launch, messages
 from fsdriver.client import Client, find_daemon
 from fsdriver.mountpoint import check, is_dead, our_mount, unmount
@@ -124,6 +125,20 @@ class Mount:
 
     def log(self) -> str:
         return (self.store / "log" / "mount.log").read_text()
+
+
+def left_behind(mount: Mount) -> list[str]:
+    """Returns what a daemon that has ended must not leave."""
+    found = [str(path) for path in (mount.store / "locks").iterdir() if path.is_socket()]
+    if our_mount(str(mount.path)) is not None:
+        found.append("the mount")
+    if is_held(str(mount.store), "mount"):
+        found.append("the lease")
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(mount.store) in process.read_bytes().split(b"\0"):
+                found.append(f"process {process.parent.name}")
+    return found
 
 
 def make_tree(root: Path) -> None:
