@@ -289,6 +289,17 @@ def test_a_killed_daemon_is_replaced_and_nothing_is_lost(own):
     assert left_behind(own) == []
 
 
+def test_a_dead_mount_is_replaced_however_long_it_was_left_alone(own):
+    own.start()
+    os.listdir(own.snapshots)
+    time.sleep(1.1)  # the kernel kept attributes on the way to /snapshots for a second
+    own.kill()
+    own.start()
+    assert (own.snapshots / "main" / "README").exists()
+    own.stop()
+    assert left_behind(own) == []
+
+
 WRITER = """
 import os, sys
 fd = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)
