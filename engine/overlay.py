@@ -352,7 +352,21 @@ class SessionFile(SessionInode):
     def read(self, offset: int, size: int) -> bytes:
         if not self.copied and self.entry is not None:
             return content.read(self.overlay.objects, self.entry, offset, size)
-        return os.pread(self.descriptor(), size, offset)
+        try:
+            fd = self.descriptor()
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return self._read_of_read_only(offset, size)
+        return os.pread(fd, size, offset)
+
+    def _read_of_read_only(self, offset: int, size: int) -> bytes:
+        """Reads from an upper on a disk that became read-only."""
+        fd = os.open(self.absolute(), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return os.pread(fd, size, offset)
+        finally:
+            os.close(fd)
 
     def write(self, offset: int, data: bytes) -> int:
         self.copy_up()
