@@ -81,10 +81,16 @@ class Overlay:
             self.changed.add(host_ino)
 
     def keep_open(self, file: "SessionFile", fd: int) -> None:
-        """Keeps a file's descriptor, closing the one unused longest."""
+        """Keeps a file's descriptor, closing the one unused longest.
+
+        Descriptors are numbered from the lowest that is free: one in the upper half of what the
+        process may have tells that all sessions together have many. Two are closed for it then.
+        """
         file.fd = fd
         self._open[file] = None
-        if len(self._open) > OPEN_FILES:
+        kept = len(self._open)
+        room = OPEN_FILES if fd < os.sysconf("SC_OPEN_MAX") // 2 else max(kept - 2, 1)
+        for _ in range(kept - room):
             self.close_file(next(iter(self._open)))
 
     def used(self, file: "SessionFile") -> None:
