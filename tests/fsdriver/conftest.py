@@ -141,6 +141,22 @@ def left_behind(mount: Mount) -> list[str]:
     return found
 
 
+def drop_caches() -> None:
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+
+
+def descriptors(mount: Mount) -> int:
+    return len(os.listdir(f"/proc/{mount.pid}/fd"))
+
+
+def resident(mount: Mount) -> int:
+    """Returns how many bytes of memory the daemon has of its own."""
+    for line in Path(f"/proc/{mount.pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the daemon is gone")
+
+
 def make_tree(root: Path) -> None:
     """Makes a directory with everything in it that a snapshot can hold."""
     for directory in ["src/lib/deep", "docs", "empty", "locked"]:
