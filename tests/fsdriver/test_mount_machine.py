@@ -336,7 +336,8 @@ class MountMachine(RuleBasedStateMachine):
     @drawn(BY_PATH, at=places)
     def rmdir(self, at: Place) -> None:
         path = self.path(at)
-        self.both(lambda root: os.rmdir(root + path))
+        if path:
+            self.both(lambda root: os.rmdir(root + path))
 
     @drawn(BY_PATH, at=places)
     def unlink(self, at: Place) -> None:
@@ -345,9 +346,9 @@ class MountMachine(RuleBasedStateMachine):
 
     @drawn(BY_PATH, at=old)
     def remove_tree(self, at: Place) -> None:
-        path = self.path(at)
+        path = self.path(at, stat.S_IFDIR)
         if path:
-            self.both(lambda root: shutil.rmtree(root + path, ignore_errors=True))
+            self.both(lambda root: shutil.rmtree(root + path))
 
     @drawn(
         BY_PATH,
