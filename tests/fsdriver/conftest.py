@@ -66,17 +66,17 @@ class Mount:
         place = check(str(self.path), str(self.store))
         self.pid = launch.launch(str(self.store), place, allow_other=allow_other, plain=plain)
 
-    def client(self) -> Client:
-        client = find_daemon(str(self.store), PATIENCE)
+    def client(self, seconds: float = PATIENCE) -> Client:
+        client = find_daemon(str(self.store), seconds)
         assert client is not None, "no daemon serves the store"
         return client
 
-    def ask(self, request: messages.AnyRequest) -> messages.AnyReply:
-        with self.client() as client:
+    def ask(self, request: messages.AnyRequest, seconds: float = PATIENCE) -> messages.AnyReply:
+        with self.client(seconds) as client:
             return client.ask(request)
 
-    def commit(self, session: str, ref: str | None = None) -> SnapshotId:
-        reply = self.ask(messages.Commit(session, "", ref))
+    def commit(self, session: str, ref: str | None = None, seconds: float = PATIENCE) -> SnapshotId:
+        reply = self.ask(messages.Commit(session, "", ref), seconds)
         assert isinstance(reply, messages.Committed)
         return SnapshotId(bytes.fromhex(reply.snapshot))
 
@@ -97,11 +97,20 @@ class Mount:
                 handle = os.pidfd_open(self.pid)
                 gone = select.select([handle], [], [], PATIENCE)[0]
                 os.close(handle)
-                assert gone, "the daemon goes on"
+                assert gone, f"the daemon goes on; mounted for {self.mounted_for()}"
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
             self.pid = 0
         assert launch.wait_until_ended(str(self.store), PATIENCE)
+
+    def mounted_for(self) -> list[str]:
+        """Returns the processes that have the mount, also in a mount namespace of their own."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f" {self.path} ".encode() in (process / "mountinfo").read_bytes():
+                    found.append((process / "cmdline").read_bytes().decode(errors="replace"))
+        return found
 
     def stop(self) -> None:
         """Unmounts as `mountctl umount` does, which a busy mount refuses."""

@@ -52,7 +52,7 @@ class Start:
         return (
             now["inodes"] <= self.vfs["inodes"] + 4
             and now["orphans"] == self.vfs["orphans"]
-            and now["sessions"] == self.vfs["sessions"]
+            and now["sessions"] <= self.vfs["sessions"]
             and now["open_files"] <= self.vfs["open_files"] + 2
             and descriptors(self.mount) <= self.descriptors + 6
         )
@@ -148,7 +148,7 @@ def test_many_programs_at_once(own, count):
     ]
     commits = []
     while any(client.poll() is None for client in clients):
-        commits += [own.commit(name) for name in names]
+        commits += [own.commit(name, seconds=60) for name in names]
     answers = [json.loads(client.communicate(timeout=60)[0]) for client in clients]
     assert [failure for answer in answers for failure in answer["failures"]] == []
     written = {int(n): count for answer in answers for n, count in answer["lines"].items()}
@@ -225,7 +225,7 @@ def open_all(root: Path, how: str) -> Iterator[None]:
     assert [opener.returncode for opener in openers] == [0] * OPENERS
 
 
-@pytest.mark.timeout(900 if MANY else 120)
+@pytest.mark.timeout(900 if MANY else 240)
 def test_many_files_open_at_once(own):
     own.start()
     session = own.sessions / "s"
@@ -238,13 +238,15 @@ def test_many_files_open_at_once(own):
         assert busy["inodes"] > FILES
         assert busy["open_files"] <= OPEN_FILES
         assert descriptors(own) <= start.descriptors + OPEN_FILES + 6
-        found = own.commit("s")
+        found = own.commit("s", seconds=120)
         with open_all(own.snapshots / found.hex() / "many", "look"):
             (session / "many").rename(session / "moved")
             assert own.statistics()["vfs"]["inodes"] > 2 * FILES
     assert (session / "moved/7/107").read_bytes() == b"107".ljust(20, b"\0") + b"late"
-    shutil.rmtree(session / "moved")
     own.commit("s")
+    with own.repository() as repository:
+        main = repository.resolve("main")
+    own.ask(messages.Reset("s", main.hex()))
     start.check()
     own.stop()
 

@@ -27,6 +27,7 @@ from engine import Repository
 from engine.errors import InUseError
 from engine.ids import SnapshotId
 from fsdriver import messages
+from fsdriver.client import DaemonError
 from tests.engine.trees import Tree, age, blurred, clone, noise, of_directory, paths
 from tests.fsdriver.conftest import PLAIN, Mount, left_behind, until
 from tests.fsdriver.syscalls import (
@@ -242,13 +243,28 @@ class MountMachine(RuleBasedStateMachine):
         for identifier, tree in self.moments.items():
             assert of_directory(self.mount.snapshots / identifier) == tree
         until(lambda: self.mount.statistics()["vfs"]["orphans"] == 0)
-        self.mount.stop()
+        self.stop()
         assert left_behind(self.mount) == []
         with self.mount.repository() as repository:
             assert not repository.verify().damage
         assert "level=error" not in self.mount.log()
 
     # Helpers.
+
+    def stop(self) -> None:
+        """Unmounts; somebody who looks at all mounts, as df does, is waited for."""
+
+        def unmounted() -> bool:
+            try:
+                self.mount.ask(messages.Shutdown())
+            except DaemonError as error:
+                if "busy" not in str(error):
+                    raise
+                return False
+            return True
+
+        until(unmounted)
+        self.mount.wait_for_end()
 
     @property
     def session(self) -> Path:
@@ -318,8 +334,10 @@ class MountMachine(RuleBasedStateMachine):
             self.alike(lambda side: side.flush(), shared.both)
 
     def close_all(self) -> None:
-        for opened in [*self.maps, *(listing.pair for listing in self.listings), *self.pairs]:
-            opened.close()
+        for shared in self.maps:
+            shared.close()
+        for pair in [*(listing.pair for listing in self.listings), *self.pairs]:
+            pair.close()
         self.maps, self.listings, self.pairs = [], [], []
 
     def fresh_name(self) -> str:
@@ -804,7 +822,7 @@ class MountMachine(RuleBasedStateMachine):
     @drawn(BETWEEN, plain=st.booleans())
     def remount(self, plain: bool) -> None:
         self.close_all()
-        self.mount.stop()
+        self.stop()
         self.mount.start(plain=plain or PLAIN)
 
     @drawn(BETWEEN, plain=st.booleans())
