@@ -91,10 +91,16 @@ class Overlay:
             self.changed.count += 1
 
     def keep_open(self, file: "SessionFile", fd: int) -> None:
-        """Keeps a file's descriptor, closing the one unused longest."""
+        """Keeps a file's descriptor, closing the one unused longest.
+
+        Descriptors are numbered from the lowest that is free: one in the upper half of what the
+        process may have tells that all sessions together have many. Two are closed for it then.
+        """
         file.fd = fd
         self._open[file] = None
-        if len(self._open) > OPEN_FILES:
+        kept = len(self._open)
+        room = OPEN_FILES if fd < os.sysconf("SC_OPEN_MAX") // 2 else max(kept - 2, 1)
+        for _ in range(kept - room):
             self.close_file(next(iter(self._open)))
 
     def used(self, file: "SessionFile") -> None:
@@ -391,7 +397,21 @@ class SessionFile(SessionInode):
     def read(self, offset: int, size: int) -> bytes:
         if not self.copied and self.entry is not None:
             return content.read(self.overlay.objects, self.entry, offset, size)
-        return os.pread(self.descriptor(), size, offset)
+        try:
+            fd = self.descriptor()
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return self._read_of_read_only(offset, size)
+        return os.pread(fd, size, offset)
+
+    def _read_of_read_only(self, offset: int, size: int) -> bytes:
+        """Reads from an upper on a disk that became read-only."""
+        fd = os.open(self.absolute(), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            return os.pread(fd, size, offset)
+        finally:
+            os.close(fd)
 
     def write(self, offset: int, data: bytes) -> int:
         self.copy_up()

@@ -119,12 +119,18 @@ def check(path: str, store_path: str) -> str:
 def unmount(path: str, *, lazy: bool = False) -> None:
     """Ends a mount, as root or with fusermount3. Raises UnmountError (busy, not yours).
 
-    What of ours is mounted inside goes first.
+    What of ours is mounted inside goes first, or together with a dead mount: no path may
+    lead through that any more.
     """
     if not lazy:
         for mount in reversed(mounts()):
             if mount.kind == PART and mount.path.startswith(path + os.sep):
-                unmount(mount.path)
+                try:
+                    unmount(mount.path)
+                except UnmountError:
+                    if not is_dead(path):
+                        raise
+                    lazy = True
     if os.geteuid() == 0:
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.umount2(os.fsencode(path), _MNT_DETACH if lazy else 0) == 0:

@@ -16,6 +16,7 @@ import pytest
 
 from engine import Repository
 from engine.ids import SnapshotId
+from engine.leases import is_held
 from fsdriver import launch, messages
 from fsdriver.client import Client, find_daemon
 from fsdriver.mountpoint import check, is_dead, our_mount, unmount
@@ -65,17 +66,17 @@ class Mount:
         place = check(str(self.path), str(self.store))
         self.pid = launch.launch(str(self.store), place, allow_other=allow_other, plain=plain)
 
-    def client(self) -> Client:
-        client = find_daemon(str(self.store), PATIENCE)
+    def client(self, seconds: float = PATIENCE) -> Client:
+        client = find_daemon(str(self.store), seconds)
         assert client is not None, "no daemon serves the store"
         return client
 
-    def ask(self, request: messages.AnyRequest) -> messages.AnyReply:
-        with self.client() as client:
+    def ask(self, request: messages.AnyRequest, seconds: float = PATIENCE) -> messages.AnyReply:
+        with self.client(seconds) as client:
             return client.ask(request)
 
-    def commit(self, session: str, ref: str | None = None) -> SnapshotId:
-        reply = self.ask(messages.Commit(session, "", ref))
+    def commit(self, session: str, ref: str | None = None, seconds: float = PATIENCE) -> SnapshotId:
+        reply = self.ask(messages.Commit(session, "", ref), seconds)
         assert isinstance(reply, messages.Committed)
         return SnapshotId(bytes.fromhex(reply.snapshot))
 
@@ -96,11 +97,20 @@ class Mount:
                 handle = os.pidfd_open(self.pid)
                 gone = select.select([handle], [], [], PATIENCE)[0]
                 os.close(handle)
-                assert gone, "the daemon goes on"
+                assert gone, f"the daemon goes on; mounted for {self.mounted_for()}"
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(self.pid, 0)
             self.pid = 0
         assert launch.wait_until_ended(str(self.store), PATIENCE)
+
+    def mounted_for(self) -> list[str]:
+        """Returns the processes that have the mount, also in a mount namespace of their own."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f" {self.path} ".encode() in (process / "mountinfo").read_bytes():
+                    found.append((process / "cmdline").read_bytes().decode(errors="replace"))
+        return found
 
     def stop(self) -> None:
         """Unmounts as `mountctl umount` does, which a busy mount refuses."""
@@ -124,6 +134,36 @@ class Mount:
 
     def log(self) -> str:
         return (self.store / "log" / "mount.log").read_text()
+
+
+def left_behind(mount: Mount) -> list[str]:
+    """Returns what a daemon that has ended must not leave."""
+    found = [str(path) for path in (mount.store / "locks").iterdir() if path.is_socket()]
+    if our_mount(str(mount.path)) is not None:
+        found.append("the mount")
+    if is_held(str(mount.store), "mount"):
+        found.append("the lease")
+    for process in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(mount.store) in process.read_bytes().split(b"\0"):
+                found.append(f"process {process.parent.name}")
+    return found
+
+
+def drop_caches() -> None:
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+
+
+def descriptors(mount: Mount) -> int:
+    return len(os.listdir(f"/proc/{mount.pid}/fd"))
+
+
+def resident(mount: Mount) -> int:
+    """Returns how many bytes of memory the daemon has of its own."""
+    for line in Path(f"/proc/{mount.pid}/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the daemon is gone")
 
 
 def make_tree(root: Path) -> None:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
@@ -21,7 +20,6 @@ from engine import Repository
 from engine.content import chunk_ids
 from engine.directory import directory_id, find
 from engine.ids import SnapshotId
-from engine.leases import is_held
 from engine.nodes import Kind
 from engine.store import Db
 from fsdriver import launch, messages
@@ -29,7 +27,7 @@ from fsdriver.client import DaemonError, DaemonLostError, bind, connect
 from fsdriver.mountpoint import PART, MountPointError, check, is_dead, mounts, our_mount, unmount
 from tests.conftest import run_as_user
 from tests.engine.trees import of_directory
-from tests.fsdriver.conftest import PATIENCE, Mount, until
+from tests.fsdriver.conftest import PATIENCE, Mount, left_behind, until
 from tests.fsdriver.syscalls import refused
 
 pytestmark = pytest.mark.fuse
@@ -37,20 +35,6 @@ pytestmark = pytest.mark.fuse
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 GONE = (errno.ENOTCONN, errno.ECONNABORTED)
-
-
-def left_behind(mount: Mount) -> list[str]:
-    """Returns what a daemon that has ended must not leave."""
-    found = [str(path) for path in (mount.store / "locks").iterdir() if path.is_socket()]
-    if our_mount(str(mount.path)) is not None:
-        found.append("the mount")
-    if is_held(str(mount.store), "mount"):
-        found.append("the lease")
-    for process in Path("/proc").glob("[0-9]*/cmdline"):
-        with contextlib.suppress(OSError):
-            if os.fsencode(mount.store) in process.read_bytes().split(b"\0"):
-                found.append(f"process {process.parent.name}")
-    return found
 
 
 # Starting.
@@ -319,6 +303,17 @@ def test_a_killed_daemon_is_replaced_and_nothing_is_lost(own):
     own.start()
     assert of_directory(session) == before
     assert of_directory(own.snapshots / found.hex()) == before
+    own.stop()
+    assert left_behind(own) == []
+
+
+def test_a_dead_mount_is_replaced_however_long_it_was_left_alone(own):
+    own.start()
+    os.listdir(own.snapshots)
+    time.sleep(1.1)  # the kernel kept attributes on the way to /snapshots for a second
+    own.kill()
+    own.start()
+    assert (own.snapshots / "main" / "README").exists()
     own.stop()
     assert left_behind(own) == []
 

@@ -8,29 +8,13 @@ import pytest
 
 from engine.overlay import OPEN_FILES
 from fsdriver import messages
-from tests.fsdriver.conftest import Mount, until
+from tests.fsdriver.conftest import descriptors, drop_caches, resident, until
 
 pytestmark = pytest.mark.fuse
 
 can_drop = pytest.mark.skipif(
     not os.access("/proc/sys/vm/drop_caches", os.W_OK), reason="only root can empty the caches"
 )
-
-
-def drop_caches() -> None:
-    Path("/proc/sys/vm/drop_caches").write_text("2")
-
-
-def descriptors(mount: Mount) -> int:
-    return len(os.listdir(f"/proc/{mount.pid}/fd"))
-
-
-def resident(mount: Mount) -> int:
-    """Returns how many bytes of memory the daemon has of its own."""
-    for line in Path(f"/proc/{mount.pid}/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("the daemon is gone")
 
 
 def churn(session: Path, number: int) -> None:
