@@ -32,7 +32,7 @@ FILES = 100_000 if MANY else 20_000
 OPENERS = FILES // 5_000
 """Programs that open them: a program may have fewer open than all."""
 PROCESSES, THREADS = 16, 4
-MEMORY = 24 << 20
+MEMORY = 48 << 20
 """What the daemon's own memory may have grown by, with its caches full."""
 
 
