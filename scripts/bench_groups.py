@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import itertools
+import json
 import os
 import shutil
 import time
@@ -98,6 +99,31 @@ def snapshot_in(at: str) -> str:
     return os.path.join(snapshots, os.readlink(os.path.join(snapshots, "tree")))
 
 
+def session_in(store: str, snapshot: str) -> str:
+    """Makes a session on the snapshot at this path and returns where the mount shows it."""
+    at = os.path.dirname(os.path.dirname(snapshot))
+    mountctl(store, "session", "create", "work", os.path.basename(snapshot))
+    return os.path.join(at, "sessions", "work")
+
+
+def next_snapshot(store: str, session: str) -> str:
+    """Changes nine files of a session, commits, and returns where the mount shows the snapshot."""
+    found = itertools.islice(files_below(session), 9)
+    for path in found:
+        exchange(path, os.O_WRONLY, b"/* %020d */" % time.monotonic_ns())
+    made = mountctl(store, "commit", os.path.basename(session), "--json").output
+    at = os.path.dirname(os.path.dirname(session))
+    return os.path.join(at, "snapshots", json.loads(made)["snapshot"])
+
+
+def files_below(at: str) -> Iterator[str]:
+    """Yields the files of 4 KiB and more below a directory."""
+    for directory, _, names in os.walk(at):
+        for path in (os.path.join(directory, name) for name in names):
+            if os.path.isfile(path) and not os.path.islink(path) and os.path.getsize(path) >= 4096:
+                yield path
+
+
 def pass_over(at: str) -> dict[str, float]:
     """Does find, grep and tar on a tree, warm.
 
@@ -168,7 +194,17 @@ def measure_mount(bench: Bench) -> None:
             said = {shell(script, cwd=at, strict=True).output: name for name, at in places.items()}
             if len(said) > 1:
                 raise CannotError(f"not the same tree: {', '.join(said.values())}: {script}")
+        in_session = session_in(bench.store, places[US])
         sides = {name: functools.partial(pass_over, at) for name, at in places.items()}
+        sides[f"{US}, a session"] = functools.partial(pass_over, in_session)
+        bench.compare("mount", sides, bench.runs)
+
+        def grep_elsewhere(at: str) -> dict[str, float]:
+            here = next_snapshot(bench.store, in_session) if at == places[US] else at
+            seconds = shell(OPERATIONS["grep -rc"], cwd=here, strict=True).seconds
+            return {"grep -rc, first in a snapshot nine files away": seconds}
+
+        sides = {name: functools.partial(grep_elsewhere, places[name]) for name in (US, "disk")}
         bench.compare("mount", sides, bench.runs)
 
 
