@@ -154,12 +154,13 @@ class Sessions:
             raise LeaseHeldError(f"session {session.name!r}", error.holder) from None
 
     def _tidy(self, session: Session) -> None:
-        """Removes what a killed holder left: old uppers, half-made files."""
+        """Removes what a killed holder, or the kernel's overlayfs, left beside the upper."""
         upper = self.upper(session)
         home = self._home(session)
         if not os.path.isdir(upper.root):
             # Killed between the transaction and this: nothing was written to it yet.
             self._make_upper(session)
+        upper.take_back()  # before its note goes from `work`
         current = os.path.basename(upper.root)
         for name in os.listdir(os.fsencode(home)):
             if name.startswith(b"upper.") and name != current:
@@ -223,6 +224,11 @@ class HeldSession:
         self.session = session
         self._lease = lease
 
+    @property
+    def lease(self) -> Lease:
+        """The lease by which it is held."""
+        return self._lease
+
     def release(self) -> None:
         """Gives the session up."""
         self._lease.release()
@@ -256,13 +262,9 @@ class HeldSession:
 
         Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
         """
-        if overlay is not None:
-            overlay.changed = None
         old = self.session
-        root = msgspec.structs.replace(freeze.build(), name=b"")
-        if overlay is None and freeze.left_out:
-            owner = Owner(os.getuid(), os.getgid())
-            overlay = open_overlay(self._objects, self.upper(), old.root, b"", owner)
+        root = self.peek_root(freeze, overlay)
+        overlay = overlay or self._view_of_left_out(freeze)
         unchanged = root == self._objects.snapshot(SnapshotId(old.parent)).root
         if unchanged:
             identifier, record = SnapshotId(old.parent), b""
@@ -291,6 +293,33 @@ class HeldSession:
         return CommitReport(
             identifier, not unchanged, freeze.stored_bytes, tuple(freeze.warnings)
         )  # fmt: skip
+
+    def _view_of_left_out(self, freeze: Freeze) -> Overlay | None:
+        """Returns what moves to the next upper what no tree has, if there is any."""
+        if not freeze.left_out:
+            return None
+        owner = Owner(os.getuid(), os.getgid())
+        return open_overlay(self._objects, self.upper(), self.session.root, b"", owner)
+
+    def fold(self, freeze: Freeze) -> Session:
+        """Makes what was frozen the base, with an empty upper; the parent stays.
+
+        Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
+        """
+        root = self.peek_root(freeze)
+        overlay = self._view_of_left_out(freeze)
+        session = msgspec.structs.replace(
+            self.session, root=root, generation=self.session.generation + 1
+        )
+        self._sessions._make_upper(session)
+        session = self._go_on(session, freeze.save)
+        if overlay is not None:
+            overlay.rebase(session.root, self.upper(), freeze.left_out)
+        return session
+
+    def take_back(self) -> None:
+        """Gets the upper back from the kernel's overlayfs, which is mounted no more."""
+        self._sessions._tidy(self.session)
 
     def fork(self, freeze: Freeze, name: str, overlay: Overlay | None = None) -> Session:
         """Makes a session that begins with all that this one has; this one stays as it is."""

@@ -295,7 +295,7 @@ class Channel:
             if connection.mark:
                 reply = bytearray(self._init_reply)
                 protocol.WORD.pack_into(reply, protocol.UNIQUE_AT, unique)
-                connection.write(reply)
+                connection.write(bytes(reply))
                 return
             self._init_unique = unique
             self._kernel_flags = protocol.INIT_IN.unpack_from(message, protocol.BODY_AT)[3]

@@ -29,6 +29,9 @@ LONGEST_REQUEST = 1 << 20
 ANSWER_SECONDS = 5.0
 """How long a client that does not read is waited for."""
 
+FORGET_POLL, FORGET_SECONDS = 0.01, 0.25
+"""How often it is looked what the kernel gives back, and how long after nothing came any more."""
+
 log = structlog.get_logger("control")
 
 
@@ -53,6 +56,8 @@ class Control:
             messages.Reset: self._reset,
             messages.Remove: self._remove,
             messages.Rename: self._rename,
+            messages.Lend: self._lend,
+            messages.GiveBack: self._give_back,
             messages.Refresh: self._refresh,
             messages.Shutdown: self._shutdown,
         }
@@ -175,6 +180,28 @@ class Control:
             await self._channel.forget_entry(SESSIONS, request.session.encode())
         return messages.Done()
 
+    async def _lend(self, request: messages.Lend) -> messages.AnyReply:
+        name = request.session
+        async with self._turn:
+            self._vfs.session(name)
+            await self._channel.forget_entry(SESSIONS, name.encode())
+            await self._wait_until_forgotten(name)
+            for directory in self._vfs.lend(name):
+                await self._channel.forget_attributes(directory)
+        return messages.Done()
+
+    async def _wait_until_forgotten(self, name: str) -> None:
+        """Waits while the kernel, told to forget a session, gives its files back."""
+        before, waited = 0, 0.0
+        while (count := len(self._vfs.files_in_use(name))) and waited < FORGET_SECONDS:
+            waited = 0.0 if count != before else waited + FORGET_POLL
+            before = count
+            await trio.sleep(FORGET_POLL)
+
+    async def _give_back(self, request: messages.GiveBack) -> messages.AnyReply:
+        self._vfs.give_back(request.session)
+        return messages.Done()
+
     async def _refresh(self, request: messages.Refresh) -> messages.AnyReply:
         await self.refresh()
         return messages.Done()
@@ -199,6 +226,8 @@ class Control:
 
     async def _shutdown(self, request: messages.Shutdown) -> messages.AnyReply:
         """Unmounts; refused while the mount is busy. The daemon ends when the mount does."""
+        for session in self._vfs.lent:
+            self._vfs.check_not_lent(session)
         await trio.to_thread.run_sync(self._channel.unmount)
         return messages.Done()
 

@@ -64,6 +64,21 @@ class Rename(Request, frozen=True, tag=True):
     name: str
 
 
+class Lend(Request, frozen=True, tag=True):
+    """Lets the client take a session for itself within seconds; answered by Done.
+
+    Refused while files in it are open.
+    """
+
+    session: str
+
+
+class GiveBack(Request, frozen=True, tag=True):
+    """Tells that a lent session is free again; answered by Done."""
+
+    session: str
+
+
 class Refresh(Request, frozen=True, tag=True):
     """Tells that the store has changed; answered by Done once the mount shows it."""
 
@@ -128,6 +143,8 @@ AnyRequest = (
     | Reset
     | Remove
     | Rename
+    | Lend
+    | GiveBack
     | Refresh
     | Shutdown
 )
