@@ -72,6 +72,7 @@ class _RefusedError(Exception):
 
 def main(argv: list[str]) -> int:
     """Does a job; returns this process's exit status, which says nothing of the command's."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     job, command = Job(*json.loads(argv[0])), argv[1:]
     for descriptor in (job.tell, job.life, job.lease, job.mount):
         if descriptor >= 0:
