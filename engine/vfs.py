@@ -41,9 +41,6 @@ from engine.sessions import HeldSession, Session
 from engine.snapshot_inodes import SnapshotDirectory
 from engine.store import Db
 
-RESERVED_SECONDS = 5.0
-"""How long a session that was lent waits for its taker."""
-
 _BASE = ".base-"
 
 ROOT = InodeNo(1)
@@ -69,8 +66,8 @@ class LiveSession:
 class Lent(msgspec.Struct):
     """A session that another process was let have; what it takes to go on afterwards.
 
-    `places` are the directories that somebody still stands in, by inode number. Until
-    `reserved`, by the monotonic clock, the mount does not take it back by itself.
+    `places` are the directories that somebody still stands in, by inode number. While it is
+    `reserved`, the mount does not take it back by itself.
     """
 
     uid: str
@@ -79,7 +76,7 @@ class Lent(msgspec.Struct):
     new_directories: set[InodeNo]
     places: dict[int, bytes]
     root: "_LentDirectory"
-    reserved: float
+    reserved: bool = True
 
 
 def base_path(repository: Repository, session: Session) -> str:
@@ -156,7 +153,7 @@ class Vfs:
         live = self.live.get(name)
         if live is None:
             lent = self.lent.get(name)
-            if lent is not None and time.monotonic() < lent.reserved:
+            if lent is not None and lent.reserved:
                 raise LeaseHeldError(f"session {name!r}", {})
             held = self.repository.sessions.hold(name, "the mount")
             uid = held.session.uid
@@ -191,10 +188,10 @@ class Vfs:
         ]
 
     def lend(self, name: str) -> list[InodeNo]:
-        """Lets go of a session for another process, which has `RESERVED_SECONDS` to take it.
+        """Lets go of a session for another process, which has until `lent_out` to take it.
 
-        Its directories answer EBUSY until the session comes back, by the next look at it after
-        that process has ended, and then go on. Returns those that the kernel knows. Raises
+        Its directories answer EBUSY until the session comes back, by the next look at it when
+        nobody holds it, and then go on. Returns those that the kernel knows. Raises
         NotFoundError, LeaseHeldError; InUseError while files are open.
         """
         live = self.session(name)
@@ -219,14 +216,14 @@ class Vfs:
             self.table[ino] = place
         self.lent[name] = Lent(
             live.held.session.uid, overlay.key, overlay.made, overlay.new_directories, places,
-            root, time.monotonic() + RESERVED_SECONDS,
+            root,
         )  # fmt: skip
         return [InodeNo(ino) for ino in places]
 
-    def give_back(self, name: str) -> None:
-        """Ends the reservation of a session that was lent."""
+    def lent_out(self, name: str) -> None:
+        """Ends the reservation of a session that was lent: its taker has it, or never will."""
         if name in self.lent:
-            self.lent[name].reserved = 0.0
+            self.lent[name].reserved = False
 
     def check_not_lent(self, name: str) -> None:
         """Raises InUseError if a session is lent, and its taker has it."""

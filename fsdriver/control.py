@@ -57,7 +57,6 @@ class Control:
             messages.Remove: self._remove,
             messages.Rename: self._rename,
             messages.Lend: self._lend,
-            messages.GiveBack: self._give_back,
             messages.Refresh: self._refresh,
             messages.Shutdown: self._shutdown,
         }
@@ -75,6 +74,7 @@ class Control:
             await stream.aclose()
             return
         buffer = b""
+        lent: list[str] = []
         try:
             async for part in stream:
                 buffer += part
@@ -82,7 +82,7 @@ class Control:
                     line, _, buffer = buffer.partition(b"\n")
                     # What was begun is ended and answered, though the mount may end meanwhile.
                     with trio.CancelScope(shield=True):
-                        reply = await self._answer(line)
+                        reply = await self._answer(line, lent)
                         with trio.move_on_after(ANSWER_SECONDS):
                             await stream.send_all(msgspec.json.encode(reply) + b"\n")
                 if len(buffer) > LONGEST_REQUEST:
@@ -90,13 +90,17 @@ class Control:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # the client went away; what it asked for is done
         finally:
+            for session in lent:
+                self._vfs.lent_out(session)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await stream.aclose()
 
-    async def _answer(self, line: bytes) -> messages.AnyReply:
+    async def _answer(self, line: bytes, lent: list[str]) -> messages.AnyReply:
         try:
             request = msgspec.json.decode(line, type=messages.AnyRequest)
             reply = await self._handlers[type(request)](request)
+            if isinstance(request, messages.Lend):
+                lent.append(request.session)
             if type(request) in _CHANGING:
                 await self.refresh()
             return reply
@@ -197,10 +201,6 @@ class Control:
             waited = 0.0 if count != before else waited + FORGET_POLL
             before = count
             await trio.sleep(FORGET_POLL)
-
-    async def _give_back(self, request: messages.GiveBack) -> messages.AnyReply:
-        self._vfs.give_back(request.session)
-        return messages.Done()
 
     async def _refresh(self, request: messages.Refresh) -> messages.AnyReply:
         await self.refresh()

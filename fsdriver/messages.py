@@ -65,16 +65,10 @@ class Rename(Request, frozen=True, tag=True):
 
 
 class Lend(Request, frozen=True, tag=True):
-    """Lets the client take a session for itself within seconds; answered by Done.
+    """Lets go of a session for the client; answered by Done, refused while files are open.
 
-    Refused while files in it are open.
+    Until the connection ends, nobody else can take it.
     """
-
-    session: str
-
-
-class GiveBack(Request, frozen=True, tag=True):
-    """Tells that a lent session is free again; answered by Done."""
 
     session: str
 
@@ -144,7 +138,6 @@ AnyRequest = (
     | Remove
     | Rename
     | Lend
-    | GiveBack
     | Refresh
     | Shutdown
 )

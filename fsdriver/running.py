@@ -23,7 +23,7 @@ from engine.repository import Repository
 from engine.sessions import HeldSession
 from engine.vfs import base_path
 from fsdriver import messages
-from fsdriver.client import DaemonError, DaemonLostError, find_daemon
+from fsdriver.client import DaemonError, find_daemon
 from fsdriver.launch import launch, wait_until_ended
 from fsdriver.supervisor import FORWARDED, WATCHED, Job
 
@@ -193,16 +193,17 @@ class Run:
 
     def _take(self, what: str) -> HeldSession:
         """Takes the session from the daemon."""
-        client = find_daemon(self._repository.path)
-        if client is not None:
-            with client:
+        with contextlib.ExitStack() as stack:
+            client = find_daemon(self._repository.path)
+            if client is not None:
+                stack.enter_context(client)  # which keeps it for us
                 try:
                     client.ask(messages.Lend(self._session))
                 except DaemonError as error:
                     if error.kind == InUseError.__name__:
                         raise OverlayRefusedError(str(error)) from error
                     raise
-        return self._repository.sessions.hold(self._session, what, wait=TAKE_SECONDS)
+            return self._repository.sessions.hold(self._session, what, wait=TAKE_SECONDS)
 
     def _launch(
         self,
@@ -324,11 +325,6 @@ class Run:
                 held.take_back()
             finally:
                 held.release()
-        with contextlib.suppress(DaemonLostError, DaemonError):
-            client = find_daemon(self._repository.path)
-            if client is not None:
-                with client:
-                    client.ask(messages.GiveBack(self._session))
 
 
 @contextlib.contextmanager

@@ -91,6 +91,17 @@ def test_others_are_let_in_only_on_demand_and_as_the_bits_allow(public_path, tre
         mount.clear()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="test_running itself is this one")
+def test_commands_of_an_ordinary_user_under_overlayfs(public_path):
+    if not namespaces():
+        pytest.skip("this system gives users no namespaces")
+    done = run_as_user(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={public_path}/t",
+        str(ROOT / "tests/fsdriver/test_running.py"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5_000:] + done.stderr
+
+
 @pytest.mark.parametrize("helper", [True, False], ids=["with fusermount3", "without fusermount3"])
 def test_the_tour_in_a_user_namespace(public_path, monkeypatch, helper):
     """There the user is root, and mounts by mount(2) itself."""
