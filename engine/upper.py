@@ -36,6 +36,7 @@ OPAQUE = b"user.overlay.opaque"
 REDIRECT = b"user.overlay.redirect"
 WHITEOUT = b"user.overlay.whiteout"
 MODE = b"user.overlay.amalgam.mode"
+NOTE = b"user.overlay.amalgam.note"
 
 NOREPLACE, EXCHANGE, LEAVE_WHITEOUT = 1, 2, 4
 """Flags of renameat2(2)."""
@@ -144,10 +145,12 @@ class Upper:
         """Gives every file its own permission bits, and notes that the kernel has the upper.
 
         The note is overlayfs's own directory in `work`. It comes first, so that whoever finds it
-        takes everything back, however far this came.
+        takes everything back, however far this came. Raises OSError ENOTSUP on a disk without
+        `user.*` attributes.
         """
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._note(), 0o700)
+        os.setxattr(self._note(), NOTE, b"")
         for path, status in self._inside(b""):
             if not _has_bits(status):
                 continue

@@ -182,9 +182,18 @@ class Run:
         if self.way == OVERLAY and self._held is None:
             try:
                 self._held = self._take(f"running {name}")
-                self._repository.hand_over(self._held)
+                self._hand_over(self._held)
             except OverlayRefusedError as error:
+                self._give_back()
                 self._go_lazy(error)
+
+    def _hand_over(self, held: HeldSession) -> None:
+        try:
+            self._repository.hand_over(held)
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+            raise OverlayRefusedError("the store's disk has no user attributes") from error
 
     def _go_lazy(self, error: OverlayRefusedError) -> None:
         if self._asked == OVERLAY:
@@ -219,7 +228,7 @@ class Run:
         if mask is None:
             mask = list(signal.pthread_sigmask(signal.SIG_BLOCK, []))
         job = Job(
-            told, lives, lease, self._place.life, *layers, self._at,
+            told, lives, lease, self._place.life, self._place.mountpoint, *layers, self._at,
             f"amalgamfs:{self._session}", os.path.join(self._at, below), list(map(int, mask)),
         )  # fmt: skip
         given = {told, lives, *(fd for fd in (lease, self._place.life) if fd >= 0), *inherit}
@@ -294,23 +303,34 @@ class Run:
 
     def close(self) -> None:
         """Lets the mount have the session again; kills a command that has not ended."""
-        left = self._ended is not None and self._ended.left
         supervisor = self._supervisor
-        if left and supervisor is not None and self._held is not None:
+        if supervisor is not None:
+            self._let_go()
+            with contextlib.suppress(SupervisorLostError):
+                self.wait()
+        left = self._ended is not None and self._ended.left
+        if left and supervisor is not None:
             # What is left goes on with the session, and the supervisor with both.
-            self._held.lease.describe(what="what a command left running", pid=supervisor.pid)
-            self._held.lease.hand_on()
-            self._held = None
             self._place.needed = True
+            if self._held is not None:
+                self._held.lease.describe(what="what a command left running", pid=supervisor.pid)
+                self._held.lease.hand_on()
+                self._held = None
         self._drop_supervisor(left=left)
         self._give_back()
 
+    def _let_go(self) -> None:
+        """Makes the supervisor kill the command, if that has not ended."""
+        if self._life >= 0:
+            os.close(self._life)
+            self._life = -1
+
     def _drop_supervisor(self, *, left: bool = False) -> None:
         supervisor, self._supervisor = self._supervisor, None
-        for descriptor in (self._tell, self._life):
-            if descriptor >= 0:
-                os.close(descriptor)  # of `life`: kills the command, if it has not ended
-        self._tell = self._life = -1
+        self._let_go()
+        if self._tell >= 0:
+            os.close(self._tell)
+            self._tell = -1
         if supervisor is None:
             return
         if left:

@@ -35,7 +35,7 @@ FORWARDED = (
 WATCHED = (*FORWARDED, signal.SIGCHLD, signal.SIGIO)
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
-_MS_REC, _MS_SLAVE = 0x4000, 0x80000
+_MS_REC, _MS_PRIVATE, _MS_SLAVE = 0x4000, 0x40000, 0x80000
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SAME_SECONDS = 0.2
 """Within this time a signal sent to the process group and one passed on are the same."""
@@ -55,6 +55,7 @@ class Job(NamedTuple):
     life: int
     lease: int
     mount: int
+    mountpoint: str
     lower: str
     upper: str
     work: str
@@ -123,6 +124,8 @@ def _enter(job: Job) -> None:
         except OSError as error:
             raise _RefusedError("a user namespace", error.errno or errno.EIO) from error
     _call("a mount namespace", _libc.mount, None, b"/", None, _MS_REC | _MS_SLAVE, None)
+    # Ours stays as long as it is needed here; elsewhere it may be ended as if we were not.
+    _libc.mount(None, os.fsencode(job.mountpoint), None, _MS_REC | _MS_PRIVATE, None)
     try:
         # By descriptors, so that no path needs to be escaped, and none is too long.
         parts = {

@@ -383,6 +383,27 @@ def test_without_a_mount_there_is_one_for_the_while(own: Mount, tmp_path: Path):
     assert (own.sessions / "s/new").read_text() == "new\n"
 
 
+@pytest.mark.parametrize("way", [OVERLAY, LAZY])
+def test_a_run_that_is_given_up_kills_the_command_alone(own: Mount, tmp_path: Path, way: str):
+    os.mkfifo(tmp_path / "go")
+    daemon = f"read x < {tmp_path}/go; echo late > late"
+    run = Runner(own, tmp_path)
+    try:
+        with run.run(
+            "sh", "-c", f"({daemon}) & touch {tmp_path}/ready; sleep 100", way=way
+        ) as given_up:
+            assert given_up._supervisor is not None
+            until((tmp_path / "ready").exists)
+            handle = os.pidfd_open(children(given_up._supervisor.pid)[0])
+        wait_for(handle)
+        assert is_held(str(own.store), "mount")  # for what goes on
+    finally:
+        (tmp_path / "go").write_text("go\n")
+    until(lambda: not is_held(str(own.store), "mount"))
+    own.start()
+    assert (own.sessions / "s/late").read_text() == "late\n"
+
+
 def test_a_prepared_run_that_never_starts_gives_the_session_back(run: Runner):
     with run.mount.repository() as repository:
         with Run(repository, "s", Place(str(run.mount.path))) as one:

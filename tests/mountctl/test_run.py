@@ -246,6 +246,13 @@ def test_a_command_that_stops_itself_is_seen_to(mountctl, work):
     assert child.wait(20) == 0
 
 
+def test_a_mount_with_a_running_command_stays(terminal, mountctl):
+    message = mountctl.fails(5, "umount")
+    assert "session 'work' is in use by running" in message
+    assert "(running " in mountctl.fails(5, "commit", "work")
+    assert "running " in mountctl("status").stdout
+
+
 def test_killed_it_kills_the_command(terminal, work):
     os.kill(terminal.pid, signal.SIGKILL)
     os.waitpid(terminal.pid, 0)
