@@ -387,11 +387,10 @@ def test_without_a_mount_there_is_one_for_the_while(own: Mount, tmp_path: Path):
 def test_a_run_that_is_given_up_kills_the_command_alone(own: Mount, tmp_path: Path, way: str):
     os.mkfifo(tmp_path / "go")
     daemon = f"read x < {tmp_path}/go; echo late > late"
+    command = f"({daemon}) & touch {tmp_path}/ready; exec sleep 100"
     run = Runner(own, tmp_path)
     try:
-        with run.run(
-            "sh", "-c", f"({daemon}) & touch {tmp_path}/ready; sleep 100", way=way
-        ) as given_up:
+        with run.run("sh", "-c", command, way=way) as given_up:
             assert given_up._supervisor is not None
             until((tmp_path / "ready").exists)
             handle = os.pidfd_open(children(given_up._supervisor.pid)[0])
