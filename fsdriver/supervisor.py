@@ -43,7 +43,7 @@ _GRACE_SECONDS = 0.2
 """How long processes that came from the command may take to end after it."""
 
 _OUT_OF_THE_WAY = 100
-"""No descriptor of the command's own has a number as high as this."""
+"""From where on a descriptor is numbered that scripts, which number their own, shall not meet."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -93,6 +93,7 @@ def main(argv: list[str]) -> int:
         _become(job, command, failed)
     os.close(failed)
     code = os.read(told, 16)
+    os.close(told)
     if code:
         os.waitpid(child, 0)
         _tell(job, failed=int(code))
