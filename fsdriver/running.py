@@ -140,7 +140,7 @@ class Run:
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._ended: Ended | None = None
         self._said = b""
-        self._tell = self._life = -1
+        self._tell = self._life = self._command = -1
 
     def __enter__(self) -> "Run":
         return self
@@ -243,7 +243,8 @@ class Run:
             os.close(lives)
         answer = self._read()
         if "started" in answer:
-            return int(answer["started"])
+            self._command = int(answer["started"])
+            return self._command
         self._drop_supervisor()
         if "refused" in answer:
             step, code = answer["refused"]
@@ -274,25 +275,35 @@ class Run:
 
     def wait(self) -> Ended:
         """Waits until the command has ended. Raises SupervisorLostError."""
-        if self._ended is None:
-            answer = self._read()
-            if "ended" not in answer:
-                raise SupervisorLostError
+        while self._ended is None:
+            self._hear()
+        return self._ended
+
+    def _hear(self) -> bool:
+        """Hears from the supervisor; tells whether the command has stopped."""
+        answer = self._read()
+        if not answer:
+            raise SupervisorLostError
+        if "ended" in answer:
             code = os.waitstatus_to_exitcode(answer["ended"])
             left = bool(answer["left"])
             killed = -code if code < 0 else None
             self._ended = Ended(128 + killed if killed else code, killed, left)
-        return self._ended
+        return "stopped" in answer
 
     def wait_forwarding(self) -> Ended:
         """Waits likewise, and passes on the signals that come meanwhile; see `signals_held`."""
         fcntl.fcntl(self._tell, fcntl.F_SETOWN, os.getpid())
         fcntl.fcntl(self._tell, fcntl.F_SETFL, os.O_ASYNC)
-        while not select.select([self._tell], [], [], 0)[0]:
+        while self._ended is None:
+            if self._said or select.select([self._tell], [], [], 0)[0]:
+                if self._hear() and _is_stopped(self._command):
+                    os.kill(os.getpid(), signal.SIGSTOP)  # as the command would be seen to
+                continue
             info = signal.sigwaitinfo(WATCHED)
             if info.si_signo in FORWARDED and info.si_code <= 0:  # else the terminal sent it to all
                 self.send_signal(info.si_signo)
-        return self.wait()
+        return self._ended
 
     def send_signal(self, number: int) -> None:
         """Sends the command a signal."""
@@ -345,6 +356,15 @@ class Run:
                 held.take_back()
             finally:
                 held.release()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Tells whether a process is stopped still: what stopped it may have stopped us, too."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

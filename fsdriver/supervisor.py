@@ -6,7 +6,8 @@ namespace. It stands between who started it and the command, and
 
 - tells over the pipe `tell`, one JSON object per line: `refused` (a step and an errno; nothing
   was started), `failed` (an errno of execve(2)), or `started` (the command's process), then
-  `ended` (as waitpid(2) has it) and whether processes that the command started go on (`left`);
+  `stopped` (a signal) each time the command is, and `ended` (as waitpid(2) has it) with `left`,
+  whether processes that the command started go on;
 - passes on the signals that it is sent by who started it;
 - kills the command when who started it is gone: the other end of `life` is closed;
 - lives as long as any process that came from the command, for these all become its children.
@@ -212,12 +213,14 @@ class _Watch:
     def _signalled(self, info: "signal.struct_siginfo") -> None:
         """Passes a signal on, unless the command has had it with its process group."""
         now = time.monotonic()
+        if self._ended:
+            return
         if info.si_signo in self._early:
             self._early.discard(info.si_signo)
             os.kill(self._child, info.si_signo)
         elif info.si_pid != self._starter or info.si_code > 0:
             self._seen[info.si_signo] = now
-        elif now - self._seen.pop(info.si_signo, -1.0) > _SAME_SECONDS and not self._ended:
+        elif now - self._seen.pop(info.si_signo, -1.0) > _SAME_SECONDS:
             os.kill(self._child, info.si_signo)
 
     def _reap(self) -> bool:
@@ -231,8 +234,7 @@ class _Watch:
                     self._end(left=False)
                 return False
             if pid == self._child and os.WIFSTOPPED(status):
-                if os.getppid() == self._starter:
-                    os.kill(self._starter, signal.SIGSTOP)  # as the command would be seen to
+                _tell(self._job, stopped=os.WSTOPSIG(status))
             elif pid == self._child:
                 self._ended, self._status = True, status
             elif not pid:
