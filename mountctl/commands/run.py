@@ -51,7 +51,7 @@ def command(
     message: str,
     ref: str | None,
 ) -> int:
-    """Run a command in a session's tree at the speed of the disk.
+    """Run a command in a session under the kernel's overlayfs.
 
     The kernel's overlayfs shows the tree to the command and what it starts, and to nobody else,
     who find the session busy meanwhile. Where that is not possible the command runs in the mount.
