@@ -121,11 +121,13 @@ class Control:
 
     def _groups(self) -> dict[str, dict[str, int]]:
         vfs, timings = self._vfs, self._operations.timings
+        ahead = self._operations.ahead
         return {
             "vfs": msgspec.to_builtins(vfs.statistics()),
             "objects": msgspec.to_builtins(vfs.repository.objects.statistics()),
             "process": msgspec.to_builtins(metrics.of_this_process()),
             "operations": {name: timing.count for name, timing in timings.items()},
+            "ahead": msgspec.to_builtins(ahead.statistics()) if ahead else {},
             "messages": self._channel.counts(),
         }
 

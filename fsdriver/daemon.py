@@ -30,6 +30,7 @@ from fsdriver.control import Control, listen
 from fsdriver.launch import default_log
 from fsdriver.messages import Status
 from fsdriver.operations import Operations
+from fsdriver.readahead import ReadAhead
 
 WATCH_SECONDS = 1.0
 SWITCH_SECONDS = 0.0005
@@ -134,6 +135,9 @@ def _mounted(
             part=Part("snapshots", SNAPSHOTS, elsewhere),
         )  # fmt: skip
         stack.callback(channel.close)
+        if not options.plain:
+            operations.ahead = ReadAhead(channel.give)
+            stack.callback(operations.ahead.close)
         status = Status(
             os.getpid(), store, mountpoint, options.log or default_log(store), time.time_ns(), []
         )  # fmt: skip

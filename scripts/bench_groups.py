@@ -259,6 +259,32 @@ def exchange(path: str, flags: int, data: bytes = b"") -> None:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def writable(bench: Bench, name: str, store: str, source: str, at: str) -> Iterator[str]:
+    """Gives a fresh tree to write in: a session, a copy, or something mounted on a copy.
+
+    The store has `source` under the ref `tree` and is mounted on `at`.
+    """
+    if name in {US, RUN}:
+        mountctl(store, "session", "create", "build", "tree")
+        yield os.path.join(at, "sessions", "build")
+        mountctl(store, "session", "rm", "build")
+        return
+    copy = bench.fresh("copy-for-" + name)
+    run("cp", "-a", source + "/.", copy)
+    if name == "disk":
+        yield copy
+    else:
+        written = bench.fresh("written-by-" + name)
+        with theirs(name, copy, bench.path("on-" + name), written):
+            yield bench.path("on-" + name)
+
+
+def words_before(name: str, store: str) -> tuple[str, ...]:
+    """Returns what stands before a command in the tree that `writable` gives."""
+    return (PROGRAM, "--store", store, "run", "--overlay", "build", "--") if name == RUN else ()
+
+
 def measure_build(bench: Bench) -> None:
     """A C project built and tested in a session, on the disk and on others, and small things."""
     source, at = bench.path("source"), bench.path("on-build")
@@ -266,27 +292,9 @@ def measure_build(bench: Bench) -> None:
     store = bench.imported("store-build", source)
     writers = [name for name in bench.rivals if RIVALS[name].writes]
 
-    @contextlib.contextmanager
-    def writable(name: str) -> Iterator[str]:
-        """Gives a fresh tree to write in: a session, a copy, or something mounted on a copy."""
-        if name in {US, RUN}:
-            mountctl(store, "session", "create", "build", "tree")
-            yield os.path.join(at, "sessions", "build")
-            mountctl(store, "session", "rm", "build")
-            return
-        copy = bench.fresh("copy-for-" + name)
-        run("cp", "-a", source + "/.", copy)
-        if name == "disk":
-            yield copy
-        else:
-            written = bench.fresh("written-by-" + name)
-            with theirs(name, copy, bench.path("on-" + name), written):
-                yield bench.path("on-" + name)
-
     def side(name: str, work: Callable[..., dict[str, float]]) -> dict[str, float]:
-        by = (PROGRAM, "--store", store, "run", "--overlay", "build", "--") if name == RUN else ()
-        with writable(name) as tree:
-            return work(tree, *by)
+        with writable(bench, name, store, source, at) as tree:
+            return work(tree, *words_before(name, store))
 
     everybody = (US, "disk", *writers)
     with ours(store, at):
