@@ -1,7 +1,6 @@
 """What is read ahead: the same bytes with fewer requests, and only what does not change."""
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ NUMBER = 300
 
 
 @pytest.fixture
-def made(mount: Mount, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def made(mount: Mount, tmp_path: Path) -> tuple[Path, Path]:
     """A new tree on the disk and where the mount shows it, of which nothing was read yet."""
     root = tmp_path / "tree"
     (root / "many").mkdir(parents=True)
@@ -32,7 +31,7 @@ def made(mount: Mount, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     (root / "large").write_bytes(noise(12 << 20, int.from_bytes(os.urandom(4), "big")))
     with mount.repository() as repository:
         found = repository.import_directory(str(root)).snapshot
-    yield root, mount.snapshots / found.hex()
+    return root, mount.snapshots / found.hex()
 
 
 def reads(mount: Mount) -> int:
