@@ -108,6 +108,18 @@ class Inode:
         """Returns up to `size` bytes; fewer only at the end."""
         raise fail(errno.EISDIR if stat.S_ISDIR(self.attributes().mode) else errno.EINVAL)
 
+    def unchanging(self) -> int:
+        """Returns the bytes of a file that will never change; 0 of anything else."""
+        return 0
+
+    def followers(self) -> "Iterator[Inode]":
+        """Yields the files that come after this one in its directory's listing, if known."""
+        return iter(())
+
+    def files(self) -> "Iterator[Inode]":
+        """Yields the files of this directory, if it was listed and does not change."""
+        return iter(())
+
     def readlink(self) -> bytes:
         """Returns a link's target."""
         raise fail(errno.EINVAL)

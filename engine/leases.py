@@ -50,6 +50,15 @@ class Lease:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, text, 0)
 
+    def fileno(self) -> int:
+        """Returns its descriptor: a process that inherits it keeps the lease alive."""
+        return self._fd
+
+    def hand_on(self) -> None:
+        """Leaves it to the processes that have inherited it; it ends with the last of them."""
+        os.close(self._fd)
+        self._fd = -1
+
     def release(self) -> None:
         """Gives it up; again is harmless."""
         if self._fd >= 0:

@@ -69,16 +69,17 @@ class Overlay:
         self.objects, self.upper, self.base, self.key, self.owner = objects, upper, base, key, owner
         self.by_host: dict[int, SessionFile] = {}
         self.by_group: dict[bytes, SessionFile] = {}
+        self.new_directories: set[InodeNo] = set()
         self.orphans: set[SessionFile] = set()
         self.changed: Changed | None = None
         self._open: OrderedDict[SessionFile, None] = OrderedDict()
         self.closed = False
-        self._made = 0
+        self.made = 0
 
     def next_number(self) -> InodeNo:
         """Returns the number of a file that is new in the session."""
-        self._made += 1
-        return number(self.key, b"new", b"%d" % self._made)
+        self.made += 1
+        return number(self.key, b"new", b"%d" % self.made)
 
     def link_number(self, link: Link) -> InodeNo:
         """Returns the number of a hard-linked file of the base, the same by whatever name."""

@@ -323,6 +323,7 @@ class SessionDirectory(SessionInode):
         made = SessionDirectory(
             self.overlay, self.overlay.next_number(), self, name, None, copied=True
         )
+        self.overlay.new_directories.add(made.ino)
         made.scanned = True
         made.mode = stat.S_IMODE(mode)
         self._add(name, made)

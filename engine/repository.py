@@ -25,6 +25,7 @@ from engine.objects import Objects
 from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
 from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
 from engine.store import Db, Reader, Store, Writer
+from engine.upper import Upper
 from engine.verifying import VerifyReport, verify
 
 GC_WAIT = 30.0
@@ -289,6 +290,20 @@ class Repository:
             report = held.commit(freeze, message, metadata, ref)
             held.clean()
         return report
+
+    def hand_over(self, held: HeldSession) -> Upper:
+        """Gets a held session ready for the kernel's overlayfs; `HeldSession.take_back` ends it.
+
+        Returns the upper to mount. One that overlayfs would show otherwise is folded first.
+        """
+        if held.upper().is_foreign():
+            with self.storing():
+                freeze = held.freeze()
+                freeze.prepare()
+                held.fold(freeze)
+            held.clean()
+        held.upper().hand_over()
+        return held.upper()
 
     def fork(self, name: str, new_name: str) -> Session:
         """Forks a session that no mount holds. Raises as `commit`, and NameTakenError."""

@@ -156,12 +156,13 @@ class Sessions:
             raise LeaseHeldError(f"session {session.name!r}", error.holder) from None
 
     def _tidy(self, session: Session) -> None:
-        """Removes what a killed holder left: old uppers, half-made files."""
+        """Removes what a killed holder, or the kernel's overlayfs, left beside the upper."""
         upper = self.upper(session)
         home = self._home(session)
         if not os.path.isdir(upper.root):
             # Killed between the transaction and this: nothing was written to it yet.
             self._make_upper(session)
+        upper.take_back()  # before its note goes from `work`
         if upper.follows():
             before = msgspec.structs.replace(session, generation=session.generation - 1)
             with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
@@ -237,6 +238,11 @@ class HeldSession:
         self.session = session
         self._lease = lease
 
+    @property
+    def lease(self) -> Lease:
+        """The lease by which it is held."""
+        return self._lease
+
     def release(self) -> None:
         """Gives the session up."""
         self._lease.release()
@@ -270,10 +276,8 @@ class HeldSession:
 
         Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
         """
-        if overlay is not None:
-            overlay.changed = None
         old = self.session
-        root = msgspec.structs.replace(freeze.build(), name=b"")
+        root = self.peek_root(freeze, overlay)
         if overlay is None and freeze.left_out:
             overlay = self._sessions._look(old)
         unchanged = root == self._objects.snapshot(SnapshotId(old.parent)).root
@@ -306,6 +310,28 @@ class HeldSession:
         return CommitReport(
             identifier, not unchanged, freeze.stored_bytes, tuple(freeze.warnings)
         )  # fmt: skip
+
+    def fold(self, freeze: Freeze) -> Session:
+        """Makes what was frozen the base, with an empty upper; the parent stays.
+
+        Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
+        """
+        root = self.peek_root(freeze)
+        overlay = self._sessions._look(self.session) if freeze.left_out else None
+        session = msgspec.structs.replace(
+            self.session, root=root, generation=self.session.generation + 1
+        )
+        self._sessions._make_upper(session)
+        if freeze.left_out:
+            self._sessions.upper(session).follow(True)
+        session = self._go_on(session, freeze.save)
+        if overlay is not None:
+            overlay.rebase(session.root, self.upper(), freeze.left_out)
+        return session
+
+    def take_back(self) -> None:
+        """Gets the upper back from the kernel's overlayfs, which is mounted no more."""
+        self._sessions._tidy(self.session)
 
     def fork(self, freeze: Freeze, name: str, overlay: Overlay | None = None) -> Session:
         """Makes a session that begins with all that this one has; this one stays as it is."""

@@ -8,6 +8,7 @@ import errno
 import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from engine import content
 from engine.directory import Directory, directory_id
@@ -27,17 +28,27 @@ Find = Callable[[InodeNo], Inode | None]
 class SnapshotFile(Inode):
     """A file, link or fifo in a snapshot."""
 
-    __slots__ = ("_entry", "_objects", "_owner")
+    __slots__ = ("_entry", "_objects", "_owner", "next")
 
     def __init__(self, ino: InodeNo, objects: Objects, owner: Owner, entry: Entry) -> None:
         super().__init__(ino)
         self._objects, self._owner, self._entry = objects, owner, entry
+        self.next: SnapshotFile | None = None
 
     def attributes(self) -> Attributes:
         return entry_attributes(self.ino, self._entry, self._owner)
 
     def read(self, offset: int, size: int) -> bytes:
         return content.read(self._objects, self._entry, offset, size)
+
+    def unchanging(self) -> int:
+        return self._entry.size if self._entry.kind == Kind.FILE else 0
+
+    def followers(self) -> Iterator[Inode]:
+        at = self.next
+        while at is not None and at is not self:
+            yield at
+            at = at.next
 
     def readlink(self) -> bytes:
         if self._entry.kind != Kind.SYMLINK or not isinstance(self._entry.content, bytes):
@@ -96,6 +107,9 @@ class SnapshotDirectory(Inode):
         below = self._below
         if below is None and (self._entry.totals or _NOTHING).entries <= KEPT_LISTING:
             below = self._below = [(e.name, self._inode(e)) for e in self._open()]
+            files = list(self.files())
+            for file, following in pairwise(files):
+                file.next = following
         if below is not None:
             for at in range(cookie, len(below)):
                 name, inode = below[at]
@@ -104,7 +118,14 @@ class SnapshotDirectory(Inode):
         for at, entry in enumerate(self._open().from_index(cookie), cookie + 1):
             yield at, entry.name, self._inode(entry)
 
+    def files(self) -> "Iterator[SnapshotFile]":
+        for _, inode in self._below or ():
+            if isinstance(inode, SnapshotFile) and inode.unchanging():
+                yield inode
+
     def forgotten(self) -> None:
+        for file in self.files():
+            file.next = None
         self._below = None
 
 

@@ -13,7 +13,8 @@ What a session changed, laid over its base:
 That is overlayfs (Documentation/filesystems/overlayfs.rst) with `userxattr`. One addition,
 which overlayfs hides from programs and ignores: `user.overlay.amalgam.mode`, the permission
 bits (octal) of a file whose own would lock out an ordinary user who owns it; the file itself
-then has u+rw, a directory u+rwx.
+then has u+rw, a directory u+rwx. The kernel's overlayfs ignores that as well, and has neither
+redirects nor whiteout files under `userxattr`: see `is_foreign` and `hand_over`.
 
 Every change is one rename or one creation in place, so a process killed at any moment leaves
 the state before or after it. Beside the upper lies `work`, for what is not yet in place.
@@ -35,6 +36,7 @@ OPAQUE = b"user.overlay.opaque"
 REDIRECT = b"user.overlay.redirect"
 WHITEOUT = b"user.overlay.whiteout"
 MODE = b"user.overlay.amalgam.mode"
+NOTE = b"user.overlay.amalgam.note"
 
 FOLLOWS = b"user.overlay.amalgam.follows"
 """On the root of an upper that is to get what a commit could not put into its tree."""
@@ -137,12 +139,78 @@ class Upper:
 
     def mode(self, where: bytes | int, status: os.stat_result) -> int:
         """Returns the permission bits that programs are to see."""
-        needed = 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
-        if status.st_mode & needed == needed and not stat.S_ISLNK(status.st_mode):
+        if _has_bits(status):
             kept = _attribute(where, MODE)
             if kept is not None:
                 return int(kept, 8) & 0o7777
         return stat.S_IMODE(status.st_mode)
+
+    # The kernel's overlayfs as the user of the upper, by turns with a session.
+
+    def is_foreign(self) -> bool:
+        """Tells whether the kernel's overlayfs would show something else: it must be folded."""
+        return any(
+            self.redirect(path) is not None or self._mark(self.at(path)) == b"x"
+            for path, status in self._inside(b"")
+            if stat.S_ISDIR(status.st_mode)
+        )
+
+    def hand_over(self) -> None:
+        """Gives every file its own permission bits, and notes that the kernel has the upper.
+
+        The note is overlayfs's own directory in `work`. It comes first, so that whoever finds it
+        takes everything back, however far this came. Raises OSError ENOTSUP on a disk without
+        `user.*` attributes.
+        """
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(self._note(), 0o700)
+        os.setxattr(self._note(), NOTE, b"")
+        for path, status in self._inside(b""):
+            if not _has_bits(status):
+                continue
+            where = self.at(path)
+            kept = _attribute(where, MODE)
+            if kept is not None:
+                os.removexattr(where, MODE)  # first: without u+w it could not be
+                os.chmod(where, int(kept, 8) & 0o7777)
+
+    def take_back(self) -> None:
+        """Makes what the kernel's overlayfs may have left accessible to its owner again."""
+        if os.geteuid() == 0 or not os.path.lexists(self._note()):
+            return
+        pending = [b""]
+        while pending:
+            path = pending.pop()
+            self._unlock(self.at(path))
+            for item in os.scandir(self.at(path)):
+                below = path + b"/" + item.name if path else item.name
+                if item.is_dir(follow_symlinks=False):
+                    pending.append(below)
+                elif item.is_file(follow_symlinks=False):
+                    self._unlock(self.at(below))
+
+    def _unlock(self, where: bytes) -> None:
+        status = os.lstat(where)
+        needed = _needed(status)
+        mode = stat.S_IMODE(status.st_mode)
+        if mode & needed != needed:
+            os.chmod(where, mode | needed)  # first: without u+w it has no attributes
+            os.setxattr(where, MODE, b"%o" % mode)
+
+    def _note(self) -> bytes:
+        return self.work + b"/work"
+
+    def _inside(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+        """Yields everything, directories after what is in them."""
+        for name, status in self.scan(path):
+            below = path + b"/" + name if path else name
+            if status is None:
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                yield from self._inside(below)
+            else:
+                yield below, status
+        yield path, os.lstat(self.at(path))
 
     # Writing.
 
@@ -334,6 +402,17 @@ class Upper:
                 write_xattrs(absolute, entry.xattrs)
             self.chmod(absolute, entry.mode, entry.kind == Kind.DIRECTORY, new=True)
         set_times(absolute, entry.mtime_ns)
+
+
+def _needed(status: os.stat_result) -> int:
+    """Returns the permission bits without which an owner cannot read and write."""
+    return 0o700 if stat.S_ISDIR(status.st_mode) else 0o600
+
+
+def _has_bits(status: os.stat_result) -> bool:
+    """Tells whether a file may have bits of its own kept aside."""
+    needed = _needed(status)
+    return status.st_mode & needed == needed and not stat.S_ISLNK(status.st_mode)
 
 
 def is_whiteout(absolute: bytes, status: os.stat_result, marked: bool) -> bool:

@@ -1,6 +1,7 @@
 """The virtual filesystem: what a mount shows, as a table of inodes. Needs no FUSE.
 
     /snapshots/<id>/        every snapshot; refs are links to them
+    /snapshots/.base-...    a session's base that is no snapshot, not listed: see `base_path`
     /sessions/<name>/       every session, writable, held from the first look into it on
     /layers/<session>/      0-infrastructure 1-global 2-blueprint, links; 3-session, a link
     /.amalgam/              status (JSON), socket (the control socket's path), and what the driver
@@ -11,17 +12,19 @@ so. What is immutable may be kept by the kernel for ever; what is not is either 
 this table only, or named by `stale` after a change of the store.
 """
 
+import contextlib
 import errno
 import itertools
 import json
+import os
 import stat
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
-from engine.errors import MissingObjectError, NotFoundError
+from engine.errors import InUseError, MissingObjectError, NotFoundError
 from engine.ids import InodeNo, SnapshotId, is_full_id
 from engine.inodes import (
     Attributes,
@@ -32,14 +35,17 @@ from engine.inodes import (
     fail,
     number,
 )
-from engine.leases import LeaseHeldError
-from engine.overlay import Overlay
-from engine.overlay_directory import open_overlay
+from engine.leases import LeaseHeldError, holder_of, is_held
+from engine.nodes import Entry
+from engine.overlay import Overlay, SessionFile
+from engine.overlay_directory import SessionDirectory, open_overlay
 from engine.repository import Repository
 from engine.session_roots import SessionRoot
 from engine.sessions import HeldSession, Session
 from engine.snapshot_inodes import SnapshotDirectory
 from engine.store import Db
+
+_BASE = ".base-"
 
 ROOT = InodeNo(1)
 SNAPSHOTS, SESSIONS, LAYERS, _AMALGAM, _PLACE = (InodeNo(n) for n in (2, 3, 4, 5, 6))
@@ -61,6 +67,27 @@ class LiveSession:
         self.held, self.overlay = held, overlay
 
 
+class Lent(msgspec.Struct):
+    """A session that another process was let have; what it takes to go on afterwards.
+
+    `places` are the directories that somebody still stands in, by inode number. While it is
+    `reserved`, the mount does not take it back by itself.
+    """
+
+    uid: str
+    made: int
+    new_directories: set[InodeNo]
+    places: dict[int, bytes]
+    reserved: bool = True
+
+
+def base_path(repository: Repository, session: Session) -> str:
+    """Returns where a mount shows the base of a session, relative to the mount."""
+    if repository.snapshot(SnapshotId(session.parent)).root == session.root:
+        return f"snapshots/{session.parent.hex()}"
+    return f"snapshots/{_BASE}{session.uid}-{session.generation}"
+
+
 class Vfs:
     """The inodes of one mount of one repository."""
 
@@ -71,6 +98,7 @@ class Vfs:
         self.snapshots_elsewhere = False
         """Whether `/snapshots` is a mount of its own, and here only a place for it."""
         self.live: dict[str, LiveSession] = {}
+        self.lent: dict[str, Lent] = {}
         self.snapshot_roots: set[bytes] = set()
         self._epochs: Counter[str] = Counter()
         self.looks = itertools.count()
@@ -92,7 +120,12 @@ class Vfs:
     def inode(self, ino: int) -> Inode:
         """Returns an inode that the kernel knows. Raises ESTALE for one that is gone."""
         try:
-            return self.table[ino]
+            found = self.table[ino]
+            if type(found) is _LentDirectory:
+                with contextlib.suppress(LeaseHeldError, NotFoundError):
+                    self.session(found.session)
+                return self.table[ino]
+            return found
         except KeyError:
             raise fail(errno.ESTALE) from None
 
@@ -127,14 +160,20 @@ class Vfs:
         """Returns a session, taken for this mount. Raises NotFoundError, LeaseHeldError."""
         live = self.live.get(name)
         if live is None:
+            lent = self.lent.get(name)
+            if lent is not None and lent.reserved:
+                raise LeaseHeldError(f"session {name!r}", {})
             held = self.repository.sessions.hold(name, "the mount")
+            self.lent.pop(name, None)
             overlay = open_overlay(
                 self.repository.objects, held.upper(), held.session.root,
                 self._key(held.session), self.owner,
             )  # fmt: skip
             live = self.live[name] = LiveSession(held, overlay)
+            if lent is not None:
+                self._settle(lent, overlay if lent.uid == held.session.uid else None)
             shown = self.table.get(overlay.root.ino)
-            if shown is not None:
+            if isinstance(shown, SessionRoot):
                 overlay.root.lookups = shown.lookups
                 self.table[overlay.root.ino] = overlay.root
         return live
@@ -155,6 +194,8 @@ class Vfs:
         if isinstance(known, SessionRoot):
             known.session = session  # it may have been renamed
             return known
+        if type(known) is _LentDirectory:
+            return known
         return SessionRoot(ino, sessions, session, self.owner, self._look_into)
 
     def _look_into(self, shown: SessionRoot) -> Inode:
@@ -168,17 +209,99 @@ class Vfs:
             raise fail(errno.ESTALE)
         return root
 
+    # Lending a session to somebody else, as to a command under the kernel's overlayfs.
+
+    def files_in_use(self, name: str) -> list[bytes]:
+        """Returns the files of a session that the kernel knows, by path.
+
+        Once it was told to forget the session, these are those that somebody has open.
+        """
+        live = self.live.get(name)
+        overlay = None if live is None else live.overlay
+        return [
+            inode.path()
+            for inode in self.table.values()
+            if isinstance(inode, SessionFile) and inode.overlay is overlay
+        ]
+
+    def lend(self, name: str) -> list[InodeNo]:
+        """Lets go of a session for another process, which has until `lent_out` to take it.
+
+        Its directories answer EBUSY until the session comes back, by the next look at it when
+        nobody holds it, and then go on. Returns those that the kernel knows. Raises
+        NotFoundError, LeaseHeldError; InUseError while files are open.
+        """
+        live = self.session(name)
+        overlay = live.overlay
+        files = self.files_in_use(name)
+        if files:
+            shown = ", ".join(os.fsdecode(path) for path in files[:3])
+            raise InUseError(f"session {name!r}", f"whoever has files open in it: {shown}")
+        places = {}
+        for ino, inode in self.table.items():
+            if isinstance(inode, SessionDirectory) and inode.overlay is overlay:
+                derived = inode.parent is None or inode.ino == inode.derived_number()
+                if inode.gone is None and (derived or inode.ino in overlay.new_directories):
+                    places[ino] = inode.path()
+        places[overlay.root.ino] = b""
+        lookups = {ino: self.table[ino].lookups for ino in places if ino in self.table}
+        self._let_go(name)
+        for ino, count in lookups.items():
+            place = _LentDirectory(InodeNo(ino), self, name)
+            place.lookups = count
+            self.table[ino] = place
+        self.lent[name] = Lent(
+            live.held.session.uid, overlay.made, overlay.new_directories, places
+        )  # fmt: skip
+        return [InodeNo(ino) for ino in places]
+
+    def lent_out(self, name: str) -> None:
+        """Ends the reservation of a session that was lent: its taker has it, or never will."""
+        if name in self.lent:
+            self.lent[name].reserved = False
+
+    def check_not_lent(self, name: str) -> None:
+        """Raises InUseError if a session is lent, and its taker has it."""
+        lent = self.lent.get(name)
+        lease = None if lent is None else f"session-{lent.uid}"
+        if lease is not None and is_held(self.repository.path, lease):
+            what = holder_of(self.repository.path, lease).get("what", "another process")
+            raise InUseError(f"session {name!r}", what)
+
+    def _settle(self, lent: Lent, overlay: Overlay | None) -> None:
+        """Gives the directories that somebody stands in their places in the session again."""
+        if overlay is not None:
+            overlay.made, overlay.new_directories = lent.made, lent.new_directories
+        for ino, path in sorted(lent.places.items(), key=lambda place: place[1]):
+            waiting = self.table.get(ino)
+            if type(waiting) is not _LentDirectory:
+                continue
+            del self.table[ino]
+            if overlay is None:
+                continue
+            found: Inode | None = overlay.root
+            for name in path.split(b"/") if path else []:
+                found = found.lookup(name) if isinstance(found, SessionDirectory) else None
+            if isinstance(found, SessionDirectory):
+                found.ino, found.lookups = InodeNo(ino), waiting.lookups
+                self.table[ino] = found
+
     def drop_session(self, name: str) -> None:
         """Lets go of a session: its inodes answer ESTALE from now on."""
+        live = self._let_go(name)
+        if live is not None:
+            self._epochs[live.held.session.uid] += 1
+
+    def _let_go(self, name: str) -> LiveSession | None:
         live = self.live.pop(name, None)
         if live is None:
-            return
+            return None
         for ino, inode in list(self.table.items()):
             if getattr(inode, "overlay", None) is live.overlay:
                 del self.table[ino]
-        self._epochs[live.held.session.uid] += 1
         live.overlay.close()
         live.held.release()
+        return live
 
     def reset(self, name: str, to: SnapshotId | None) -> Session:
         """Throws away what a session changed."""
@@ -193,9 +316,14 @@ class Vfs:
         self.drop_session(name)
         with self.repository.sessions.hold(name, "removing it") as held:
             self.repository.sessions.remove(held)
+        lent = self.lent.pop(name, None)
+        if lent is not None:
+            self._settle(lent, None)
 
     def rename(self, old: str, new: str) -> Session:
-        """Gives a session another name; its inodes stay."""
+        """Gives a session another name; its inodes stay. Raises InUseError while it is lent."""
+        self.check_not_lent(old)
+        self.lent.pop(old, None)
         session = self.repository.sessions.rename(old, new)
         live = self.live.pop(old, None)
         if live is not None:
@@ -207,14 +335,23 @@ class Vfs:
 
     def removed_snapshots(self) -> list[bytes]:
         """Returns the names in `/snapshots` that the kernel knows and the store no more."""
-        gone = [
-            name
-            for name in self.snapshot_roots
-            if not self.repository.has_snapshot(SnapshotId(bytes.fromhex(name.decode())))
-        ]
+        gone = [name for name in self.snapshot_roots if not self._has(name.decode())]
         for name in gone:
             self.snapshot_roots.discard(name)
         return gone
+
+    def _has(self, name: str) -> bool:
+        if name.startswith(_BASE):
+            return self.base(name) is not None
+        return self.repository.has_snapshot(SnapshotId(bytes.fromhex(name)))
+
+    def base(self, name: str) -> Entry | None:
+        """Returns the base tree that has a name in `/snapshots`, as `base_path` makes them."""
+        uid, _, generation = name.removeprefix(_BASE).partition("-")
+        for session in self.repository.sessions.all():
+            if session.uid == uid and str(session.generation) == generation:
+                return session.root
+        return None
 
     def close(self) -> None:
         """Gives up all sessions."""
@@ -294,15 +431,18 @@ class _Snapshots(_OfStore):
 
     def lookup(self, name: bytes) -> Inode | None:
         vfs, text = self.vfs, name.decode("ascii", "replace")
-        if is_full_id(text):
+        if is_full_id(text) or text.startswith(_BASE):
             try:
-                snapshot = vfs.repository.snapshot(SnapshotId(bytes.fromhex(text)))
+                if text.startswith(_BASE):
+                    root = vfs.base(text)
+                else:
+                    root = vfs.repository.snapshot(SnapshotId(bytes.fromhex(text))).root
             except MissingObjectError:
+                root = None
+            if root is None:
                 return None
             vfs.snapshot_roots.add(name)
-            return SnapshotDirectory(
-                vfs.find, vfs.repository.objects, vfs.owner, snapshot.root, name, b""
-            )
+            return SnapshotDirectory(vfs.find, vfs.repository.objects, vfs.owner, root, name, b"")
         with vfs.repository.store.read() as reader:
             raw = reader.get(Db.REFS, name) if len(name) <= 255 else None
             if raw is None:
@@ -325,6 +465,28 @@ class _Sessions(_OfStore):
             return self.vfs.session_root(name.decode("ascii"))
         except (NotFoundError, UnicodeDecodeError):
             return None
+
+
+class _LentDirectory(VirtualDirectory):
+    """Stands for a directory of a session that was lent: there, but not to be entered.
+
+    Its number stays, so that what is mounted over it elsewhere stays mounted.
+    """
+
+    __slots__ = ("session",)
+
+    keep_entry = 0.0
+    keep_attributes = 0.0
+
+    def __init__(self, ino: InodeNo, vfs: Vfs, session: str) -> None:
+        super().__init__(ino, vfs.owner, vfs.started_ns)
+        self.session = session
+
+    def lookup(self, name: bytes) -> Inode | None:
+        raise fail(errno.EBUSY)
+
+    def listing(self, cookie: int) -> Iterator[tuple[int, bytes, Inode]]:
+        raise fail(errno.EBUSY)
 
 
 class _Layers(_OfStore):

@@ -475,6 +475,16 @@ class Channel:
             return
         await _quietly(self._notify, protocol.INVAL_INODE, ino, struct.pack("=qq", 0, 0))
 
+    def give(self, ino: int, offset: int, data: bytes) -> None:
+        """Puts bytes of a file into the kernel's page cache. Not from the serving thread.
+
+        The kernel may hold the page for a request that is being answered. Raises OSError.
+        """
+        connection = self._part or self._whole
+        length = protocol.STORE_HEAD.size + len(data)
+        head = protocol.STORE_HEAD.pack(length, protocol.STORE, 0, ino, offset, len(data), 0)
+        os.writev(connection.device, [head, data])
+
     def _notify(self, code: int, node: int, rest: bytes) -> None:
         for connection in (self._whole, self._part):
             if connection is not None:

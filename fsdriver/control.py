@@ -31,6 +31,9 @@ AHEAD = 3
 ANSWER_SECONDS = 5.0
 """How long a client that does not read is waited for."""
 
+FORGET_POLL, FORGET_SECONDS = 0.01, 0.25
+"""How often it is looked what the kernel gives back, and how long after nothing came any more."""
+
 log = structlog.get_logger("control")
 
 
@@ -56,6 +59,7 @@ class Control:
             messages.Reset: self._reset,
             messages.Remove: self._remove,
             messages.Rename: self._rename,
+            messages.Lend: self._lend,
             messages.Refresh: self._refresh,
             messages.Shutdown: self._shutdown,
         }
@@ -73,6 +77,7 @@ class Control:
             await stream.aclose()
             return
         buffer = b""
+        lent: list[str] = []
         try:
             async for part in stream:
                 buffer += part
@@ -80,7 +85,7 @@ class Control:
                     line, _, buffer = buffer.partition(b"\n")
                     # What was begun is ended and answered, though the mount may end meanwhile.
                     with trio.CancelScope(shield=True):
-                        reply = await self._answer(line)
+                        reply = await self._answer(line, lent)
                         with trio.move_on_after(ANSWER_SECONDS):
                             await stream.send_all(msgspec.json.encode(reply) + b"\n")
                 if len(buffer) > LONGEST_REQUEST:
@@ -88,13 +93,17 @@ class Control:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # the client went away; what it asked for is done
         finally:
+            for session in lent:
+                self._vfs.lent_out(session)
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                 await stream.aclose()
 
-    async def _answer(self, line: bytes) -> messages.AnyReply:
+    async def _answer(self, line: bytes, lent: list[str]) -> messages.AnyReply:
         try:
             request = msgspec.json.decode(line, type=messages.AnyRequest)
             reply = await self._handlers[type(request)](request)
+            if isinstance(request, messages.Lend):
+                lent.append(request.session)
             if type(request) in _CHANGING:
                 await self.refresh()
             return reply
@@ -112,11 +121,13 @@ class Control:
 
     def _groups(self) -> dict[str, dict[str, int]]:
         vfs, timings = self._vfs, self._operations.timings
+        ahead = self._operations.ahead
         return {
             "vfs": msgspec.to_builtins(vfs.statistics()),
             "objects": msgspec.to_builtins(vfs.repository.objects.statistics()),
             "process": msgspec.to_builtins(metrics.of_this_process()),
             "operations": {name: timing.count for name, timing in timings.items()},
+            "ahead": msgspec.to_builtins(ahead.statistics()) if ahead else {},
             "messages": self._channel.counts(),
         }
 
@@ -191,6 +202,24 @@ class Control:
             await self._channel.forget_entry(SESSIONS, request.session.encode())
         return messages.Done()
 
+    async def _lend(self, request: messages.Lend) -> messages.AnyReply:
+        name = request.session
+        async with self._turn:
+            self._vfs.session(name)
+            await self._channel.forget_entry(SESSIONS, name.encode())
+            await self._wait_until_forgotten(name)
+            for directory in self._vfs.lend(name):
+                await self._channel.forget_inode(directory)
+        return messages.Done()
+
+    async def _wait_until_forgotten(self, name: str) -> None:
+        """Waits while the kernel, told to forget a session, gives its files back."""
+        before, waited = 0, 0.0
+        while (count := len(self._vfs.files_in_use(name))) and waited < FORGET_SECONDS:
+            waited = 0.0 if count != before else waited + FORGET_POLL
+            before = count
+            await trio.sleep(FORGET_POLL)
+
     async def _refresh(self, request: messages.Refresh) -> messages.AnyReply:
         await self.refresh()
         return messages.Done()
@@ -216,8 +245,11 @@ class Control:
     async def _shutdown(self, request: messages.Shutdown) -> messages.AnyReply:
         """Unmounts and ends; refused while the mount is busy.
 
-        Where another mount namespace has a copy of the mount, that one is dead from then on.
+        Where another mount namespace has a copy of the mount, that one is dead from then on: that
+        of a command in a session is none of those, and makes it busy.
         """
+        for session in self._vfs.lent:
+            self._vfs.check_not_lent(session)
         await trio.to_thread.run_sync(self._channel.unmount)
         self._channel.stop()
         return messages.Done()

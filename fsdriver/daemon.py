@@ -30,6 +30,7 @@ from fsdriver.control import Control, listen
 from fsdriver.launch import default_log
 from fsdriver.messages import Status
 from fsdriver.operations import Operations
+from fsdriver.readahead import ReadAhead
 
 WATCH_SECONDS = 1.0
 SWITCH_SECONDS = 0.0005
@@ -52,8 +53,11 @@ def main(argv: list[str]) -> int:
                 _tell(options.ready_fd, {"pid": os.getpid()})
                 log.info("mounted", mountpoint=options.mountpoint, store=options.store)
 
-            trio.run(_serve, channel, control, listener, ready)
+            trio.run(_serve, channel, control, listener, ready, options.life_fd)
             del vfs
+        if options.life_fd >= 0:
+            with contextlib.suppress(OSError):
+                os.rmdir(options.mountpoint)
         log.info("ended", mountpoint=options.mountpoint)
     except (EngineError, OSError) as error:
         log.error("cannot serve", kind=type(error).__name__, error=str(error))
@@ -70,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--log", default=None)
     parser.add_argument("--ready-fd", type=int, default=-1)
+    parser.add_argument("--life-fd", type=int, default=-1)
     return parser
 
 
@@ -130,6 +135,9 @@ def _mounted(
             part=Part("snapshots", SNAPSHOTS, elsewhere),
         )  # fmt: skip
         stack.callback(channel.close)
+        if not options.plain:
+            operations.ahead = ReadAhead(channel.give)
+            stack.callback(operations.ahead.close)
         status = Status(
             os.getpid(), store, mountpoint, options.log or default_log(store), time.time_ns(), []
         )  # fmt: skip
@@ -142,14 +150,27 @@ def _remove(path: str) -> None:
 
 
 async def _serve(
-    channel: Channel, control: Control, listener: socket.socket, ready: Callable[[], None]
+    channel: Channel,
+    control: Control,
+    listener: socket.socket,
+    ready: Callable[[], None],
+    life: int,
 ) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(control.serve, listener)
         nursery.start_soon(control.watch, WATCH_SECONDS)
         nursery.start_soon(_end_on_signal, channel)
+        if life >= 0:
+            nursery.start_soon(_end_with, life, channel)
         await channel.serve(ready)
         nursery.cancel_scope.cancel()
+
+
+async def _end_with(life: int, channel: Channel) -> None:
+    """Ends the mount when nobody needs it any more: nobody holds the other end of a pipe."""
+    await trio.lowlevel.wait_readable(life)
+    log.info("ending", reason="nobody needs the mount any more")
+    channel.stop()
 
 
 async def _end_on_signal(channel: Channel) -> None:

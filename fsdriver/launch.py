@@ -53,10 +53,12 @@ def launch(
     allow_other: bool = False,
     plain: bool = False,
     log: str | None = None,
+    life: int | None = None,
 ) -> int:
     """Starts a daemon for a checked mount point and returns its process id once it serves.
 
-    Raises LaunchError; nothing is left running then.
+    With `life`, the reading end of a pipe, the mount ends when the other end is closed by all
+    who have it, and the mount point is removed. Raises LaunchError; nothing is left running then.
     """
     log = log or default_log(store_path)
     try:
@@ -67,10 +69,12 @@ def launch(
     ready, told = os.pipe2(os.O_CLOEXEC)
     command = daemon_command(store_path, mountpoint, allow_other=allow_other, plain=plain)
     command += ["--ready-fd", str(told), "--log", log]
+    if life is not None:
+        command += ["--life-fd", str(life)]
     try:
         daemon = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-            pass_fds=(told,), start_new_session=True, cwd="/",
+            pass_fds=(told,) if life is None else (told, life), start_new_session=True, cwd="/",
         )  # fmt: skip
     finally:
         os.close(told)

@@ -66,6 +66,15 @@ class Rename(Request, frozen=True, tag=True):
     name: str
 
 
+class Lend(Request, frozen=True, tag=True):
+    """Lets go of a session for the client; answered by Done, refused while files are open.
+
+    Until the connection ends, nobody else can take it.
+    """
+
+    session: str
+
+
 class Refresh(Request, frozen=True, tag=True):
     """Tells that the store has changed; answered by Done once the mount shows it."""
 
@@ -131,6 +140,7 @@ AnyRequest = (
     | Reset
     | Remove
     | Rename
+    | Lend
     | Refresh
     | Shutdown
 )

@@ -26,6 +26,7 @@ from fsdriver.abilities import Abilities
 from fsdriver.errnos import errno_of
 from fsdriver.metrics import Timing
 from fsdriver.protocol import KILL_SUIDGID, SERVED_XATTRS
+from fsdriver.readahead import ReadAhead
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -103,6 +104,7 @@ class Operations(pyfuse3.Operations):
         self.timings: defaultdict[str, Timing] = defaultdict(Timing)
         self._staging: dict[int, trio.Event] = {}
         self.abilities = Abilities()
+        self.ahead: ReadAhead | None = None
 
     async def _stage(self, inode: Inode, changes: Changes | None = None) -> None:
         """Copies a large file up in a thread before it is changed; others wait for that."""
@@ -195,6 +197,8 @@ class Operations(pyfuse3.Operations):
             close = getattr(listing, "close", None)
             if close is not None:
                 close()
+        if self.ahead is not None and not start_id:
+            self.ahead.listed(directory.files())
 
     @_answered
     async def releasedir(self, fh: int) -> None:
@@ -223,7 +227,11 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return self.vfs.inode(fh).read(off, size)
+        inode = self.vfs.inode(fh)
+        data = inode.read(off, size)
+        if self.ahead is not None:
+            self.ahead.read(inode, off, len(data))
+        return data
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:

@@ -64,5 +64,7 @@ SERVED_XATTRS = b"user."
 KEEP_CACHE, NO_FLUSH = 1 << 1, 1 << 5
 """Flags of a reply to OPEN."""
 
-INVAL_INODE, INVAL_ENTRY = 2, 3
+INVAL_INODE, INVAL_ENTRY, STORE = 2, 3, 4
 """Notifications."""
+STORE_HEAD = struct.Struct("=IiQQQII")
+"""A notification's head; then node, offset, size, padding. The data follow."""

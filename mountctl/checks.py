@@ -150,7 +150,7 @@ def _user_namespaces() -> Check:
             if name.startswith("user/"):
                 hint = f"as root: `sysctl {setting}=10000`"
             break
-    return Check("user namespaces", WARN, f"{why}; mounts work without them", hint)
+    return Check("user namespaces", WARN, f"{why}; `mountctl run` goes by the mount", hint)
 
 
 def _read(path: str) -> str:

@@ -18,7 +18,7 @@ from mountctl.text import quoted, visible
 DONE, FOUND, USAGE, UNKNOWN, REFUSED, BUSY, NO_STORE, PERMISSION, FULL, DAMAGED, DAEMON, SYSTEM = (
     range(12)
 )
-BUG, INTERRUPTED, READER_GONE = 70, 130, 141
+BUG, NOT_EXECUTABLE, NO_PROGRAM, INTERRUPTED, READER_GONE = 70, 126, 127, 130, 141
 
 EXIT_CODES = {
     DONE: "done",
@@ -34,6 +34,8 @@ EXIT_CODES = {
     DAEMON: "the mount's daemon failed or does not answer",
     SYSTEM: "the operating system refused for another reason",
     BUG: "an error that the program did not expect: a bug",
+    NOT_EXECUTABLE: "`run` cannot execute the program",
+    NO_PROGRAM: "`run` finds no such program",
     INTERRUPTED: "interrupted (Ctrl-C)",
     READER_GONE: "whoever read the output has gone (`mountctl log | head`)",
 }
@@ -112,6 +114,13 @@ ROWS = {
     "MountRefusedError": Row(
         DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"
     ),
+    # run
+    "OverlayRefusedError": Row(
+        REFUSED, "without --overlay and --at it runs in the mount; `mountctl doctor` may know why"
+    ),
+    "CommandMissingError": Row(NO_PROGRAM, "name a program in $PATH, or one by its path"),
+    "CommandRefusedError": Row(NOT_EXECUTABLE, "look at its permissions and its first line"),
+    "SupervisorLostError": Row(SYSTEM, "run the command again; what it wrote is in the session"),
     "DaemonError": Row(DAEMON, "the daemon's log says more: `mountctl status` names it"),
     "DaemonLostError": Row(
         DAEMON, "end process {pid}, then `mountctl umount`; sessions keep what was written"

@@ -115,9 +115,10 @@ def end(store: str, mountpoint: str | None, output: Output) -> str:
         try:
             client.ask(Shutdown())
         except DaemonError as error:
-            if error.kind != "UnmountError":
+            if error.kind not in {"UnmountError", "InUseError"}:
                 raise
-            raise places.UnmountError(path, _why(path)) from error
+            why = _why(path) if error.kind == "UnmountError" else str(error)
+            raise places.UnmountError(path, why) from error
         except DaemonLostError:
             pass  # it may have ended before it could say so: what counts is that it ends
     if not wait_until_ended(store, END_SECONDS):

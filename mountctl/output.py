@@ -1,7 +1,7 @@
 """The way to the terminal: data on stdout, all else on stderr. The only module that knows rich.
 
 With `--json`, stdout carries one JSON object or array, and every line on stderr is a JSON
-object with one key, `note`, `warning` or `error`. Colour is added where a terminal shows it
+object with one key, `note`, `warning`, `error` or `run`. Colour is added where a terminal shows it
 and NO_COLOR is not set, and never says anything that the text does not.
 """
 
@@ -115,6 +115,10 @@ class Output:
             self._say("note", text, "")
         else:
             click.echo(visible(text, keep="\n").removesuffix("\n"), err=True)
+
+    def last(self, label: str, value: Any) -> None:
+        """Writes, under `--json`, what came of a command whose stdout is another program's."""
+        click.echo(json.dumps({label: plain(value)}), err=True)
 
     def failure(self, failure: Failure) -> None:
         """Tells why the command ends, and what to do."""

@@ -34,6 +34,11 @@ TARGETS = {
     "grep -rc, warm": Target(1.0, _OTHERS),
     "tar, warm": Target(1.0, _OTHERS),
     "configure and make": Target(1.25, ("disk",)),
+    "untar of the tree": Target(1.5, ("fuse-overlayfs",)),
+    "rm -rf of it": Target(3.0, ("disk",)),
+    "git status, warm": Target(1.05, ("disk",)),
+    "4 GiB, first read": Target((4 << 30) / 1.5e9),
+    "daemon after it, MB": Target(400),
     "commit of one file, in the engine": Target(0.02),
 }
 

@@ -16,7 +16,16 @@ from engine.store import Db, Writer
 from engine.vfs import Vfs
 from scripts.bench_figures import US, Bench, Side
 from scripts.bench_rivals import RIVALS, image_of, ours, theirs
-from scripts.bench_setting import ROOT, CannotError, mountctl, read_all, run, shell, size_of
+from scripts.bench_setting import (
+    PROGRAM,
+    ROOT,
+    CannotError,
+    mountctl,
+    read_all,
+    run,
+    shell,
+    size_of,
+)
 
 MANY = 1000
 """How many snapshots the store holds that is mounted beside the one with a single one."""
@@ -211,11 +220,15 @@ def measure_mount(bench: Bench) -> None:
 # ---------------------------------------------------------------- build
 
 
-def build(at: str) -> dict[str, float]:
-    """Builds XZ Utils and runs its tests."""
-    configure = run("./configure", "--disable-nls", "--disable-static", cwd=at).seconds
-    make = run("make", f"-j{os.cpu_count()}", cwd=at).seconds
-    check = run("make", "check", cwd=at).seconds
+RUN = "mountctl run"
+"""A session by way of the kernel's overlayfs."""
+
+
+def build(at: str, *by: str) -> dict[str, float]:
+    """Builds XZ Utils and runs its tests; `by` are the words before each command."""
+    configure = run(*by, "./configure", "--disable-nls", "--disable-static", cwd=at).seconds
+    make = run(*by, "make", f"-j{os.cpu_count()}", cwd=at).seconds
+    check = run(*by, "make", "check", cwd=at).seconds
     return {"configure": configure, "make": make, "configure and make": configure + make,
             "make check": check}  # fmt: skip
 
@@ -246,6 +259,32 @@ def exchange(path: str, flags: int, data: bytes = b"") -> None:
         os.close(fd)
 
 
+@contextlib.contextmanager
+def writable(bench: Bench, name: str, store: str, source: str, at: str) -> Iterator[str]:
+    """Gives a fresh tree to write in: a session, a copy, or something mounted on a copy.
+
+    The store has `source` under the ref `tree` and is mounted on `at`.
+    """
+    if name in {US, RUN}:
+        mountctl(store, "session", "create", "build", "tree")
+        yield os.path.join(at, "sessions", "build")
+        mountctl(store, "session", "rm", "build")
+        return
+    copy = bench.fresh("copy-for-" + name)
+    run("cp", "-a", source + "/.", copy)
+    if name == "disk":
+        yield copy
+    else:
+        written = bench.fresh("written-by-" + name)
+        with theirs(name, copy, bench.path("on-" + name), written):
+            yield bench.path("on-" + name)
+
+
+def words_before(name: str, store: str) -> tuple[str, ...]:
+    """Returns what stands before a command in the tree that `writable` gives."""
+    return (PROGRAM, "--store", store, "run", "--overlay", "build", "--") if name == RUN else ()
+
+
 def measure_build(bench: Bench) -> None:
     """A C project built and tested in a session, on the disk and on others, and small things."""
     source, at = bench.path("source"), bench.path("on-build")
@@ -253,33 +292,14 @@ def measure_build(bench: Bench) -> None:
     store = bench.imported("store-build", source)
     writers = [name for name in bench.rivals if RIVALS[name].writes]
 
-    @contextlib.contextmanager
-    def writable(name: str) -> Iterator[str]:
-        """Gives a fresh tree to write in: a session, a copy, or something mounted on a copy."""
-        if name == US:
-            mountctl(store, "session", "create", "build", "tree")
-            yield os.path.join(at, "sessions", "build")
-            mountctl(store, "session", "rm", "build")
-            return
-        copy = bench.fresh("copy-for-" + name)
-        run("cp", "-a", source + "/.", copy)
-        if name == "disk":
-            yield copy
-        else:
-            written = bench.fresh("written-by-" + name)
-            with theirs(name, copy, bench.path("on-" + name), written):
-                yield bench.path("on-" + name)
-
-    def side(name: str, work: Callable[[str], dict[str, float]]) -> dict[str, float]:
-        with writable(name) as tree:
-            return work(tree)
+    def side(name: str, work: Callable[..., dict[str, float]]) -> dict[str, float]:
+        with writable(bench, name, store, source, at) as tree:
+            return work(tree, *words_before(name, store))
 
     everybody = (US, "disk", *writers)
     with ours(store, at):
-        for work in (build, small_things):
-            sides: dict[str, Side] = {
-                name: functools.partial(side, name, work) for name in everybody
-            }
+        for work, names in ((build, (US, RUN, *everybody[1:])), (small_things, everybody)):
+            sides: dict[str, Side] = {name: functools.partial(side, name, work) for name in names}
             bench.compare("build", sides, bench.runs)
 
 

@@ -104,10 +104,12 @@ def shell(script: str, *arguments: str, cwd: str | None = None, strict: bool = F
     return run("sh", "-ec", script, "sh", *arguments, cwd=cwd, strict=strict)
 
 
+PROGRAM = os.path.join(os.path.dirname(sys.executable), "mountctl")
+
+
 def mountctl(store: str, *arguments: str, patient: bool = False) -> Ran:
     """Runs the command line as a person does, its start included."""
-    program = os.path.join(os.path.dirname(sys.executable), "mountctl")
-    return run(program, "--store", store, *arguments, patient=patient)
+    return run(PROGRAM, "--store", store, *arguments, patient=patient)
 
 
 def ignore_signals() -> None:

@@ -14,6 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
+from engine import Repository, SnapshotId
+
 README = Path(__file__).resolve().parent.parent / "README.md"
 DOCS = README.parent / "docs"
 BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
@@ -121,6 +125,21 @@ def test_the_python_guide_runs(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"\[\]\n[0-9a-f]{64}\n", done.stdout)
+
+
+@pytest.mark.fuse
+def test_the_guide_to_run_runs(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    with Repository.create(str(tmp_path / "store")) as repository:
+        first = SnapshotId(repository.import_directory(str(tmp_path / "project")).snapshot)
+        repository.sessions.create("work", (None, None, first))
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "guide/run.md").read_text(), re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+    assert re.fullmatch(r"0 (overlay|lazy)\n", done.stdout)
 
 
 def test_every_link_in_the_documentation_leads_somewhere() -> None:

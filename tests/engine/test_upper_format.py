@@ -169,6 +169,49 @@ def test_modes_that_would_lock_the_owner_out(upper: Upper):
             assert os.lstat(path).st_mode & 0o600 == 0o600
 
 
+def test_what_only_a_session_understands_is_foreign_to_the_kernel(upper: Upper):
+    os.mkdir(upper.at(b"a"))
+    os.mkdir(upper.at(b"a/b"))
+    upper.make_whiteout(upper.at(b"a/gone"))
+    foreign = stat.S_ISREG(os.lstat(upper.at(b"a/gone")).st_mode)
+    assert upper.is_foreign() == foreign
+    upper.set_redirect(b"a/b", b"elsewhere")
+    assert upper.is_foreign()
+    os.removexattr(upper.at(b"a/b"), "user.overlay.redirect")
+    os.setxattr(upper.at(b"a"), "user.overlay.opaque", b"x")
+    assert upper.is_foreign()
+
+
+def test_permission_bits_go_to_the_kernel_and_come_back(upper: Upper):
+    modes = {b"d": 0o555, b"d/file": 0o444, b"d/open": 0o640, b"d/below": 0o000}
+    for path in modes:
+        if path in {b"d", b"d/below"}:
+            os.mkdir(upper.at(path), 0o700)
+        else:
+            Path(os.fsdecode(upper.at(path))).touch()
+    os.symlink("nowhere", upper.at(b"link"))
+    for path, mode in reversed(modes.items()):
+        upper.chmod(upper.at(path), mode, directory=path in {b"d", b"d/below"}, new=True)
+
+    def bits() -> dict[bytes, int]:
+        return {path: stat.S_IMODE(os.lstat(upper.at(path)).st_mode) for path in modes}
+
+    kept = bits()
+    upper.hand_over()
+    assert bits() == modes
+    for _ in range(2):
+        upper.take_back()
+        assert bits() == kept
+    assert {path: upper.mode(upper.at(path), os.lstat(upper.at(path))) for path in modes} == modes
+
+
+def test_without_the_kernels_note_nothing_is_taken_back(upper: Upper):
+    path = upper.at(b"file")
+    Path(os.fsdecode(path)).touch(mode=0o400)
+    upper.take_back()
+    assert stat.S_IMODE(os.lstat(path).st_mode) == 0o400
+
+
 def test_paths_of_any_length(repository: Repository, upper: Upper):
     deep = b"/".join([b"d" * 200] * 40)
     at = os.open(upper.root, os.O_RDONLY)

@@ -91,6 +91,49 @@ def test_others_are_let_in_only_on_demand_and_as_the_bits_allow(public_path, tre
         mount.clear()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="test_running itself is this one")
+def test_commands_of_an_ordinary_user_under_overlayfs(public_path):
+    if not namespaces():
+        pytest.skip("this system gives users no namespaces")
+    done = run_as_user(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={public_path}/t",
+        str(ROOT / "tests/fsdriver/test_running.py"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5_000:] + done.stderr
+
+
+WITHOUT_NAMESPACES = """
+echo 0 > /proc/sys/user/max_user_namespaces
+exec setpriv --bounding-set -all --inh-caps -all --no-new-privs "$@"
+"""
+
+
+def test_without_namespaces_a_command_runs_in_the_mount(public_path):
+    if not namespaces():
+        pytest.skip("this system gives users no namespaces")
+    (public_path / "mnt").mkdir()
+    (public_path / "mnt").chmod(0o777)
+    store, program = f"{public_path}/store", [sys.executable, "-m", "mountctl"]
+
+    def mountctl(*words: str) -> "subprocess.CompletedProcess[str]":
+        return run_as_user("-m", "mountctl", "--store", store, *words)
+
+    mountctl("init")
+    mountctl("import", str(ROOT / "docs"), "--ref", "main")
+    mountctl("session", "create", "work", "main")
+    mountctl("mount", str(public_path / "mnt"))
+    try:
+        command = [*program, "--store", store, "run", "work", "--", "sh", "-c", "pwd; touch new"]
+        words = ["unshare", "-Ur", "sh", "-c", WITHOUT_NAMESPACES, "sh", *command]
+        done = run_as_user("-c", f"import os; os.execvp('unshare', {words!r})")
+        assert done.stdout == f"{public_path}/mnt/sessions/work\n"
+        assert "without overlayfs: a user namespace: No space left on device" in done.stderr
+        assert done.returncode == 0
+        assert mountctl("diff", "main", "@work").stdout == "A new\n"
+    finally:
+        assert mountctl("umount").returncode == 0
+
+
 @pytest.mark.parametrize("helper", [True, False], ids=["with fusermount3", "without fusermount3"])
 def test_the_tour_in_a_user_namespace(public_path, monkeypatch, helper):
     """There the user is root, and mounts by mount(2) itself."""

@@ -63,7 +63,7 @@ def test_examples_name_only_commands_and_options_there_are(nowhere):
             command = command.get_command(click.Context(command), name) or command
         assert isinstance(command, Command)
         for line in command.example.splitlines():
-            words = line.removeprefix("$ ").split("|")[0].split("&&")[-1].split()
+            words = line.removeprefix("$ ").split("|")[0].split("&&")[-1].split(" -- ")[0].split()
             if words[0] != "mountctl":
                 continue
             at: click.Command = cli

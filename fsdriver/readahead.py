@@ -1,0 +1,157 @@
+"""Reading ahead: what will be asked for next is put into the kernel's page cache unasked.
+
+Who reads a directory's files one after the other, as grep and tar do, pays a request and its
+answer for each; who reads a large file pays one for every 128 KiB. When two files of a
+directory, or two pieces of a large file, were asked for in order, a thread takes what follows
+out of the store and gives it to the kernel (FUSE_NOTIFY_STORE), while the thread that answers
+requests answers them. Only what never changes is read ahead. What goes wrong is left to the
+request that will come instead.
+"""
+
+import contextlib
+import queue
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from itertools import islice
+from time import monotonic
+
+import msgspec
+
+from engine import EngineError
+from engine.inodes import Inode
+
+FILES = 32
+"""How many files ahead of the reader are given."""
+SMALL = 256 << 10
+"""Up to so many bytes a file is given whole."""
+PIECE = 256 << 10
+AHEAD = 4 << 20
+"""How far ahead of the reader a large file is given, in bytes, in pieces of PIECE."""
+RECENT = 0.1
+"""Seconds after which who read in order is thought to have ended."""
+REMEMBERED = 100_000
+"""How many files at most are known to have been given, or to be next in some order."""
+END_SECONDS = 1.0
+
+Store = Callable[[int, int, bytes], None]
+"""Gives the kernel bytes: inode, offset, data."""
+
+
+class ReadAheadStatistics(msgspec.Struct, frozen=True):
+    """How often something was given to the kernel, and how many bytes in all."""
+
+    given: int
+    bytes: int
+
+
+class ReadAhead:
+    """Follows the readers of one mount. `read` and `listed` are called by the serving thread."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._queue: queue.SimpleQueue[tuple[Inode, int, int] | None] = queue.SimpleQueue()
+        self._waiting: set[int] = set()
+        self._given: set[int] = set()
+        self._expected: set[int] = set()
+        self._reached: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._active = 0.0
+        self._closed = False
+        self._count = self._bytes = 0
+        self._thread: threading.Thread | None = None
+
+    def read(self, inode: Inode, offset: int, size: int) -> None:
+        """Notes that a part of a file was asked for, and reads ahead if that was in order."""
+        length = inode.unchanging()
+        if length > SMALL:
+            self._follow(inode, offset, size, length)
+        elif length and not offset:
+            self._given.discard(inode.ino)
+            self._waiting.discard(inode.ino)
+            in_order = inode.ino in self._expected
+            self._expected.discard(inode.ino)
+            following = list(islice(inode.followers(), FILES + 1))
+            if in_order:
+                self._give(following)
+            elif following:
+                self._expect(following[0])
+
+    def listed(self, files: Iterable[Inode]) -> None:
+        """Notes that a directory was listed: who reads in order will begin with its first files."""
+        if monotonic() - self._active < RECENT:
+            self._give(list(islice(files, FILES + 1)))
+
+    def _give(self, files: list[Inode]) -> None:
+        self._active = monotonic()
+        for inode in files[:FILES]:
+            if inode.ino not in self._given and inode.ino not in self._waiting:
+                length = inode.unchanging()
+                if 0 < length <= SMALL:
+                    self._waiting.add(inode.ino)
+                    self._put((inode, 0, length))
+        if files:
+            # The kernel does not ask for what it was given: whichever it asks for is in order.
+            for inode in files:
+                self._expect(inode)
+
+    def _expect(self, inode: Inode) -> None:
+        if len(self._expected) > REMEMBERED:
+            self._expected.clear()
+        self._expected.add(inode.ino)
+
+    def _follow(self, inode: Inode, offset: int, size: int, length: int) -> None:
+        end = offset + size
+        last, given = self._reached.pop(inode.ino, (0, 0))
+        if not (last <= offset <= max(last, given)) or not offset:
+            last, given = end, 0
+        else:
+            start = max(given, end)
+            given = min(end + AHEAD, length)
+            for at in range(start, given, PIECE):
+                self._put((inode, at, min(PIECE, given - at)))
+            last, given = end, max(given, start)
+        self._reached[inode.ino] = (last, given)
+        if len(self._reached) > FILES:
+            self._reached.popitem(last=False)
+
+    def _put(self, part: tuple[Inode, int, int]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+        self._queue.put(part)
+
+    def _work(self) -> None:
+        while (part := self._queue.get()) is not None and not self._closed:
+            inode, offset, size = part
+            ino = inode.ino
+            if offset == 0:
+                if ino not in self._waiting:
+                    continue  # asked for meanwhile
+                self._waiting.discard(ino)
+                if len(self._given) > REMEMBERED:
+                    self._given.clear()
+                self._given.add(ino)
+            elif self._reached.get(ino, (0, 0))[0] > offset:
+                continue
+            with contextlib.suppress(OSError, EngineError):
+                data = inode.read(offset, size)
+                if self._closed:
+                    return
+                self._store(ino, offset, data)
+                self._count += 1
+                self._bytes += len(data)
+
+    def close(self) -> None:
+        """Ends the thread; nothing is given to the kernel any more.
+
+        It may hang in the kernel, at a page for a request that nobody answers any more: the end of
+        the mount frees it, and then it does nothing else.
+        """
+        self._closed = True
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join(END_SECONDS)
+
+    def statistics(self) -> ReadAheadStatistics:
+        """Returns what was given."""
+        return ReadAheadStatistics(self._count, self._bytes)

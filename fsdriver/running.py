@@ -1,0 +1,382 @@
+"""Runs a command in a session: under the kernel's overlayfs, or in the FUSE mount as anybody may.
+
+Light; imports neither trio nor pyfuse3. A `Run` gets the session from the mount's daemon, holds
+it while the command and all that came from it lives, and lets the daemon have it again. What
+the command sees, who tells whom, and who outlives whom is in `supervisor`.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from engine.errors import EngineError, InUseError
+from engine.repository import Repository
+from engine.sessions import HeldSession
+from engine.vfs import base_path
+from fsdriver import messages
+from fsdriver.client import DaemonError, find_daemon
+from fsdriver.launch import launch, wait_until_ended
+from fsdriver.supervisor import FORWARDED, WATCHED, Job
+
+AUTO, OVERLAY, LAZY = "auto", "overlay", "lazy"
+"""Which way to take: overlayfs if that is possible, else the FUSE mount; only one of them."""
+
+TAKE_SECONDS = 2.0
+"""How long the session that the daemon lets go may stay somebody else's."""
+END_SECONDS = 5.0
+"""How long the end of a mount that nobody needs any more is waited for."""
+
+
+class OverlayRefusedError(EngineError):
+    """The session cannot be shown by the kernel's overlayfs. `why` is half a sentence."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"overlayfs cannot show the session: {why}")
+        self.why = why
+
+
+class CommandMissingError(EngineError):
+    """There is no such program."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is no program {name!r}")
+        self.name = name
+
+
+class CommandRefusedError(EngineError):
+    """The program cannot be executed."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"cannot execute {name!r}: {why}")
+        self.name, self.why = name, why
+
+
+class SupervisorLostError(EngineError):
+    """The process between this one and the command was killed, and the command with it."""
+
+    def __init__(self) -> None:
+        super().__init__("the process that watched the command was killed")
+
+
+class Ended(NamedTuple):
+    """How a command ended. `left` tells whether processes that it started go on."""
+
+    exit_code: int
+    """As a shell has it: 128 and the signal's number for one that was killed."""
+    signal: int | None
+    left: bool
+
+
+class Place:
+    """Where the store is mounted; `life` keeps the mount, -1 where it does not depend on it."""
+
+    def __init__(self, mountpoint: str, life: int = -1) -> None:
+        self.mountpoint, self.life = mountpoint, life
+        self.needed = False
+        """Whether what a command left running still needs the mount."""
+
+
+@contextlib.contextmanager
+def mounted(store: str) -> Iterator[Place]:
+    """Gives the store's mount, or makes one in a temporary directory for as long as it is needed.
+
+    That is until this block, and all who have inherited `life`, have ended. Raises
+    DaemonLostError, LaunchError.
+    """
+    client = find_daemon(store)
+    if client is not None:
+        with client:
+            reply = client.ask(messages.GetStatus())
+        assert isinstance(reply, messages.Status)
+        yield Place(reply.mountpoint)
+        return
+    directory = tempfile.mkdtemp(prefix="amalgamfs-")
+    theirs, life = os.pipe()
+    try:
+        launch(store, directory, life=theirs)
+    except BaseException:
+        os.close(life)
+        os.rmdir(directory)
+        raise
+    finally:
+        os.close(theirs)
+    place = Place(directory, life)
+    try:
+        yield place
+    finally:
+        os.close(life)
+        if not place.needed:
+            wait_until_ended(store, END_SECONDS)
+
+
+class Run:
+    """One command in one session. Use it in a `with` statement; `wait` before the end."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        session: str,
+        place: Place,
+        *,
+        way: str = AUTO,
+        at: str | None = None,
+    ) -> None:
+        """Gets ready. `at` is where the session's tree shall be, else where the mount shows it."""
+        self._repository, self._session, self._place = repository, session, place
+        self._asked, self.reason = way, ""
+        self.shown = os.path.join(place.mountpoint, "sessions", session)
+        self._at = at or self.shown
+        self.way = LAZY if way == LAZY else OVERLAY
+        self._held: HeldSession | None = None
+        self._supervisor: subprocess.Popen[bytes] | None = None
+        self._ended: Ended | None = None
+        self._said = b""
+        self._tell = self._life = self._command = -1
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        below: str = "",
+        mask: Sequence[int] | None = None,
+        inherit: Sequence[int] = (),
+    ) -> int:
+        """Starts the command and returns its process id.
+
+        Its directory is `below` in the session's tree, if there is one, else the tree's own. It
+        begins with the signals of `mask` blocked, else those that the calling thread has, and
+        inherits the descriptors `inherit` besides the first three. Raises NotFoundError,
+        LeaseHeldError, OverlayRefusedError, CommandMissingError, CommandRefusedError.
+        """
+        self.prepare(command[0])
+        if self._held is not None:
+            upper = self._held.upper()
+            base = base_path(self._repository, self._held.session)
+            lower = os.path.join(self._place.mountpoint, base)
+            layers = (lower, os.fsdecode(upper.root), os.fsdecode(upper.work))
+            try:
+                return self._launch(command, below, mask, inherit, layers)
+            except OverlayRefusedError as error:
+                self._give_back()
+                self._go_lazy(error)
+        return self._launch(command, below, mask, inherit, ("", "", ""))
+
+    def prepare(self, name: str) -> None:
+        """Takes the session for a program `name`, if need be; raises as `start`, which calls it."""
+        self._repository.sessions.get(self._session)
+        if self.way == OVERLAY and self._held is None:
+            try:
+                self._held = self._take(f"running {name}")
+                self._hand_over(self._held)
+            except OverlayRefusedError as error:
+                self._give_back()
+                self._go_lazy(error)
+
+    def _hand_over(self, held: HeldSession) -> None:
+        try:
+            self._repository.hand_over(held)
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+            raise OverlayRefusedError("the store's disk has no user attributes") from error
+
+    def _go_lazy(self, error: OverlayRefusedError) -> None:
+        if self._asked == OVERLAY:
+            raise error
+        self.way, self.reason, self._at = LAZY, error.why, self.shown
+
+    def _take(self, what: str) -> HeldSession:
+        """Takes the session from the daemon."""
+        with contextlib.ExitStack() as stack:
+            client = find_daemon(self._repository.path)
+            if client is not None:
+                stack.enter_context(client)  # which keeps it for us
+                try:
+                    client.ask(messages.Lend(self._session))
+                except DaemonError as error:
+                    if error.kind == InUseError.__name__:
+                        raise OverlayRefusedError(str(error)) from error
+                    raise
+            return self._repository.sessions.hold(self._session, what, wait=TAKE_SECONDS)
+
+    def _launch(
+        self,
+        command: Sequence[str],
+        below: str,
+        mask: Sequence[int] | None,
+        inherit: Sequence[int],
+        layers: tuple[str, str, str],
+    ) -> int:
+        self._tell, told = os.pipe()
+        lives, self._life = os.pipe()
+        lease = self._held.lease.fileno() if self._held is not None else -1
+        if mask is None:
+            mask = list(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        job = Job(
+            told, lives, lease, self._place.life, self._place.mountpoint, *layers, self._at,
+            f"amalgamfs:{self._session}", os.path.join(self._at, below), list(map(int, mask)),
+        )  # fmt: skip
+        given = {told, lives, *(fd for fd in (lease, self._place.life) if fd >= 0), *inherit}
+        try:
+            # -P: what lies in the directory where it starts is no module of ours.
+            self._supervisor = subprocess.Popen(
+                [sys.executable, "-P", "-m", "fsdriver.supervisor", json.dumps(job), *command],
+                pass_fds=tuple(given), cwd="/",
+            )  # fmt: skip
+        finally:
+            os.close(told)
+            os.close(lives)
+        answer = self._read()
+        if "started" in answer:
+            self._command = int(answer["started"])
+            return self._command
+        self._drop_supervisor()
+        if "refused" in answer:
+            step, code = answer["refused"]
+            error = OSError(code, os.strerror(code), step)
+            if self._held is not None:
+                raise OverlayRefusedError(f"{step}: {os.strerror(code)}") from error
+            raise error
+        if "failed" in answer:
+            code = int(answer["failed"])
+            self.close()
+            if code == errno.ENOENT:
+                raise CommandMissingError(command[0])
+            raise CommandRefusedError(command[0], os.strerror(code))
+        raise SupervisorLostError
+
+    def _read(self) -> dict[str, Any]:
+        """Returns what the supervisor says next; nothing if it is gone."""
+        while b"\n" not in self._said:
+            part = os.read(self._tell, 4096)
+            if not part:
+                return {}
+            self._said += part
+        line, _, self._said = self._said.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    # While it runs.
+
+    def wait(self) -> Ended:
+        """Waits until the command has ended. Raises SupervisorLostError."""
+        while self._ended is None:
+            self._hear()
+        return self._ended
+
+    def _hear(self) -> bool:
+        """Hears from the supervisor; tells whether the command has stopped."""
+        answer = self._read()
+        if not answer:
+            raise SupervisorLostError
+        if "ended" in answer:
+            code = os.waitstatus_to_exitcode(answer["ended"])
+            left = bool(answer["left"])
+            killed = -code if code < 0 else None
+            self._ended = Ended(128 + killed if killed else code, killed, left)
+        return "stopped" in answer
+
+    def wait_forwarding(self) -> Ended:
+        """Waits likewise, and passes on the signals that come meanwhile; see `signals_held`."""
+        fcntl.fcntl(self._tell, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(self._tell, fcntl.F_SETFL, os.O_ASYNC)
+        while self._ended is None:
+            if self._said or select.select([self._tell], [], [], 0)[0]:
+                if self._hear() and _is_stopped(self._command):
+                    os.kill(os.getpid(), signal.SIGSTOP)  # as the command would be seen to
+                continue
+            info = signal.sigwaitinfo(WATCHED)
+            if info.si_signo in FORWARDED and info.si_code <= 0:  # else the terminal sent it to all
+                self.send_signal(info.si_signo)
+        return self._ended
+
+    def send_signal(self, number: int) -> None:
+        """Sends the command a signal."""
+        if self._supervisor is not None:
+            self._supervisor.send_signal(number)
+
+    # Afterwards.
+
+    def close(self) -> None:
+        """Lets the mount have the session again; kills a command that has not ended."""
+        supervisor = self._supervisor
+        if supervisor is not None:
+            self._let_go()
+            with contextlib.suppress(SupervisorLostError):
+                self.wait()
+        left = self._ended is not None and self._ended.left
+        if left and supervisor is not None:
+            # What is left goes on with the session, and the supervisor with both.
+            self._place.needed = True
+            if self._held is not None:
+                self._held.lease.describe(what="what a command left running", pid=supervisor.pid)
+                self._held.lease.hand_on()
+                self._held = None
+        self._drop_supervisor(left=left)
+        self._give_back()
+
+    def _let_go(self) -> None:
+        """Makes the supervisor kill the command, if that has not ended."""
+        if self._life >= 0:
+            os.close(self._life)
+            self._life = -1
+
+    def _drop_supervisor(self, *, left: bool = False) -> None:
+        supervisor, self._supervisor = self._supervisor, None
+        self._let_go()
+        if self._tell >= 0:
+            os.close(self._tell)
+            self._tell = -1
+        if supervisor is None:
+            return
+        if left:
+            supervisor.returncode = 0  # it outlives us: nobody waits for it
+        else:
+            supervisor.wait()
+
+    def _give_back(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            try:
+                held.take_back()
+            finally:
+                held.release()
+
+
+def _is_stopped(pid: int) -> bool:
+    """Tells whether a process is stopped still: what stopped it may have stopped us, too."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] == b"T"
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def signals_held() -> Iterator[list[int]]:
+    """Holds back the signals that `Run.wait_forwarding` passes on, for the main thread.
+
+    Gives the mask that there was before, with which the command is to begin.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+    try:
+        yield [int(number) for number in before]
+    finally:
+        for number in (signal.SIGIO, signal.SIGCHLD):  # those that only `wait_forwarding` is for
+            signal.sigtimedwait([number], 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -1,0 +1,266 @@
+"""`mountctl run`: what reaches the command, what comes back, and what is said beside it."""
+
+import contextlib
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.leases import is_held
+from fsdriver.mountpoint import our_mount, unmount
+
+pytestmark = pytest.mark.fuse
+
+
+@pytest.fixture
+def work(mountctl, first, tmp_path) -> Iterator[Path]:
+    """A session called work in a mount."""
+    mountctl("session", "create", "work", "main")
+    (tmp_path / "mnt").mkdir()
+    mountctl.run("mount", tmp_path / "mnt")
+    yield tmp_path / "mnt" / "sessions" / "work"
+    if our_mount(str(tmp_path / "mnt")) is not None:
+        unmount(str(tmp_path / "mnt"), lazy=True)
+
+
+def result(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    """Returns what `--json` tells at the end."""
+    run = json.loads(done.stderr.splitlines()[-1])["run"]
+    assert isinstance(run, dict)
+    return run
+
+
+def test_streams_arguments_and_exit_code_are_the_commands(mountctl, work):
+    done = subprocess.run(
+        mountctl.command("run", "work", "--", "sh", "-c", 'cat; echo "$@"; echo err >&2; exit 7',
+                         "sh", "--json", "-q", "--"),
+        env=mountctl.environment(), input="given\n", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (7, "given\n--json -q --\n", "err\n")
+
+
+@pytest.mark.parametrize("way", ["--overlay", "--lazy"])
+def test_result_under_json(mountctl, work, way):
+    done = mountctl.run("run", "@work", way, "--json", "--", "sh", "-c", "kill -TERM $$", code=143)
+    assert result(done) == {
+        "exit_code": 143, "signal": 15, "left": False, "way": way[2:], "reason": "",
+        "session": "work",
+    }  # fmt: skip
+    assert done.stdout == ""
+
+
+def test_commit_if_it_succeeded(mountctl, work, first):
+    failing, working = ["sh", "-c", "echo x >> new; exit 1"], ["sh", "-c", "echo y >> new"]
+    assert "snapshot" not in result(
+        mountctl.run("run", "work", "--commit", "--json", "--", *failing, code=1)
+    )
+    words = ("run", "work", "--json", "-m", "told", "--ref", "next")
+    made = result(mountctl.run(*words, "--commit", "--", *working))
+    assert made["changed"] is True
+    assert mountctl.json("ref", "list")[-1]["snapshot"] == made["snapshot"] != first
+    snapshot = work.parents[1] / "snapshots" / str(made["snapshot"])
+    assert (snapshot / "new").read_text() == "x\ny\n"
+    more = result(mountctl.run(*words, "--commit-always", "--", *failing, code=1))
+    assert more["snapshot"] != made["snapshot"]
+    done = mountctl.run("run", "work", "--commit", "--", "true")
+    assert done.stderr == "nothing has changed in @work\n"
+
+
+def test_where_overlayfs_is_not_possible_it_says_so(mountctl, work):
+    with (work / "data.bin").open("rb"):
+        done = mountctl.run("run", "work", "--", "pwd")
+        assert done.stdout == f"{work}\n"
+        (said,) = done.stderr.splitlines()
+        assert said.startswith(f"runs in {work} without overlayfs: session 'work' is in use")
+        assert said.endswith("data.bin")
+        assert mountctl.run("run", "work", "-q", "--", "true").stderr == ""
+        assert "data.bin" in mountctl.fails(4, "run", "work", "--overlay", "--", "true")
+
+
+def test_without_a_mount(mountctl, first):
+    mountctl("session", "create", "work", "main")
+    done = mountctl.run("run", "work", "--commit", "--", "sh", "-c", "pwd; echo new > new")
+    place = Path(done.stdout.strip())
+    assert not place.exists()
+    assert not is_held(str(mountctl.store), "mount")
+    assert mountctl("diff", "main", "@work").stdout == "A new\n"
+
+
+def test_it_runs_where_the_caller_stands(mountctl, work, tmp_path):
+    def pwd(cwd: Path, *words: str) -> str:
+        done = subprocess.run(
+            mountctl.command("run", "work", *words, "--", "pwd"), env=mountctl.environment(),
+            cwd=cwd, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert done.stderr == ""
+        return done.stdout.strip()
+
+    assert pwd(work / "src") == str(work / "src")
+    assert pwd(work) == pwd(tmp_path) == str(work)
+    (tmp_path / "place").mkdir()
+    assert pwd(work / "src", "--at", f"{tmp_path}/place") == f"{tmp_path}/place/src"
+    assert pwd(work / "src", "--lazy") == str(work / "src")
+
+
+def test_descriptors_are_passed_on_and_no_others(mountctl, work):
+    ours, theirs = os.pipe()
+    command = mountctl.command("run", "work", "--", "ls", "/proc/self/fd")
+    done = subprocess.run(
+        command, env=mountctl.environment(), pass_fds=[theirs], capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    os.close(ours)
+    os.close(theirs)
+    found = {int(word) for word in done.stdout.split()}
+    listing = {0, 1, 2, theirs, 100}
+    assert listing <= found
+    assert len(found - listing) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["work", "--", "./nothing"], 127),
+        (["work", "--", "./data.bin"], 126),
+        (["none", "--", "true"], 3),
+        (["work"], 2),
+        (["work", "--lazy", "--overlay", "--", "true"], 2),
+        (["work", "--lazy", "--at", "/tmp", "--", "true"], 2),
+        (["work", "-m", "x", "--", "true"], 2),
+    ],
+)
+def test_what_cannot_be_run(mountctl, work, words, code):
+    lines = mountctl.run("run", *words, code=code).stderr.splitlines()
+    assert lines[-2].startswith("error: ")
+    assert lines[-1].startswith("hint: ")
+    assert (work / "src").is_dir()
+
+
+COUNT = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+print("ready", flush=True)
+while True:
+    number = signal.sigwait([signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+    print("got", number.name, flush=True)
+    if number == signal.SIGUSR1:
+        sys.exit(5)
+"""
+
+
+SHELL = """
+import os, signal, sys
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+job = os.fork()
+if not job:
+    os.setpgid(0, 0)
+    os.tcsetpgrp(0, os.getpid())
+    signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+    os.execv(sys.argv[1], sys.argv[1:])
+_, status = os.waitpid(job, os.WUNTRACED)
+print("stopped by", signal.Signals(os.WSTOPSIG(status)).name, flush=True)
+os.killpg(job, signal.SIGCONT)
+os.kill(job, signal.SIGUSR1)
+_, status = os.waitpid(job, 0)
+print("ended with", os.waitstatus_to_exitcode(status), flush=True)
+"""
+"""A shell's part in job control: the kernel stops nothing that has no shell to resume it."""
+
+
+class Terminal:
+    """`mountctl run` on a terminal of its own, which controls it."""
+
+    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
+        self.pid, self.master = pty.fork()
+        if not self.pid:
+            os.execve(words[0], words, environment)
+        self.text = ""
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 20
+        while text not in self.text:
+            assert time.monotonic() < deadline, self.text
+            self.text += os.read(self.master, 4096).decode()
+
+    def close(self) -> None:
+        with contextlib.suppress(ChildProcessError, ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+            os.waitpid(self.pid, 0)
+        os.close(self.master)
+
+
+@pytest.fixture
+def terminal(mountctl, work) -> Iterator[Terminal]:
+    words = mountctl.command("run", "work", "--", sys.executable, "-c", COUNT)
+    made = Terminal(words, mountctl.environment(TERM="dumb"))
+    made.wait_for("ready")
+    yield made
+    made.close()
+
+
+def test_signals_reach_the_command_once(terminal):
+    os.write(terminal.master, b"\x03")  # Ctrl-C: the terminal sends it to all
+    terminal.wait_for("got SIGINT")
+    os.kill(terminal.pid, signal.SIGTERM)
+    terminal.wait_for("got SIGTERM")
+    os.write(terminal.master, b"\x03")
+    terminal.wait_for("SIGTERM\r\n^Cgot SIGINT")
+    os.kill(terminal.pid, signal.SIGUSR1)
+    terminal.wait_for("got SIGUSR1")
+    _, status = os.waitpid(terminal.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 5
+    words = [line.removeprefix("^C") for line in terminal.text.split("\r\n") if "got" in line]
+    assert words == ["got SIGINT", "got SIGTERM", "got SIGINT", "got SIGUSR1"]
+
+
+def test_the_terminal_stops_and_resumes_it(mountctl, work):
+    words = mountctl.command("run", "work", "--", sys.executable, "-c", COUNT)
+    environment = mountctl.environment(TERM="dumb")
+    terminal = Terminal([sys.executable, "-c", SHELL, *words], environment)
+    try:
+        terminal.wait_for("ready")
+        os.write(terminal.master, b"\x1a")  # Ctrl-Z
+        terminal.wait_for("ended with 5")
+        assert terminal.text.split("\r\n")[1:4] == [
+            "^Zstopped by SIGTSTP", "got SIGUSR1", "ended with 5",
+        ]  # fmt: skip
+    finally:
+        terminal.close()
+
+
+def test_a_command_that_stops_itself_is_seen_to(mountctl, work):
+    command = [sys.executable, "-c", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"]
+    child = subprocess.Popen(
+        mountctl.command("run", "work", "--", *command), env=mountctl.environment()
+    )
+    _, status = os.waitpid(child.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
+    child.send_signal(signal.SIGCONT)
+    assert child.wait(20) == 0
+
+
+def test_a_mount_with_a_running_command_stays(terminal, mountctl):
+    message = mountctl.fails(5, "umount")
+    assert "session 'work' is in use by running" in message
+    assert "(running " in mountctl.fails(5, "commit", "work")
+    assert "running " in mountctl("status").stdout
+
+
+def test_killed_it_kills_the_command(terminal, work):
+    os.kill(terminal.pid, signal.SIGKILL)
+    os.waitpid(terminal.pid, 0)
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            assert os.listdir(work)
+            break
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
