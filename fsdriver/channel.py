@@ -36,6 +36,7 @@ import select
 import socket
 import struct
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import NamedTuple
 
 import pyfuse3
@@ -71,6 +72,11 @@ _OF_PART = 1 << 63
 
 _IN_A_ROW = 32
 """So many requests at most are taken before other tasks get a turn."""
+_SOON = 50_000
+"""Nanoseconds within which the next request is tried for, where the last one came so soon.
+
+To be woken takes as long: who asks in a loop is answered in two thirds of the time.
+"""
 
 LARGEST_IO = 1 << 20
 """The most that a read or write moves in one message, if the socket's buffer has room."""
@@ -150,7 +156,8 @@ class Channel:
         self._connections: list[_Connection] = []
         self._reading = self._stopping = self._unmounting = False
         self._readers = trio.lowlevel.ParkingLot()
-        self._turns = 0
+        self._turns = self._slept = 0
+        self._in_a_loop = False
         self._init_reply = b""
         device = mount(mountpoint, source=source, allow_other=allow_other)
         self._whole = _Connection(device, mountpoint, _ROOT, 0)
@@ -310,12 +317,22 @@ class Channel:
             await trio.lowlevel.checkpoint()
         if self._stopping:
             raise trio.ClosedResourceError
-        for connection in self._connections:
-            message = self._receive(connection)
-            if message is not None:
-                return await self._forward(connection, message)
+        began = perf_counter_ns()
+        until = began + _SOON if self._in_a_loop else began
+        while True:
+            for connection in self._connections:
+                message = self._receive(connection)
+                if message is not None:
+                    if self._slept < _SOON:
+                        self._in_a_loop = True
+                    self._slept = 0
+                    return await self._forward(connection, message)
+            if perf_counter_ns() >= until:
+                break
+        self._in_a_loop = False
         if not self._stopping:
             await trio.lowlevel.wait_readable(self._events.fileno())
+            self._slept = perf_counter_ns() - began
         return False
 
     def _receive(self, connection: _Connection) -> memoryview | None:

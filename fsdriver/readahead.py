@@ -56,7 +56,7 @@ class ReadAhead:
         self._expected: set[int] = set()
         self._reached: OrderedDict[int, tuple[int, int]] = OrderedDict()
         self._active = 0.0
-        self._closed = False
+        self._closed = threading.Event()
         self._count = self._bytes = 0
         self._thread: threading.Thread | None = None
 
@@ -121,7 +121,7 @@ class ReadAhead:
         self._queue.put(part)
 
     def _work(self) -> None:
-        while (part := self._queue.get()) is not None and not self._closed:
+        while (part := self._queue.get()) is not None and not self._closed.is_set():
             inode, offset, size = part
             ino = inode.ino
             if offset == 0:
@@ -135,7 +135,7 @@ class ReadAhead:
                 continue
             with contextlib.suppress(OSError, EngineError):
                 data = inode.read(offset, size)
-                if self._closed:
+                if self._closed.is_set():
                     return
                 self._store(ino, offset, data)
                 self._count += 1
@@ -147,7 +147,7 @@ class ReadAhead:
         It may hang in the kernel, at a page for a request that nobody answers any more: the end of
         the mount frees it, and then it does nothing else.
         """
-        self._closed = True
+        self._closed.set()
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join(END_SECONDS)

@@ -7,7 +7,8 @@ import pytest
 
 from engine import Repository
 from fsdriver.readahead import AHEAD, FILES, PIECE
-from tests.fsdriver.conftest import PLAIN, Mount, noise, until
+from tests.engine.trees import noise
+from tests.fsdriver.conftest import PLAIN, Mount, until
 
 pytestmark = [
     pytest.mark.fuse,
