@@ -212,7 +212,7 @@ class Channel:
             try:
                 await pyfuse3.main(min_tasks=2, max_tasks=99)
             finally:
-                pyfuse3.trio = trio  # type: ignore[attr-defined]
+                pyfuse3.trio = trio  # type: ignore[attr-defined]  # likewise
             nursery.cancel_scope.cancel()
 
     async def _complete(self, ready: Callable[[], None]) -> None:

@@ -245,8 +245,8 @@ class Control:
     async def _shutdown(self, request: messages.Shutdown) -> messages.AnyReply:
         """Unmounts and ends; refused while the mount is busy.
 
-        Where another mount namespace has a copy of the mount, that one is dead from then on: that
-        of a command in a session is none of those, and makes it busy.
+        A command in a session makes it busy. Any other copy of the mount, in another mount
+        namespace, is dead from then on.
         """
         for session in self._vfs.lent:
             self._vfs.check_not_lent(session)

@@ -172,7 +172,7 @@ def main() -> NoReturn:
     """Runs the program with the process's arguments."""
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a TextIOWrapper
     sys.exit(cli(prog_name="mountctl"))
 
 

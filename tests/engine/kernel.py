@@ -94,7 +94,7 @@ class Kernel:
                 taken += 1
                 if taken == batch:
                     break
-            calls.close()  # type: ignore[attr-defined]
+            calls.close()  # type: ignore[attr-defined]  # a generator
             if taken < batch:
                 break
         return found

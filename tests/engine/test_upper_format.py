@@ -228,7 +228,7 @@ def test_paths_of_any_length(repository: Repository, upper: Upper):
     upper.move(deep + b"/x", b"x")
     assert upper.redirect(b"x") == b"base"
     assert names(upper, deep) == {b"gone": True}
-    upper.make_whiteout = upper._make_whiteout_file  # type: ignore[method-assign]
+    upper.make_whiteout = upper._make_whiteout_file  # type: ignore[method-assign]  # as if mknod failed
     upper.whiteout(deep + b"/also")
     assert names(upper, deep) == {b"gone": True, b"also": True}
     upper.remove_tree(upper.root)
