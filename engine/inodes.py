@@ -112,6 +112,13 @@ class Inode:
         """Returns the bytes of a file that will never change; 0 of anything else."""
         return 0
 
+    def stream(self, offset: int, end: int) -> Iterator[memoryview]:
+        """Yields the bytes of a file that will never change, valid while the generator is open.
+
+        May be called from any thread.
+        """
+        return iter(())
+
     def followers(self) -> "Iterator[Inode]":
         """Yields the files that come after this one in its directory's listing, if known."""
         return iter(())

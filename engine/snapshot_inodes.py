@@ -41,6 +41,9 @@ class SnapshotFile(Inode):
     def read(self, offset: int, size: int) -> bytes:
         return content.read(self._objects, self._entry, offset, size)
 
+    def stream(self, offset: int, end: int) -> Iterator[memoryview]:
+        return content.stream(self._objects, self._entry, offset, end)
+
     def unchanging(self) -> int:
         return self._entry.size if self._entry.kind == Kind.FILE else 0
 
