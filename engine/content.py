@@ -7,7 +7,7 @@ hole; they are stored as such and read as zeros, so a sparse file costs what it 
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import accumulate
 
 from engine.chunking import LARGEST_CHUNK, SMALLEST_CHUNK, cut
@@ -174,7 +174,9 @@ def read(objects: Objects, entry: Entry, offset: int, size: int) -> bytes:
     )
 
 
-def stream(objects: Objects, entry: Entry, offset: int, end: int) -> Iterator[memoryview]:
+def stream(
+    objects: Objects, entry: Entry, offset: int, end: int
+) -> Generator[memoryview, None, None]:
     """Yields the bytes of a file from `offset` up to `end`, which is at most its size.
 
     Past the cache, and raw chunks without a copy: what it yields is valid while the generator is

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -112,12 +112,12 @@ class Inode:
         """Returns the bytes of a file that will never change; 0 of anything else."""
         return 0
 
-    def stream(self, offset: int, end: int) -> Iterator[memoryview]:
+    def stream(self, offset: int, end: int) -> Generator[memoryview, None, None]:
         """Yields the bytes of a file that will never change, valid while the generator is open.
 
         May be called from any thread.
         """
-        return iter(())
+        yield from ()
 
     def followers(self) -> "Iterator[Inode]":
         """Yields the files that come after this one in its directory's listing, if known."""

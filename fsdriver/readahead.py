@@ -33,7 +33,7 @@ UNIT, PIECE, PAGE = 4 << 20, 1 << 20, 4096
 AHEAD = 32 << 20
 """How far ahead of the reader a large file is given at most, in bytes, in pieces of PIECE."""
 APART = 512 << 10
-"""How many bytes the thread keeps from a reader who has caught up: the kernel reads ahead itself."""
+"""How many bytes the thread keeps from a reader who has caught up: the kernel reads ahead, too."""
 RECENT = 0.1
 """Seconds after which who read in order is thought to have ended."""
 REMEMBERED = 100_000
