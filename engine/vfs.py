@@ -160,10 +160,15 @@ class Vfs:
         """Returns the inode in the table of that number, else this one."""
         return self.table.get(inode.ino, inode)
 
-    def shrink(self) -> None:
-        """Gives back the room of what the kernel has forgotten: a dict never does by itself."""
-        if sys.getsizeof(self.table) > _ROOMY + _ROOM_EACH * len(self.table):
-            self.table = dict(self.table)
+    def shrink(self) -> bool:
+        """Gives back the room of what the kernel has forgotten: a dict never does by itself.
+
+        Tells whether that was much.
+        """
+        if sys.getsizeof(self.table) <= _ROOMY + _ROOM_EACH * len(self.table):
+            return False
+        self.table = dict(self.table)
+        return True
 
     def shed(self) -> None:
         """Empties the caches: under memory pressure, what they hold is read again instead."""

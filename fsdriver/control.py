@@ -241,9 +241,10 @@ class Control:
         last = store.transaction_id()
         while True:
             await trio.sleep(seconds)
-            self._vfs.shrink()
             if pressure.is_high():
                 await self._shed(messages.Shed())
+            elif self._vfs.shrink():
+                give_back()
             now = store.transaction_id()
             if now != last:
                 last = now
@@ -251,8 +252,9 @@ class Control:
 
     async def _shed(self, request: messages.Shed) -> messages.AnyReply:
         self._sheds += 1
+        self._vfs.shrink()
         self._vfs.shed()
-        await trio.to_thread.run_sync(give_back)
+        give_back()
         return messages.Done()
 
     async def _shutdown(self, request: messages.Shutdown) -> messages.AnyReply:
