@@ -33,7 +33,7 @@ OPENERS = FILES // 5_000
 """Programs that open them: a program may have fewer open than all."""
 PROCESSES, THREADS = 16, 4
 MEMORY = (96 if MANY else 48) << 20
-"""What the daemon's own memory may have grown by: Python frees a mebibyte when all in it is free."""
+"""What the daemon's memory may have grown by: Python frees a mebibyte when all in it is free."""
 
 
 class Start:
