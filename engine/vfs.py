@@ -38,8 +38,9 @@ from engine.inodes import (
 )
 from engine.leases import LeaseHeldError, holder_of, is_held
 from engine.nodes import Entry
-from engine.overlay import Overlay, SessionFile
+from engine.overlay import Overlay
 from engine.overlay_directory import SessionDirectory, open_overlay
+from engine.overlay_file import SessionFile
 from engine.repository import Repository
 from engine.session_roots import SessionRoot
 from engine.sessions import HeldSession, Session
