@@ -105,7 +105,11 @@ def score_of(name: str, side: str, base: str, path: str | None, *, short: bool) 
     note(f"{name} in {side}")
     began = time.monotonic()
     with place_on(side, base, short=short) as (place, wrong):
-        score = SUITES[name].run(place, path)
+        ready = place.say("true")
+        if ready.status == 0:
+            score = SUITES[name].run(place, path)
+        else:
+            score = Score(name, side, cannot=" ".join(ready.output.split()))
     score.failures += [Failure("the mount", what) for what in wrong]
     score.seconds = round(time.monotonic() - began, 1)
     score.short = short
