@@ -185,8 +185,9 @@ def place_on(side: str, base: str, *, short: bool) -> Iterator[tuple[Place, list
     mount(store, at, plain=side == "plain")
     mountctl(store, "session", "create", "posix", "main")
     spared = set(started())
-    by = (PROGRAM, "--store", store, "run", "--overlay", "posix", "--") if side == "run" else ()
-    yield Place(os.path.join(at, "sessions", "posix"), scratch, side, short, by), wrong
+    by = (PROGRAM, "--store", store, "-q", "run", "--overlay", "posix", "--")
+    path = os.path.join(at, "sessions", "posix")
+    yield Place(path, scratch, side, short, by if side == "run" else ()), wrong
     end(spared)
     if why := _unmount(store, at):
         wrong.append(why)
