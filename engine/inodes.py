@@ -66,9 +66,12 @@ def fail(code: int) -> OSError:
 
 
 def number(*parts: bytes) -> InodeNo:
-    """Returns an inode number that depends on `parts` alone; never one of the first 2**32."""
+    """Returns an inode number that depends on `parts` alone; never one of the first 2**32.
+
+    Of 62 bits: overlayfs puts the layer into the two highest.
+    """
     raw = int.from_bytes(digest(b"\0".join(parts))[:8], "big")
-    return InodeNo((raw & 0x7FFF_FFFF_FFFF_FFFF) | 0x1_0000_0000)
+    return InodeNo((raw & 0x3FFF_FFFF_FFFF_FFFF) | 0x1_0000_0000)
 
 
 class Inode:
