@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import shutil
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -134,11 +135,20 @@ def theirs(name: str, tree: str, at: str, written: str | None = None) -> Iterato
     command = RIVALS[name].mount
     assert command is not None
     os.makedirs(at, exist_ok=True)
-    ran = run(*command(tree, at, written), patient=True)
+    held, given = os.pipe()
     try:
-        yield ran.seconds
-    finally:
         try:
-            unmount(at)
-        except UnmountError:  # something that was interrupted has not ended yet
-            unmount(at, lazy=True)
+            ran = run(*command(tree, at, written), patient=True, keeps=(given,))
+        finally:
+            os.close(given)
+        try:
+            yield ran.seconds
+        finally:
+            try:
+                unmount(at)
+            except UnmountError:  # something that was interrupted has not ended yet
+                unmount(at, lazy=True)
+            # Until the program has ended: restic's last act is to unmount that path once more.
+            select.select([held], [], [], 10)
+    finally:
+        os.close(held)
