@@ -81,11 +81,10 @@ def stop(number: int, _: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def measure(
-    options: argparse.Namespace, place: str
-) -> tuple[dict[str, str], Bench, list[str], int]:
-    """Runs the groups; returns facts, figures, what was left out, and 1 if a group failed."""
+def measure(options: argparse.Namespace, place: str) -> tuple[dict[str, Any], int]:
+    """Runs the groups; returns what is in the JSON, written after each, and 1 if one failed."""
     status = 0
+    result: dict[str, Any] = {}
     versions, left_out = prepare(options.rivals, place)
     facts = {**machine(place), **versions}
     if os.getloadavg()[0] > 0.5:
@@ -98,11 +97,16 @@ def measure(
             note(f"{group}: {error}")
             left_out.append(f"{group}: {str(error).splitlines()[0]}")
             status = 1
-    if "tree" in vars(bench):
-        entries, apparent, _ = size_of(bench.tree)
-        name = os.path.basename(bench.tree)
-        facts["tree"] = f"{name}, {entries:,} entries, {apparent / 1e6:,.0f} MB"
-    return facts, bench, left_out, status
+        if "tree" in vars(bench) and "tree" not in facts:
+            entries, apparent, _ = size_of(bench.tree)
+            name = os.path.basename(bench.tree)
+            facts["tree"] = f"{name}, {entries:,} entries, {apparent / 1e6:,.0f} MB"
+        figures = [figure.as_json() for figure in bench.figures]
+        result = {"facts": facts, "left_out": left_out, "figures": figures}
+        os.makedirs(os.path.dirname(options.json), exist_ok=True)
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=1)
+    return result, status
 
 
 def page(result: dict[str, Any]) -> str:
@@ -140,12 +144,7 @@ def main(arguments: list[str]) -> int:
                 publish(json.load(file), picture, options.update_docs)
             return 0
         with workplace(options.cache) as place:
-            facts, bench, left_out, status = measure(options, place)
-        figures = [figure.as_json() for figure in bench.figures]
-        result = {"facts": facts, "left_out": left_out, "figures": figures}
-        os.makedirs(os.path.dirname(options.json), exist_ok=True)
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1)
+            result, status = measure(options, place)
         note(f"every sample is in {options.json}")
         publish(result, picture, options.update_docs)
     except (CannotError, OSError) as error:
