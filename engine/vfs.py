@@ -492,13 +492,11 @@ class _Sessions(_OfStore):
 class _LentDirectory(VirtualDirectory):
     """Stands for a directory of a session that was lent: there, but not to be entered.
 
-    Its number stays, so that what is mounted over it elsewhere stays mounted.
+    Its number stays, so that what is mounted over it elsewhere stays mounted; and so does its
+    name, which every absolute path of a command that has the session leads through.
     """
 
     __slots__ = ("session",)
-
-    keep_entry = 0.0
-    keep_attributes = 0.0
 
     def __init__(self, ino: InodeNo, vfs: Vfs, session: str) -> None:
         super().__init__(ino, vfs.owner, vfs.started_ns)
@@ -580,11 +578,14 @@ def status_text(vfs: Vfs) -> str:
 
 
 class _Text(Inode):
-    """A file whose text is made when it is looked up, and stays: each look is a file of its own."""
+    """A file whose text is made when it is looked up, and stays: each look is a file of its own.
+
+    A look lasts so long that a program may stat it, then open it, and find the same.
+    """
 
     __slots__ = ("_owner", "_text", "_time_ns")
 
-    keep_entry = 0.0
+    keep_entry = 1.0
 
     def __init__(self, vfs: Vfs, text: str) -> None:
         super().__init__(number(b"own", b"%d" % next(vfs.looks)))

@@ -132,6 +132,19 @@ def sleeping(run: Runner) -> Iterator[Run]:
         yield running_one
 
 
+def test_a_path_from_the_root_asks_the_daemon_for_nothing(run: Runner):
+    code = """
+import os
+for _ in range(200):
+    os.stat(os.getcwd() + "/README")
+"""
+    run.python(code)
+    before = run.mount.statistics()["messages"]
+    run.python(code)
+    after = run.mount.statistics()["messages"]
+    assert sum(after.values()) - sum(before.values()) < 100
+
+
 def test_what_a_command_does_is_what_the_session_shows(run: Runner):
     assert run.look() == run.ours()
     run.python(CHANGE)
