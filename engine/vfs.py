@@ -492,11 +492,12 @@ class _Sessions(_OfStore):
 class _LentDirectory(VirtualDirectory):
     """Stands for a directory of a session that was lent: there, but not to be entered.
 
-    Its number stays, so that what is mounted over it elsewhere stays mounted; and so does its
-    name, which every absolute path of a command that has the session leads through.
+    Its number stays, so that what is mounted over it elsewhere stays mounted.
     """
 
     __slots__ = ("session",)
+
+    keep_entry = 1.0
 
     def __init__(self, ino: InodeNo, vfs: Vfs, session: str) -> None:
         super().__init__(ino, vfs.owner, vfs.started_ns)
