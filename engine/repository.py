@@ -6,7 +6,7 @@ one state; what changes the store is durable when it returns.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
 from engine.collecting import CollectReport, collect
 from engine.diffing import Change, diff
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
+from engine.history import History, StoredLinks
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
 from engine.importing import ImportReport, ImportSourceError, Progress, import_directory
 from engine.leases import Lease, acquire
@@ -149,21 +150,30 @@ class Repository:
         with self.store.read() as reader:
             return reader.has(Db.SNAPSHOTS, identifier)
 
+    def history(self) -> History:
+        """Returns the graph of snapshots as it is from now on; for one question or a few."""
+        return History(StoredLinks(self.store))
+
     def log(self, start: SnapshotId) -> Iterator[tuple[SnapshotId, Snapshot]]:
-        """Yields a snapshot and its ancestors, latest first, each once."""
-        seen = {start}
-        heap = [(start, self.snapshot(start))]
-        while heap:
-            heap.sort(key=lambda pair: pair[1].time_ns)
-            identifier, snapshot = heap.pop()
-            yield identifier, snapshot
-            for parent in snapshot.parents:
-                if parent not in seen:
-                    seen.add(SnapshotId(parent))
-                    try:
-                        heap.append((SnapshotId(parent), self.snapshot(SnapshotId(parent))))
-                    except MissingObjectError:
-                        continue  # removed with `snapshot rm`; its children say so by its id
+        """Yields a snapshot and its ancestors, latest first, each once.
+
+        Removed ones are left out; their children say so by their ids. Raises MissingObjectError.
+        """
+        self.snapshot(start)
+        return self._records(self.history().latest_first(start))
+
+    def graph_log(self, *starts: SnapshotId) -> Iterator[tuple[SnapshotId, Snapshot]]:
+        """Yields snapshots and their ancestors, each once and before all of its parents."""
+        return self._records(self.history().ancestors(*starts))
+
+    def _records(
+        self, identifiers: Iterable[SnapshotId]
+    ) -> Iterator[tuple[SnapshotId, Snapshot]]:
+        for identifier in identifiers:
+            try:
+                yield identifier, self.snapshot(identifier)
+            except MissingObjectError:
+                continue  # removed since the walk began
 
     def remove_snapshot(self, identifier: SnapshotId) -> None:
         """Removes a record; its objects go with the next collection.
