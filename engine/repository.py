@@ -162,9 +162,11 @@ class Repository:
         self.snapshot(start)
         return self._records(self.history().latest_first(start))
 
-    def graph_log(self, *starts: SnapshotId) -> Iterator[tuple[SnapshotId, Snapshot]]:
+    def graph_log(
+        self, history: History, *starts: SnapshotId
+    ) -> Iterator[tuple[SnapshotId, Snapshot]]:
         """Yields snapshots and their ancestors, each once and before all of its parents."""
-        return self._records(self.history().ancestors(*starts))
+        return self._records(history.ancestors(*starts))
 
     def _records(
         self, identifiers: Iterable[SnapshotId]
