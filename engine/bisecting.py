@@ -77,10 +77,21 @@ class Bisection:
             for each in history.ancestors(bad, first_only=first_parent)
             if each not in known_good
         ]
+        self._missing = tuple(sorted(self._removed()))
         # Good need not be an ancestor of bad. Where they parted must be good then, or what is
         # searched for, from good to bad, did not happen on the way (git asks the same).
         bases = history.merge_bases(good, bad)
         self._bases = [each for each in bases if each != good]
+
+    def _removed(self) -> set[SnapshotId]:
+        """Returns the parents of candidates that are not there."""
+        gone = set()
+        for each in self._order:
+            links = self._history.links(each)
+            parents = links.parents if links is not None else ()
+            followed = parents[:1] if self._first_parent else parents
+            gone |= {parent for parent in followed if self._history.links(parent) is None}
+        return gone
 
     @property
     def candidates(self) -> tuple[SnapshotId, ...]:
@@ -128,7 +139,7 @@ class Bisection:
             first,
             self.candidates,
             tuple(self.tested.items()),
-            tuple(sorted(self._history.missing)),
+            self._missing,
         )
 
 

@@ -2,6 +2,7 @@
 
 import errno
 
+from engine.bisecting import BisectRefusedError
 from engine.checkout import CheckoutRefusedError, OutsideLinkError
 from engine.content import SourceChangedError
 from engine.errors import (
@@ -29,6 +30,7 @@ from engine.store import (
 
 ERRNOS: dict[type[EngineError], int] = {
     AmbiguousIdError: errno.ENOENT,
+    BisectRefusedError: errno.EINVAL,
     CheckoutRefusedError: errno.EIO,
     CorruptObjectError: errno.EIO,
     EngineError: errno.EIO,

@@ -23,9 +23,9 @@ def number(identifier: bytes) -> int:
 
 
 @st.composite
-def shapes(draw: st.DrawFn, most: int = 12, parents: int = 3) -> Shape:
+def shapes(draw: st.DrawFn, most: int = 12, parents: int = 3, least: int = 1) -> Shape:
     """Any acyclic graph: roots, forks, merges of many parents, a parent named twice."""
-    count = draw(st.integers(1, most))
+    count = draw(st.integers(least, most))
     return [
         tuple(draw(st.lists(st.integers(0, n - 1), max_size=parents))) if n else ()
         for n in range(count)
