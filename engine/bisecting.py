@@ -9,6 +9,7 @@ them, is nearest to N/2 (Git documentation, "Fighting regressions with git bisec
 Found by sets of bits, one addition per candidate where nothing was merged.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from enum import Enum
 
@@ -173,7 +174,7 @@ def _away(skips: int) -> float:
     while skips:
         place += weight * (skips & 1)
         skips, weight = skips >> 1, weight / 2
-    return place**1.5
+    return math.pow(place, 1.5)
 
 
 def _weights(

@@ -15,6 +15,7 @@ import msgspec
 from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
 from engine.collecting import CollectReport, collect
 from engine.diffing import Change, diff
+from engine.episodes import Episodes
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
 from engine.history import History, StoredLinks
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
@@ -26,6 +27,7 @@ from engine.objects import Objects
 from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
 from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
 from engine.store import Db, Reader, Store, Writer
+from engine.trajectories import holders_of
 from engine.upper import Upper
 from engine.verifying import VerifyReport, verify
 
@@ -50,6 +52,7 @@ class Repository:
         self.store = store
         self.objects = Objects(store)
         self.sessions = Sessions(store, self.objects, path)
+        self.episodes = Episodes(store)
 
     @classmethod
     def create(cls, path: str) -> "Repository":
@@ -168,9 +171,7 @@ class Repository:
         """Yields snapshots and their ancestors, each once and before all of its parents."""
         return self._records(history.ancestors(*starts))
 
-    def _records(
-        self, identifiers: Iterable[SnapshotId]
-    ) -> Iterator[tuple[SnapshotId, Snapshot]]:
+    def _records(self, identifiers: Iterable[SnapshotId]) -> Iterator[tuple[SnapshotId, Snapshot]]:
         for identifier in identifiers:
             try:
                 yield identifier, self.snapshot(identifier)
@@ -180,7 +181,7 @@ class Repository:
     def remove_snapshot(self, identifier: SnapshotId) -> None:
         """Removes a record; its objects go with the next collection.
 
-        Raises InUseError while a ref names it or a session stands on it.
+        Raises InUseError while a ref names it, a session stands on it or a step holds it.
         """
 
         def change(writer: Writer) -> None:
@@ -192,6 +193,8 @@ class Repository:
                     raise InUseError(
                         f"snapshot {identifier.hex()[:12]}", f"session {session.name!r}"
                     )
+            for holder in holders_of(writer, identifier):
+                raise InUseError(f"snapshot {identifier.hex()[:12]}", holder)
             if not writer.delete(Db.SNAPSHOTS, identifier):
                 raise NotFoundError("snapshot", identifier.hex())
 

@@ -18,6 +18,7 @@ from engine.errors import (
 from engine.freezing import TooDeepError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
+from engine.steps import CorruptStepError, InvalidStepError
 from engine.store import (
     NewerFormatError,
     NotAStoreError,
@@ -33,10 +34,12 @@ ERRNOS: dict[type[EngineError], int] = {
     BisectRefusedError: errno.EINVAL,
     CheckoutRefusedError: errno.EIO,
     CorruptObjectError: errno.EIO,
+    CorruptStepError: errno.EIO,
     EngineError: errno.EIO,
     ImportSourceError: errno.EIO,
     InUseError: errno.EBUSY,
     InvalidNameError: errno.EINVAL,
+    InvalidStepError: errno.EINVAL,
     LeaseHeldError: errno.EBUSY,
     MissingObjectError: errno.EIO,
     NameTakenError: errno.EEXIST,

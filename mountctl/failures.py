@@ -102,7 +102,11 @@ ROWS = {
     "OutsideLinkError": Row(
         REFUSED, "--outside-links makes such links all the same; look at them before you use them"
     ),
-    # history
+    # history and episodes
+    "InvalidStepError": Row(USAGE, "give what JSON has: text, finite numbers, lists, objects"),
+    "CorruptStepError": Row(
+        DAMAGED, "`mountctl verify` names all damage; `episode rm` removes an episode all the same"
+    ),
     "BisectRefusedError": Row(USAGE, "`mountctl log --graph GOOD BAD` shows how they are related"),
     "TrialAbortedError": Row(
         REFUSED, "let it exit with 0 for good, 1 to 124 for bad, 125 for what cannot be tested"

@@ -77,9 +77,7 @@ def command(
                 left = len(search.candidates)
                 output.note(f"testing {short(candidate)}, one of {count(left, 'candidate')}")
                 with folder(candidate) as path:
-                    verdict = _verdict(
-                        trials, path, command[0], candidate, invocation.store_path
-                    )
+                    verdict = _verdict(trials, path, command[0], candidate, invocation.store_path)
                 output.note(f"{short(candidate)} is {_WORDS[verdict.value]}")
                 search.tell(candidate, verdict)
         result = search.result()

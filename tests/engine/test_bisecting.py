@@ -79,7 +79,7 @@ def test_many_skips_in_a_row_are_left_behind():
     length = 1000
     shape: Shape = [(), *((n,) for n in range(length))]
     verdicts = {n: Verdict.BAD if n >= 900 else Verdict.GOOD for n in range(length + 1)}
-    verdicts.update({n: Verdict.SKIP for n in range(450, 551)})
+    verdicts.update(dict.fromkeys(range(450, 551), Verdict.SKIP))
     result, asked = run(shape, 0, length, verdicts)
     assert result.first_bad == name(900)
     assert sum(verdicts[n] is Verdict.SKIP for n in asked) < 10
@@ -96,7 +96,7 @@ def test_what_was_merged_is_left_out_with_first_parents_only():
 
 def test_where_good_and_bad_parted_is_tested_first():
     shape: Shape = [(), (0,), (1,), (1,), (3,)]
-    verdicts = {n: Verdict.GOOD for n in range(5)}
+    verdicts = dict.fromkeys(range(5), Verdict.GOOD)
     result, asked = run(shape, 2, 4, verdicts)
     assert asked[0] == 1
     assert result.first_bad == name(4)

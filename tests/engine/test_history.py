@@ -65,7 +65,9 @@ def test_each_ancestor_comes_once_and_before_its_parents(shape, data):
 @given(shapes())
 @settings(max_examples=100, deadline=None)
 def test_only_first_parents_make_a_line(shape):
-    order = [number(each) for each in history(shape).ancestors(name(len(shape) - 1), first_only=True)]
+    order = [
+        number(each) for each in history(shape).ancestors(name(len(shape) - 1), first_only=True)
+    ]
     expected = [len(shape) - 1]
     while shape[expected[-1]]:
         expected.append(shape[expected[-1]][0])
@@ -90,7 +92,9 @@ def test_git_agrees(tmp_path_factory: pytest.TempPathFactory, shape, data):
     pairs = data.draw(
         st.lists(st.tuples(st.integers(0, count - 1), st.integers(0, count - 1)), max_size=6)
     )
-    marks = [line.split() for line in git("for-each-ref", "--format=%(objectname) %(refname:short)")]
+    marks = [
+        line.split() for line in git("for-each-ref", "--format=%(objectname) %(refname:short)")
+    ]
     numbers = {identifier: int(ref[1:]) for identifier, ref in marks}
     for one, other in [(0, count - 1), *pairs]:
         theirs = {numbers[line] for line in git("merge-base", "--all", f"c{one}", f"c{other}")}

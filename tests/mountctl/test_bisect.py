@@ -32,7 +32,7 @@ def line(mountctl, tmp_path) -> list[str]:
 @pytest.fixture
 def forked(mountctl, line, tmp_path) -> list[str]:
     """On top of the line two snapshots and one that merges them."""
-    made = []
+    made: list[str] = []
     for n, parents in enumerate([[line[7]], [line[8]], ["0", "1"]]):
         (tmp_path / "source" / "number").write_text(f"fork {n}")
         above = [made[int(parent)] if len(parent) == 1 else parent for parent in parents]
@@ -172,7 +172,9 @@ def test_a_removed_snapshot_is_told(mountctl, line):
     assert "warning: 1 snapshot on the way were removed" in done.stderr
 
 
-WAITS = "trap 'echo asked > {0}/asked; exit 1' TERM; echo $$ > {0}/pid; while :; do sleep 0.05; done"
+WAITS = (
+    "trap 'echo asked > {0}/asked; exit 1' TERM; echo $$ > {0}/pid; while :; do sleep 0.05; done"
+)
 STUBBORN = "trap '' TERM; (trap '' TERM; sleep 600) & echo $! > {0}/pid; wait; wait; sleep 600"
 
 
@@ -217,7 +219,9 @@ def test_a_command_that_will_not_end_is_killed_with_all_that_it_started(mountctl
 
 @pytest.mark.fuse
 def test_bisect_in_the_mount(mountctl, line, tmp_path):
-    script = f"test $(basename $PWD) = $AMALGAMFS_SNAPSHOT || exit 200; ! touch x || exit 201; {TEST}"
+    script = (
+        f"test $(basename $PWD) = $AMALGAMFS_SNAPSHOT || exit 200; ! touch x || exit 201; {TEST}"
+    )
     done = mountctl.run(
         "bisect", line[0], "main", "--in-mount", "--", "sh", "-c", script, TMPDIR=str(tmp_path)
     )

@@ -152,8 +152,10 @@ def read_back(rows: list[tuple[Cells, int | None]]) -> dict[int, set[int]]:
             assert character in " *|/\\_-."
             assert (colour is None) == (character == " ")
             if colour is not None and character != "_":
-                assert colour not in here or here[colour][1] == character == "-" or (
-                    character == "." and here[colour][1] == "-"
+                assert (
+                    colour not in here
+                    or here[colour][1] == character == "-"
+                    or (character == "." and here[colour][1] == "-")
                 )
                 here[colour] = (place, character)
         for colour in [colour for colour in lines if colour not in here]:
