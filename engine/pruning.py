@@ -7,6 +7,7 @@ that stays came from it. Everything goes in one transaction. What can be found o
 the store has changed twice meanwhile, it is found out inside.
 """
 
+import math
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -44,6 +45,8 @@ class Keep(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if (self.best is None) == (self.below is None):
             raise ValueError("give either how many to keep or a reward to be reached")
+        if self.below is not None and math.isnan(self.below):
+            raise ValueError("the reward to be reached is no number")
         if self.best is not None and self.best < 0:
             raise ValueError("give a number of steps to keep, from 0 on")
 

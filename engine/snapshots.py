@@ -20,6 +20,9 @@ from engine.errors import CorruptObjectError
 from engine.ids import ID_BYTES, SnapshotId, digest
 from engine.nodes import Entry, Kind, check_entry, encode
 
+DEEPEST_JSON = 390
+"""Lists and objects inside each other; cbor2 reads records that are 400 deep."""
+
 _VERSION = 1
 
 
@@ -73,16 +76,18 @@ def plain_json(value: Any) -> Any:
     return value
 
 
-def check_json(value: Any, where: str) -> None:
-    """Raises ValueError for what JSON cannot say, and names the place."""
+def check_json(value: Any, where: str, depth: int = 0) -> None:
+    """Raises ValueError for what JSON cannot say or is nested too deeply; names the place."""
+    if isinstance(value, dict | list | tuple) and depth == DEEPEST_JSON:
+        raise ValueError(f"{where[:60]}… is nested more than {DEEPEST_JSON} deep")
     if isinstance(value, dict):
         for key, below in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"{where} has the key {key!r}, which is no text")
-            check_json(below, f"{where}[{key!r}]")
+            check_json(below, f"{where}[{key!r}]", depth + 1)
     elif isinstance(value, list | tuple):
         for at, below in enumerate(value):
-            check_json(below, f"{where}[{at}]")
+            check_json(below, f"{where}[{at}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}, which JSON lacks")
     elif value is not None and not isinstance(value, str | int | float):

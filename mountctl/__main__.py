@@ -41,6 +41,7 @@ COMMANDS = {
         "session": ("session", "Writable copies of snapshots."),
         "snapshot": ("snapshot", "List, show and remove snapshots."),
         "ref": ("ref", "Names for snapshots."),
+        "episode": ("episode", "What a search did, step by step, and what came of it."),
     },
 }
 """The modules of `mountctl.commands` by section and command, with the first line of their help."""

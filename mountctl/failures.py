@@ -68,7 +68,9 @@ ROWS = {
     "NotFoundError": Row(UNKNOWN, _LISTS),
     "AmbiguousIdError": Row(UNKNOWN, "give more digits of the id"),
     "NameTakenError": Row(REFUSED, "choose another name, or remove what has it first"),
-    "InUseError": Row(BUSY, "remove or move what uses it first (`mountctl ref`, `session`)"),
+    "InUseError": Row(
+        BUSY, "remove or move what uses it first (`mountctl ref`, `session`, `episode`)"
+    ),
     # the store
     "StoreError": Row(SYSTEM, "look at the path that the message names, or choose another"),
     "NotAStoreError": Row(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from engine import Repository, SnapshotId
 from engine.errors import CorruptObjectError, MissingObjectError
-from engine.snapshots import encode_snapshot, make_snapshot
+from engine.snapshots import decode_snapshot, encode_snapshot, make_snapshot
 from engine.store import Db, Writer
 from tests.engine.graphs import Git, Shape, ancestors, bases, history, name, number, shapes
 
@@ -133,6 +133,19 @@ def test_a_snapshot_may_have_any_number_of_parents(repository: Repository, start
     history = repository.history()
     assert list(history.ancestors(last))[-1] == start
     assert history.merge_base(last, above[7]) == above[7]
+
+
+def test_metadata_may_be_nested_as_deeply_as_it_can_be_read(
+    repository: Repository, start: SnapshotId
+):
+    root = repository.snapshot(start).root
+    deep: object = "x"
+    for _ in range(389):
+        deep = [deep]
+    identifier, record = encode_snapshot(make_snapshot(root, (), "", {"deep": deep}))
+    assert decode_snapshot(identifier, record).metadata == {"deep": deep}
+    with pytest.raises(ValueError, match="nested"):
+        make_snapshot(root, (), "", {"deep": [deep]})
 
 
 def test_a_removed_parent_is_told_and_the_rest_is_read(repository: Repository, start: SnapshotId):
