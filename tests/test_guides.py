@@ -45,7 +45,9 @@ def write() -> None:
             blocks = iter(run_tour(page, folder))
         head, rest = page.split("<!-- tour:begin -->")
         body, tail = rest.split("<!-- tour:end -->")
-        body = BLOCK.sub(lambda _, b=blocks: "```console\n" + "\n".join(next(b)) + "\n```", body)
+        for block in BLOCK.findall(body):
+            shown = "\n".join(next(blocks)) + "\n"
+            body = body.replace(f"```console\n{block}```", f"```console\n{shown}```")
         file.write_text(f"{head}<!-- tour:begin -->{body}<!-- tour:end -->{tail}")
 
 

@@ -16,7 +16,7 @@ def states(mountctl, tmp_path) -> list[str]:
     source.mkdir()
     (source / "file").write_bytes(os.urandom(40_000))
     root = mountctl.json("import", source, "-m", "root")["snapshot"]
-    made = [root]
+    made: list[str] = [root]
     for n in range(4):
         (source / "file").write_bytes(os.urandom(40_000))
         words = ("import", source, "-m", f"state {n}", "--parent", root)
@@ -27,7 +27,7 @@ def states(mountctl, tmp_path) -> list[str]:
 
 
 @pytest.fixture
-def search(mountctl, states) -> list[str]:
+def search(mountctl, states: list[str]) -> list[str]:
     """An episode of six steps; step 4 is the best."""
     root, *after = states
     mountctl("episode", "new", "search", "--root", root, "--meta", '{"seed": 7}')
