@@ -39,7 +39,7 @@ def show_snapshots(
     output: Output, names: Names, records: Iterable[tuple[SnapshotId, Snapshot]]
 ) -> None:
     """Writes snapshots as a table, in the order they come."""
-    rows = [
+    rows = (
         (
             output.style(short(identifier), "yellow"),
             when(snapshot.time_ns),
@@ -49,7 +49,7 @@ def show_snapshots(
             _first_line(snapshot.message),
         )
         for identifier, snapshot in records
-    ]
+    )
     output.table(("SNAPSHOT", "TIME", "ENTRIES", "SIZE", "NAMES", "MESSAGE"), rows)
 
 

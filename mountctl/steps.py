@@ -74,7 +74,7 @@ def show_steps(output: Output, steps: Iterable[Step]) -> None:
     """Writes steps as a table, in the order they come."""
     output.table(
         ("STEP", "PARENT", "REWARD", "VERDICT", "SNAPSHOT", "ACTION"),
-        [
+        (
             (
                 str(step.number),
                 "-" if step.parent is None else str(step.parent),
@@ -84,7 +84,7 @@ def show_steps(output: Output, steps: Iterable[Step]) -> None:
                 _doing(step),
             )
             for step in steps
-        ],
+        ),
     )
 
 

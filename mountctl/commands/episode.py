@@ -278,12 +278,13 @@ def log(
             steps = episodes.steps(name, wanted)
         else:
             steps = filter(wanted.fits, episodes.children(name, children))
-        found = list(itertools.islice(steps, limit))
-    if output.json:
-        output.result([step_fields(step) for step in found])
-        return
-    show_steps(output, found)
-    if not found:
+        found = itertools.islice(steps, limit)
+        if output.json:
+            output.result([step_fields(step) for step in found])
+            return
+        first = list(itertools.islice(found, 1))
+        show_steps(output, itertools.chain(first, found))
+    if not first:
         output.note("there are no such steps")
 
 
@@ -344,7 +345,7 @@ def show(invocation: Invocation, name: str, step: int | None) -> None:
     "best",
     example="""
     $ mountctl episode best search -n 5
-    $ mountctl checkout $(mountctl episode best search --snapshot) best
+    $ mountctl episode best search --snapshot | xargs -I{} mountctl checkout {} best
     """,
 )
 @_name()

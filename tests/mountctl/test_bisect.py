@@ -79,6 +79,26 @@ def test_the_lines_are_coloured_on_a_terminal_only(mountctl, forked):
     assert "|\\" in plain
 
 
+def test_a_long_table_is_written_as_it_comes_and_stays_aligned(capsys):
+    from mountctl.output import Output
+
+    taken = []
+
+    def rows():
+        for n in range(450):
+            taken.append(n)
+            yield (str(n), "x" * (n // 100), "end")
+
+    output = Output(json=False, quiet=False)
+    seen = []
+    output.line = lambda text="": seen.append((text, len(taken)))  # type: ignore[method-assign]
+    output.table(("A", "B", "C"), rows())
+    assert seen[0] == ("A    B  C", 200)
+    assert seen[200] == ("199  x  end", 200)
+    assert seen[201][1] == 400
+    assert [line for line, _ in seen[401:]] == [f"{n}  xxxx  end" for n in range(400, 450)]
+
+
 def test_a_log_gives_its_first_line_at_once_and_may_be_cut(mountctl, forked):
     shell = f"{' '.join(mountctl.command('log', '--graph', forked[2]))} | head -n 1"
     done = subprocess.run(
