@@ -26,7 +26,8 @@ from engine.inodes import (
 )
 from engine.nodes import LONGEST_NAME, Entry, Kind
 from engine.objects import Objects
-from engine.overlay import Overlay, SessionFile, SessionInode, install_quietly, join
+from engine.overlay import Overlay, SessionInode, install_quietly, join
+from engine.overlay_file import SessionFile
 from engine.upper import EXCHANGE, NOREPLACE, OPAQUE, Upper
 
 
