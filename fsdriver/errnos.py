@@ -2,6 +2,7 @@
 
 import errno
 
+from engine.bisecting import BisectRefusedError
 from engine.checkout import CheckoutRefusedError, OutsideLinkError
 from engine.content import SourceChangedError
 from engine.errors import (
@@ -17,6 +18,7 @@ from engine.errors import (
 from engine.freezing import TooDeepError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
+from engine.steps import CorruptStepError, InvalidStepError
 from engine.store import (
     NewerFormatError,
     NotAStoreError,
@@ -29,12 +31,15 @@ from engine.store import (
 
 ERRNOS: dict[type[EngineError], int] = {
     AmbiguousIdError: errno.ENOENT,
+    BisectRefusedError: errno.EINVAL,
     CheckoutRefusedError: errno.EIO,
     CorruptObjectError: errno.EIO,
+    CorruptStepError: errno.EIO,
     EngineError: errno.EIO,
     ImportSourceError: errno.EIO,
     InUseError: errno.EBUSY,
     InvalidNameError: errno.EINVAL,
+    InvalidStepError: errno.EINVAL,
     LeaseHeldError: errno.EBUSY,
     MissingObjectError: errno.EIO,
     NameTakenError: errno.EEXIST,

@@ -34,11 +34,14 @@ COMMANDS = {
     },
     "Snapshots and sessions": {
         "log": ("log", "Show a snapshot and those it came from."),
+        "merge-base": ("merge_base", "Show the snapshot that two others both came from."),
+        "bisect": ("bisect", "Find the first bad snapshot by running a command in some."),
         "diff": ("diff", "Show what differs between two snapshots."),
         "commit": ("commit", "Store what a session changed as a snapshot."),
         "session": ("session", "Writable copies of snapshots."),
         "snapshot": ("snapshot", "List, show and remove snapshots."),
         "ref": ("ref", "Names for snapshots."),
+        "episode": ("episode", "What a search did, step by step, and what came of it."),
     },
 }
 """The modules of `mountctl.commands` by section and command, with the first line of their help."""
