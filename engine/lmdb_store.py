@@ -36,8 +36,9 @@ from engine.store import (
 
 T = TypeVar("T")
 
-FORMAT = 1
-"""The format this program writes."""
+FORMAT = 2
+"""The format this program writes. It reads 1 too, in which large directories are cut otherwise;
+pages are cut anew where they change."""
 
 LIBRARY = 0
 """LMDB 0.9: the line whose files every distribution's tools read (1.0's differ)."""

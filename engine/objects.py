@@ -73,6 +73,17 @@ class Objects:
                 self._entries -= _weight(self._nodes.popitem(last=False)[1])
         return node
 
+    def encoded(self, identifier: NodeId) -> bytes:
+        """Returns the bytes of a node, checked against its id only."""
+        with self.store.read() as reader:
+            raw = reader.get(Db.NODES, identifier)
+            if raw is None:
+                raise MissingObjectError("node", identifier)
+            data = bytes(raw)
+        if node_id(data) != identifier:
+            raise CorruptObjectError("node", identifier, "its bytes do not match its id")
+        return data
+
     def chunk(self, identifier: ChunkId) -> bytes:
         """Returns a chunk's plain bytes. Raises MissingObjectError or CorruptObjectError."""
         with self._lock:
@@ -165,6 +176,12 @@ class NodeBuffer:
     def put(self, node: msgspec.Struct) -> NodeId:
         """Keeps a node and returns its id."""
         data = encode(node)
+        identifier = node_id(data)
+        self.nodes[identifier] = data
+        return identifier
+
+    def put_encoded(self, node: msgspec.Struct, data: bytes) -> NodeId:
+        """Keeps a node that is encoded already and returns its id."""
         identifier = node_id(data)
         self.nodes[identifier] = data
         return identifier

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.lmdb_store import LmdbStore
+from engine.lmdb_store import FORMAT, LmdbStore
 from engine.memory_store import MemoryStore
 from engine.store import (
     LONGEST_KEY,
@@ -479,11 +479,11 @@ def test_a_store_is_made_in_an_empty_directory_and_where_one_was_begun(tmp_path:
 
 def test_a_newer_format_is_refused(path: str):
     store = LmdbStore(path, create=True)
-    store.write(lambda txn: txn.put(Db.META, b"format", b"2"))
+    store.write(lambda txn: txn.put(Db.META, b"format", str(FORMAT + 1).encode()))
     store.close()
     with pytest.raises(NewerFormatError) as caught:
         LmdbStore(path)
-    assert (caught.value.found, caught.value.known) == (2, 1)
+    assert (caught.value.found, caught.value.known) == (FORMAT + 1, FORMAT)
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage" * 5000, b"\xff" * 100, bytes(100_000)])
