@@ -35,8 +35,10 @@ WRITE_BEHIND = 0.05
 """Seconds after which a commit that is not durable is written."""
 WAITING_BYTES = 16 << 20
 """A commit is written at once where so much waits."""
+LARGEST_BYTES = 64 << 20
+"""Chunks that one transaction takes; more are stored ahead of it."""
 PORTION_BYTES = 6 << 20
-"""Chunks in one transaction, where there are more than WAITING_BYTES of them."""
+"""Chunks in one transaction that is ahead."""
 _LINGER = 1.0
 """Seconds without commits after which the thread ends."""
 
@@ -231,7 +233,7 @@ class CommitQueue:
                 if batch.ref is not None:
                     writer.put(Db.REFS, batch.ref.encode(), batch.identifier)
 
-        if sum(map(len, packed.values())) <= WAITING_BYTES:
+        if sum(map(len, packed.values())) <= LARGEST_BYTES:
             self._store.write(change)
             return
         with self._storing():
