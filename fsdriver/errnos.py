@@ -17,6 +17,15 @@ from engine.errors import (
 from engine.freezing import TooDeepError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
+from engine.paths import (
+    InvalidPathError,
+    MissingPathError,
+    NoDirectoryError,
+    NoFileError,
+    NotEmptyError,
+    PathError,
+    PathExistsError,
+)
 from engine.store import (
     NewerFormatError,
     NotAStoreError,
@@ -35,13 +44,20 @@ ERRNOS: dict[type[EngineError], int] = {
     ImportSourceError: errno.EIO,
     InUseError: errno.EBUSY,
     InvalidNameError: errno.EINVAL,
+    InvalidPathError: errno.EINVAL,
     LeaseHeldError: errno.EBUSY,
     MissingObjectError: errno.EIO,
+    MissingPathError: errno.ENOENT,
     NameTakenError: errno.EEXIST,
     NewerFormatError: errno.EIO,
+    NoDirectoryError: errno.ENOTDIR,
+    NoFileError: errno.EISDIR,
     NotAStoreError: errno.EIO,
+    NotEmptyError: errno.ENOTEMPTY,
     NotFoundError: errno.ENOENT,
     OutsideLinkError: errno.EIO,
+    PathError: errno.EIO,
+    PathExistsError: errno.EEXIST,
     SourceChangedError: errno.EAGAIN,
     StoreDamagedError: errno.EIO,
     StoreError: errno.EIO,

@@ -110,7 +110,9 @@ class Workspaces(RuleBasedStateMachine):
     def stream(self, which, path, data):
         workspace, model = self.pick(which)
         if trouble_above(model, path) is None and isinstance(model.get(path, b""), bytes):
-            workspace.write_stream(path, [data[at : at + 7_001] for at in range(0, len(data), 7_001)])
+            workspace.write_stream(
+                path, [data[at : at + 7_001] for at in range(0, len(data), 7_001)]
+            )
             model[path] = data
 
     @rule(which=st.integers(0, 9), path=paths, to=names)
@@ -222,8 +224,8 @@ class Workspaces(RuleBasedStateMachine):
         kinds = {path: change.kind.value for change in one.diff(two)
                  for path in [change.path.decode()]}  # fmt: skip
         kinds = {path: kind for path, kind in kinds.items() if kind != "metadata"}
-        expected = {path: "added" for path in new.keys() - old.keys()}
-        expected |= {path: "removed" for path in old.keys() - new.keys()}
+        expected = dict.fromkeys(new.keys() - old.keys(), "added")
+        expected |= dict.fromkeys(old.keys() - new.keys(), "removed")
         expected |= {
             path: "modified" if type(old[path]) is type(new[path]) else "type"
             for path in old.keys() & new.keys()
@@ -261,9 +263,9 @@ class Workspaces(RuleBasedStateMachine):
         del tree[b""]
         seen: Model = {}
         for path, what in tree.items():
-            seen[os.fsdecode(path)] = {
-                Kind.DIRECTORY: None, Kind.FILE: what.data, Kind.SYMLINK: "-> " + what.data.decode("latin-1"),
-            }[Kind(what.kind)]  # fmt: skip
+            target = "-> " + what.data.decode("latin-1")
+            shown = {Kind.DIRECTORY: None, Kind.FILE: what.data, Kind.SYMLINK: target}
+            seen[os.fsdecode(path)] = shown[Kind(what.kind)]
         expected = {p: v if not isinstance(v, str) else v.encode().decode("latin-1")
                     for p, v in model.items()}  # fmt: skip
         assert seen == expected
