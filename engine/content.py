@@ -7,7 +7,7 @@ hole; they are stored as such and read as zeros, so a sparse file costs what it 
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from engine.chunking import LARGEST_CHUNK, SMALLEST_CHUNK, cut
@@ -27,6 +27,7 @@ from engine.nodes import (
 from engine.objects import ChunkSink, Objects, PutNode
 
 Content = bytes | tuple[Ref, ...]
+PutChunk = Callable[[bytes | memoryview], ChunkId]
 
 WINDOW_BYTES = 8 << 20
 """How much of a file is in memory at once while it is chunked."""
@@ -72,6 +73,38 @@ def ingest(fd: int, status: os.stat_result, sink: ChunkSink, put: PutNode) -> tu
     if at <= INLINE_BYTES:
         return os.pread(fd, at, 0), at
     return fold(refs, put), at
+
+
+def ingest_blocks(
+    blocks: Iterable[bytes], put_chunk: PutChunk, put: PutNode
+) -> tuple[Content, int]:
+    """Stores a file that comes in blocks of any size; returns content and size.
+
+    It is cut as `ingest` cuts it; memory holds WINDOW_BYTES and one block at most.
+    """
+    refs: list[Ref] = []
+    waiting: list[bytes] = []
+    size = 0
+    for block in blocks:
+        waiting.append(block)
+        size += len(block)
+        if size >= WINDOW_BYTES:
+            waiting = [_cut_off(waiting, False, put_chunk, refs)]
+            size = len(waiting[0])
+    if not refs and size <= INLINE_BYTES:
+        return b"".join(waiting), size
+    _cut_off(waiting, True, put_chunk, refs)
+    return fold(refs, put), sum_of(refs)
+
+
+def _cut_off(blocks: list[bytes], last: bool, put_chunk: PutChunk, refs: list[Ref]) -> bytes:
+    """Stores the chunks that `blocks` begin with; returns the rest."""
+    window = memoryview(blocks[0] if len(blocks) == 1 else b"".join(blocks))
+    at = 0
+    for length in cut(window, last):
+        refs.append(Ref(put_chunk(window[at : at + length]), length, 0))
+        at += length
+    return bytes(window[at:])
 
 
 def sum_of(refs: Sequence[Ref]) -> int:

@@ -9,7 +9,7 @@ from enum import Enum
 
 import msgspec
 
-from engine.directory import Directory, directory_id
+from engine.directory import Directory, directory_id, fits_one_node, shared_pages
 from engine.errors import CorruptObjectError
 from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import Objects
@@ -109,7 +109,10 @@ def _whole(objects: Objects, path: bytes, entry: Entry, kind: ChangeKind) -> Ite
 def _pairs(objects: Objects, old: Entry, new: Entry) -> Iterator[tuple[Entry | None, Entry | None]]:
     """Yields the entries of two directories that differ, side by side, by name."""
     one, other = Directory(objects, directory_id(old)), Directory(objects, directory_id(new))
-    shared = set(one.page_ids()) & set(other.page_ids())
+    if fits_one_node(max(len(one), len(other))):
+        yield from _few_pairs(list(one), list(other))
+        return
+    shared = shared_pages(one, other)
     left, right = one.outside(shared), other.outside(shared)
     a, b = next(left, None), next(right, None)
     while a is not None or b is not None:
@@ -123,6 +126,18 @@ def _pairs(objects: Objects, old: Entry, new: Entry) -> Iterator[tuple[Entry | N
             if a != b:
                 yield a, b
             a, b = next(left, None), next(right, None)
+
+
+def _few_pairs(old: list[Entry], new: list[Entry]) -> list[tuple[Entry | None, Entry | None]]:
+    """Does the same at once; most entries are equal, and many the same object."""
+    before = {entry.name: entry for entry in old}
+    pairs: list[tuple[bytes, Entry | None, Entry | None]] = []
+    for entry in new:
+        same = before.pop(entry.name, None)
+        if same is not entry and same != entry:
+            pairs.append((entry.name, same, entry))
+    pairs += [(name, entry, None) for name, entry in before.items()]
+    return [pair[1:] for pair in sorted(pairs, key=lambda pair: pair[0])]
 
 
 def _attributes(entry: Entry) -> tuple[int, tuple[tuple[bytes, bytes], ...]]:

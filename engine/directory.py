@@ -1,19 +1,21 @@
 """Directories: a sorted set of entries in one node, or in pages when it is large.
 
 A directory of more than PAGED_FROM entries is a tree of pages. Where a page ends is decided
-by the names alone: at level n it ends after a name whose BLAKE3 has n zero bytes, roughly, so
-the same set of entries always gives the same nodes whatever the order of edits, and one
-changed entry rewrites one page of about 256 and the indexes above it. Reads touch one page.
-(Prolly trees: Noms; here the boundary is a function of one name, as in a skip list.)
+by the names alone: at level n it ends after a name whose BLAKE3 begins with PAGE_BITS * (n + 1)
+zero bits, so the same set of entries always gives the same nodes whatever the order of edits,
+and one changed entry rewrites one page and the indexes above it (see `directory_edit`). Reads
+touch one page. (Prolly trees: Noms; here the boundary is a function of one name, as in a skip
+list.)
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from engine.errors import CorruptObjectError
 from engine.ids import NodeId, digest
 from engine.nodes import (
     DEEPEST,
+    TALLEST,
     DirectoryNode,
     Entry,
     IndexNode,
@@ -25,8 +27,12 @@ from engine.nodes import (
 )
 from engine.objects import Objects, PutNode
 
-PAGED_FROM = 2048
+PAGED_FROM = 256
 """A directory of more entries than this is split into pages."""
+
+PAGE_BITS = 5
+"""A page has 2 ** PAGE_BITS items on average, and the one that an item chosen at random is in
+twice as many. Measured: see docs/design/0002."""
 
 
 class Directory:
@@ -37,7 +43,7 @@ class Directory:
     def __init__(self, objects: Objects, identifier: NodeId) -> None:
         """Opens the directory; raises CorruptObjectError or MissingObjectError."""
         self._objects, self.identifier = objects, identifier
-        self._node = _directory(objects, identifier)
+        self._node = open_node(objects, identifier)
 
     def get(self, name: bytes) -> Entry | None:
         """Returns the entry called `name`, or None."""
@@ -52,7 +58,7 @@ class Directory:
             if at == len(node.pages):
                 return None
             identifier = NodeId(node.pages[at].node)
-            node, floor = _below(self._objects, node, at, floor)
+            node, floor = open_page(self._objects, node, at, floor)
         entries = node.entries
         at = bisect_left(entries, name, key=lambda entry: entry.name)
         if at == len(entries) or entries[at].name != name:
@@ -81,7 +87,7 @@ class Directory:
             return
         for at, page in enumerate(node.pages):
             if start < first + page.entries:
-                below, above = _below(self._objects, node, at, floor)
+                below, above = open_page(self._objects, node, at, floor)
                 yield from self._pages(NodeId(page.node), below, start, first, above)
             first += page.entries
 
@@ -98,7 +104,7 @@ class Directory:
             return
         for at, page in enumerate(node.pages):
             if page.node not in pages:
-                below, above = _below(self._objects, node, at, floor)
+                below, above = open_page(self._objects, node, at, floor)
                 yield from self._outside(below, pages, above)
 
     def __len__(self) -> int:
@@ -117,27 +123,75 @@ class Directory:
             for at, page in enumerate(node.pages):
                 yield NodeId(page.node)
                 if node.level > 1:
-                    yield from self._page_ids(_below(self._objects, node, at)[0])
+                    yield from self._page_ids(open_page(self._objects, node, at)[0])
 
 
-def _directory(objects: Objects, identifier: NodeId) -> DirectoryNode | IndexNode:
+def shared_pages(one: Directory, other: Directory) -> set[NodeId]:
+    """Returns pages of any level that two directories share; those inside of one are not named.
+
+    Opens what they do not share only, so that the cost follows the difference.
+    """
+    sides = [_Pages(one), _Pages(other)]
+    shared: set[NodeId] = set()
+    while True:
+        a, b = sides
+        if a.level == b.level:
+            common = a.pages.keys() & b.pages.keys()
+            shared |= common
+            a.leave_out(common)
+            b.leave_out(common)
+            if not a.level:
+                return shared
+        highest = max(a.level, b.level)
+        for side in sides:
+            if side.level == highest:
+                side.descend()
+
+
+class _Pages:
+    """Pages of one level of a directory, each with where it is listed."""
+
+    def __init__(self, directory: Directory) -> None:
+        node = directory._node
+        self._objects = directory._objects
+        self.level = node.level if isinstance(node, IndexNode) else 0
+        self.pages: dict[NodeId, tuple[IndexNode, int, bytes] | None] = {directory.identifier: None}
+        self._root = node
+
+    def leave_out(self, pages: Iterable[NodeId]) -> None:
+        for page in pages:
+            del self.pages[page]
+
+    def descend(self) -> None:
+        self.level -= 1
+        below: dict[NodeId, tuple[IndexNode, int, bytes] | None] = {}
+        for place in self.pages.values():
+            node, floor = open_page(self._objects, *place) if place else (self._root, b"")
+            if isinstance(node, IndexNode):
+                below.update((NodeId(page.node), (node, at, floor))
+                             for at, page in enumerate(node.pages))  # fmt: skip
+        self.pages = below
+
+
+def open_node(objects: Objects, identifier: NodeId) -> DirectoryNode | IndexNode:
+    """Returns a directory's node, or the highest index of one in pages."""
     node = objects.node(identifier)
     if not isinstance(node, DirectoryNode | IndexNode):
         raise CorruptObjectError("node", identifier, "it is not a directory")
     return node
 
 
-def _below(
+def open_page(
     objects: Objects, parent: IndexNode, at: int, floor: bytes = b""
 ) -> tuple[DirectoryNode | IndexNode, bytes]:
-    """Opens one page and checks that it is what its index says.
+    """Returns a page of an index, checked to be what the index says.
 
     Every name in the index comes after `floor`; returns what every name in the page comes after.
     """
     page = parent.pages[at]
     floor = parent.pages[at - 1].last if at else floor
     identifier = NodeId(page.node)
-    node = _directory(objects, identifier)
+    node = open_node(objects, identifier)
     if isinstance(node, DirectoryNode):
         right = parent.level == 1 and len(node.entries) == page.entries
         right = right and node.entries[-1].name == page.last
@@ -151,15 +205,26 @@ def _below(
     return node, floor
 
 
-def _ends_page(name: bytes, level: int) -> bool:
+def fits_one_node(count: int) -> bool:
+    """Tells whether a directory of so many entries is one node."""
+    return count <= PAGED_FROM
+
+
+def ends_page(name: bytes, level: int) -> bool:
     """Tells whether a page of `level` (0: of entries) ends after `name`."""
-    return digest(name)[: level + 1] == bytes(level + 1)
+    return _ends_page(name, level)
+
+
+def _ends_page(name: bytes, level: int) -> bool:
+    if level == TALLEST:  # names can be sought out that would make a higher tree
+        return False
+    return not int.from_bytes(digest(name)[:8], "big") >> 64 - PAGE_BITS * (level + 1)
 
 
 def store_directory(put: PutNode, entries: Iterable[Entry]) -> NodeId:
     """Stores a directory of entries sorted by name and returns its id."""
     everything = tuple(entries)
-    if len(everything) <= PAGED_FROM:
+    if fits_one_node(len(everything)):
         return put(directory_node(everything))
     pages: list[Page] = []
     start = 0
@@ -168,7 +233,11 @@ def store_directory(put: PutNode, entries: Iterable[Entry]) -> NodeId:
             part = everything[start:at]
             pages.append(Page(entry.name, put(directory_node(part)), len(part)))
             start = at
-    level = 1
+    return store_pages(put, pages, 1)
+
+
+def store_pages(put: PutNode, pages: Sequence[Page], level: int) -> NodeId:
+    """Stores the indexes of a directory's pages from `level` up and returns the highest's id."""
     while True:
         groups: list[list[Page]] = [[]]
         for page in pages:
@@ -179,11 +248,13 @@ def store_directory(put: PutNode, entries: Iterable[Entry]) -> NodeId:
         nodes = [put(index_node(level, tuple(group))) for group in groups]
         if len(nodes) == 1:
             return nodes[0]
-        pages = [
-            Page(group[-1].last, node, sum(p.entries for p in group))
-            for group, node in zip(groups, nodes, strict=True)
-        ]
+        pages = [index_page(group, node) for group, node in zip(groups, nodes, strict=True)]
         level += 1
+
+
+def index_page(pages: Sequence[Page], node: NodeId) -> Page:
+    """Returns what an index says of the index `node` that has these pages."""
+    return Page(pages[-1].last, node, sum(page.entries for page in pages))
 
 
 def directory_entry(

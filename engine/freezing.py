@@ -14,6 +14,7 @@ from collections.abc import Iterator
 
 from engine.content import Content, SourceChangedError, ingest
 from engine.directory import Directory, directory_entry, directory_id, find
+from engine.directory_edit import edit_directory
 from engine.errors import EngineError
 from engine.hostfs import describe, kind_of, mtime_of, read_xattrs
 from engine.links import groups_in, linked, number_groups
@@ -190,30 +191,31 @@ class Freeze:
 
     def _directory(self, path: bytes, name: bytes, base: Entry | None) -> Entry:
         upper = self._upper
-        entries: dict[bytes, Entry] = {}
-        if base is not None:
-            entries = {e.name: e for e in Directory(self._objects, directory_id(base))}
+        below_base = None if base is None else Directory(self._objects, directory_id(base))
+        edits: dict[bytes, Entry | None] = {}
         for child, status in self._scans[path]:
             below = path + b"/" + child if path else child
-            if status is None:
-                entries.pop(child, None)
-            elif stat.S_ISDIR(status.st_mode):
-                entries[child] = self._directory(
-                    below, child, self._merged(below, entries.get(child))
-                )
-            elif below in self._files:
-                entries[child] = self._files[below]
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                same_name = None if below_base is None else below_base.get(child)
+                edits[child] = self._directory(below, child, self._merged(below, same_name))
             else:
-                entries.pop(child, None)
+                edits[child] = self._files.get(below) if status is not None else None
         absolute = upper.at(path)
         status = os.lstat(absolute)
+        mode, mtime_ns = upper.mode(absolute, status), mtime_of(status)
+        xattrs = read_xattrs(absolute)
+        if base is not None:
+            return edit_directory(
+                self._objects, self._nodes, base, edits,
+                name=name, mode=mode, mtime_ns=mtime_ns, xattrs=xattrs,
+            )  # fmt: skip
         return directory_entry(
             self._nodes.put,
-            [entries[n] for n in sorted(entries)],
+            [entry for _, entry in sorted(edits.items()) if entry is not None],
             name=name,
-            mode=upper.mode(absolute, status),
-            mtime_ns=mtime_of(status),
-            xattrs=read_xattrs(absolute),
+            mode=mode,
+            mtime_ns=mtime_ns,
+            xattrs=xattrs,
         )
 
     def _kept_links(self, path: bytes, base: Entry | None) -> Iterator[bytes]:

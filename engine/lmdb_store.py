@@ -37,7 +37,8 @@ from engine.store import (
 T = TypeVar("T")
 
 FORMAT = 2
-"""The format this program writes. 2 has the database `episodes`; 1 is brought up to it."""
+"""The format this program writes. 2 has the database `episodes`; 1 is brought up to it. In 1 large
+directories are cut otherwise; pages are cut anew where they change."""
 
 LIBRARY = 0
 """LMDB 0.9: the line whose files every distribution's tools read (1.0's differ)."""

@@ -151,6 +151,20 @@ def encode(value: msgspec.Struct) -> bytes:
     return cbor2.dumps(msgspec.to_builtins(value, builtin_types=(bytes,)), canonical=True)
 
 
+def head(node: DirectoryNode | IndexNode) -> bytes:
+    """Returns what the encoding of a directory or index begins with, before its first item."""
+    if isinstance(node, DirectoryNode):
+        return b"\x82\x01" + _array_head(len(node.entries))
+    return b"\x83\x02" + bytes([node.level]) + _array_head(len(node.pages))
+
+
+def _array_head(count: int) -> bytes:
+    if count < 24:
+        return bytes([0x80 | count])
+    size = next(size for size in (1, 2, 4, 8) if count < 1 << 8 * size)
+    return bytes([0x97 + size.bit_length()]) + count.to_bytes(size, "big")
+
+
 def node_id(encoded: bytes) -> NodeId:
     """Returns the id of an encoded node."""
     return NodeId(digest(encoded))

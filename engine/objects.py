@@ -7,7 +7,7 @@ decoded once and a file read in pieces is decompressed once. Safe to use from se
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -38,11 +38,27 @@ class ObjectsStatistics(msgspec.Struct, frozen=True):
     chunk_misses: int
 
 
+class Pending:
+    """Objects that are on their way into the store; this process sees them already.
+
+    What was looked for here in vain is looked for in the store next, so an object leaves here
+    after it came there.
+    """
+
+    __slots__ = ("chunks", "nodes", "snapshots")
+
+    def __init__(self) -> None:
+        self.nodes: dict[NodeId, bytes] = {}
+        self.chunks: dict[ChunkId, bytes] = {}
+        self.snapshots: dict[SnapshotId, Snapshot] = {}
+
+
 class Objects:
-    """Reads objects of one store."""
+    """Reads objects of one store, and those that are on their way into it."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self.pending = Pending()
         self._lock = threading.Lock()
         self._nodes: OrderedDict[bytes, Node] = OrderedDict()
         self._entries = 0
@@ -58,20 +74,46 @@ class Objects:
                 self._nodes.move_to_end(identifier)
                 self._hits[0] += 1
                 return node
+        coming = self.pending.nodes.get(identifier)
+        if coming is not None:
+            node = decode(identifier, coming)
+        else:
+            with self.store.read() as reader:
+                raw = reader.get(Db.NODES, identifier)
+                if raw is None:
+                    raise MissingObjectError("node", identifier)
+                node = decode(identifier, raw)
+        with self._lock:
+            self._hits[1] += 1
+            self._keep(identifier, node)
+        return node
+
+    def keep(self, nodes: Mapping[NodeId, Node]) -> None:
+        """Takes decoded nodes into the cache that are in the store now, or on their way there."""
+        with self._lock:
+            for identifier, node in nodes.items():
+                self._keep(identifier, node)
+
+    def _keep(self, identifier: NodeId, node: Node) -> None:
+        if identifier not in self._nodes:
+            self._nodes[identifier] = node
+            self._entries += _weight(node)
+        while self._entries > NODE_CACHE_ENTRIES and len(self._nodes) > 1:
+            self._entries -= _weight(self._nodes.popitem(last=False)[1])
+
+    def encoded(self, identifier: NodeId) -> bytes:
+        """Returns the bytes of a node, checked against its id only."""
+        coming = self.pending.nodes.get(identifier)
+        if coming is not None:
+            return coming
         with self.store.read() as reader:
             raw = reader.get(Db.NODES, identifier)
             if raw is None:
                 raise MissingObjectError("node", identifier)
-            node = decode(identifier, raw)
-        weight = _weight(node)
-        with self._lock:
-            self._hits[1] += 1
-            if identifier not in self._nodes:
-                self._nodes[identifier] = node
-                self._entries += weight
-            while self._entries > NODE_CACHE_ENTRIES and len(self._nodes) > 1:
-                self._entries -= _weight(self._nodes.popitem(last=False)[1])
-        return node
+            data = bytes(raw)
+        if node_id(data) != identifier:
+            raise CorruptObjectError("node", identifier, "its bytes do not match its id")
+        return data
 
     def chunk(self, identifier: ChunkId) -> bytes:
         """Returns a chunk's plain bytes. Raises MissingObjectError or CorruptObjectError."""
@@ -81,6 +123,9 @@ class Objects:
                 self._chunks.move_to_end(identifier)
                 self._hits[2] += 1
                 return plain
+        coming = self.pending.chunks.get(identifier)
+        if coming is not None:
+            return coming
         with self.store.read() as reader:
             plain = bytes(_unpacked(reader, identifier))
         with self._lock:
@@ -98,11 +143,15 @@ class Objects:
 
         What it returns is valid inside of the `with` only; raw chunks are not copied.
         """
+        coming = dict(self.pending.chunks)  # before the view, which stays as the store is now
         with self.store.read() as reader:
-            yield lambda identifier: _unpacked(reader, identifier)
+            yield lambda identifier: coming.get(identifier) or _unpacked(reader, identifier)
 
     def snapshot(self, identifier: SnapshotId) -> Snapshot:
         """Returns a snapshot record. Raises MissingObjectError or CorruptObjectError."""
+        coming = self.pending.snapshots.get(identifier)
+        if coming is not None:
+            return coming
         with self.store.read() as reader:
             raw = reader.get(Db.SNAPSHOTS, identifier)
             if raw is None:
@@ -165,6 +214,12 @@ class NodeBuffer:
     def put(self, node: msgspec.Struct) -> NodeId:
         """Keeps a node and returns its id."""
         data = encode(node)
+        identifier = node_id(data)
+        self.nodes[identifier] = data
+        return identifier
+
+    def put_encoded(self, node: msgspec.Struct, data: bytes) -> NodeId:
+        """Keeps a node that is encoded already and returns its id."""
         identifier = node_id(data)
         self.nodes[identifier] = data
         return identifier

@@ -6,14 +6,18 @@ one state; what changes the store is durable when it returns.
 """
 
 import os
+import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
 from engine.collecting import CollectReport, collect
+from engine.committing import CommitQueue
 from engine.diffing import Change, diff
 from engine.episodes import Episodes
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
@@ -24,15 +28,31 @@ from engine.leases import Lease, acquire
 from engine.lmdb_store import LmdbStore
 from engine.nodes import Entry
 from engine.objects import Objects
+from engine.pins import Pins
 from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
 from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
 from engine.store import Db, Reader, Store, Writer
 from engine.trajectories import holders_of
 from engine.upper import Upper
 from engine.verifying import VerifyReport, verify
+from engine.workspace import Workspace, open_workspace
 
 GC_WAIT = 30.0
 """Seconds that a write waits for a garbage collection to end, or the other way round."""
+
+
+@contextmanager
+def _storing(path: str) -> Iterator[Lease]:
+    with acquire(path, "objects", shared=True, wait=GC_WAIT) as lease:
+        yield lease
+
+
+def _end(commits: CommitQueue, pins: Pins, pid: int) -> None:
+    if os.getpid() == pid:  # not in a child that was forked meanwhile
+        try:
+            commits.close()
+        finally:
+            pins.close()
 
 
 class ImportResult(msgspec.Struct, frozen=True):
@@ -51,8 +71,12 @@ class Repository:
         self.path = path
         self.store = store
         self.objects = Objects(store)
-        self.sessions = Sessions(store, self.objects, path)
         self.episodes = Episodes(store)
+        self.pins = Pins(path)
+        self.commits = CommitQueue(self.objects, partial(_storing, path))
+        self._sessions = Sessions(store, self.objects, path)
+        # Also when the interpreter ends, or nobody refers to it any more.
+        self._end = weakref.finalize(self, _end, self.commits, self.pins, os.getpid())
 
     @classmethod
     def create(cls, path: str) -> "Repository":
@@ -67,8 +91,21 @@ class Repository:
         return cls(path, LmdbStore(path))
 
     def close(self) -> None:
-        """Closes the store."""
-        self.store.close()
+        """Writes the commits that wait and closes the store. Raises StoreFullError."""
+        try:
+            self._end()
+        finally:
+            self.store.close()
+
+    def flush(self) -> None:
+        """Writes the commits of workspaces that wait; durable when it returns."""
+        self.commits.flush()
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions of the store."""
+        self.commits.flush()
+        return self._sessions
 
     def __enter__(self) -> "Repository":
         return self
@@ -83,6 +120,9 @@ class Repository:
 
         A ref wins over a prefix. Raises NotFoundError, AmbiguousIdError.
         """
+        if is_full_id(name) and SnapshotId(bytes.fromhex(name)) in self.objects.pending.snapshots:
+            return SnapshotId(bytes.fromhex(name))
+        self.commits.flush()
         with self.store.read() as reader:
             return self._resolve(reader, name)
 
@@ -134,8 +174,28 @@ class Repository:
     @contextmanager
     def storing(self) -> Iterator[Lease]:
         """Keeps garbage collection away while objects are stored that nothing refers to yet."""
-        with acquire(self.path, "objects", shared=True, wait=GC_WAIT) as lease:
+        with _storing(self.path) as lease:
             yield lease
+
+    # Workspaces.
+
+    def workspace(
+        self,
+        snapshot: SnapshotId | str | None = None,
+        *,
+        now_ns: Callable[[], int] = time.time_ns,
+    ) -> Workspace:
+        """Opens a workspace on a snapshot, or on an empty tree, in memory; loads nothing.
+
+        `now_ns` tells the time that changed entries get: a constant makes equal trees of equal
+        contents. Raises NotFoundError, AmbiguousIdError, MissingObjectError.
+        """
+        identifier = None if snapshot is None else self.snapshot_id(snapshot)
+        return open_workspace(self, identifier, now_ns)
+
+    def snapshot_id(self, snapshot: SnapshotId | str) -> SnapshotId:
+        """Returns an id as it is, and what a name or a prefix means; see `resolve`."""
+        return self.resolve(snapshot) if isinstance(snapshot, str) else snapshot
 
     # Snapshots and refs.
 
@@ -145,11 +205,14 @@ class Repository:
 
     def snapshots(self) -> list[SnapshotId]:
         """Returns the ids of all snapshots, in the order of their bytes."""
+        self.commits.flush()
         with self.store.read() as reader:
             return [SnapshotId(key) for key in reader.keys(Db.SNAPSHOTS)]
 
     def has_snapshot(self, identifier: SnapshotId) -> bool:
         """Tells whether there is such a snapshot."""
+        if identifier in self.objects.pending.snapshots:
+            return True
         with self.store.read() as reader:
             return reader.has(Db.SNAPSHOTS, identifier)
 
@@ -184,6 +247,8 @@ class Repository:
         Raises InUseError while a ref names it, a session stands on it or a step holds it.
         """
 
+        self.commits.flush()
+
         def change(writer: Writer) -> None:
             for key, raw in writer.items(Db.REFS):
                 if bytes(raw) == identifier:
@@ -206,6 +271,7 @@ class Repository:
 
     def refs(self) -> dict[str, SnapshotId]:
         """Returns all refs by name."""
+        self.commits.flush()
         with self.store.read() as reader:
             return {
                 key.decode("utf-8", "replace"): SnapshotId(bytes(raw))
@@ -215,6 +281,7 @@ class Repository:
     def set_ref(self, name: str, target: SnapshotId) -> None:
         """Makes or moves a ref. Raises InvalidNameError, NotFoundError."""
         check_name("ref", name)
+        self.commits.flush()
 
         def change(writer: Writer) -> None:
             if not writer.has(Db.SNAPSHOTS, target):
@@ -225,6 +292,7 @@ class Repository:
 
     def remove_ref(self, name: str) -> None:
         """Removes a ref, not the snapshot. Raises NotFoundError."""
+        self.commits.flush()
 
         def change(writer: Writer) -> None:
             if not writer.delete(Db.REFS, name.encode("utf-8", "surrogateescape") or b"-"):
@@ -254,6 +322,7 @@ class Repository:
             check_name("ref", ref)
         if not source:
             raise ImportSourceError(source, "it names nothing")
+        self.commits.flush()
         source = os.path.realpath(source)  # the directory itself may be given by a link to it
         mark = b"import:" + digest(os.fsencode(source))
 
@@ -348,6 +417,8 @@ class Repository:
 
     def collect(self, *, dry_run: bool = False) -> CollectReport:
         """Removes what nothing refers to. Raises LeaseHeldError while objects are stored."""
+        self.commits.flush()
+        self.pins.tidy()
         with acquire(self.path, "objects", wait=GC_WAIT, what="collecting garbage"):
             report = collect(self.store, self.objects, dry_run=dry_run)
             if not dry_run:
@@ -356,4 +427,5 @@ class Repository:
 
     def verify(self, progress: Progress | None = None) -> VerifyReport:
         """Checks every object."""
+        self.commits.flush()
         return verify(self.store, self.objects, progress)

@@ -18,6 +18,15 @@ from engine.errors import (
 from engine.freezing import TooDeepError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
+from engine.paths import (
+    InvalidPathError,
+    MissingPathError,
+    NoDirectoryError,
+    NoFileError,
+    NotEmptyError,
+    PathError,
+    PathExistsError,
+)
 from engine.steps import CorruptStepError, InvalidStepError
 from engine.store import (
     NewerFormatError,
@@ -40,13 +49,20 @@ ERRNOS: dict[type[EngineError], int] = {
     InUseError: errno.EBUSY,
     InvalidNameError: errno.EINVAL,
     InvalidStepError: errno.EINVAL,
+    InvalidPathError: errno.EINVAL,
     LeaseHeldError: errno.EBUSY,
     MissingObjectError: errno.EIO,
+    MissingPathError: errno.ENOENT,
     NameTakenError: errno.EEXIST,
     NewerFormatError: errno.EIO,
+    NoDirectoryError: errno.ENOTDIR,
+    NoFileError: errno.EISDIR,
     NotAStoreError: errno.EIO,
+    NotEmptyError: errno.ENOTEMPTY,
     NotFoundError: errno.ENOENT,
     OutsideLinkError: errno.EIO,
+    PathError: errno.EIO,
+    PathExistsError: errno.EEXIST,
     SourceChangedError: errno.EAGAIN,
     StoreDamagedError: errno.EIO,
     StoreError: errno.EIO,

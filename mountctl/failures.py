@@ -113,6 +113,22 @@ ROWS = {
     "TrialAbortedError": Row(
         REFUSED, "let it exit with 0 for good, 1 to 124 for bad, 125 for what cannot be tested"
     ),
+    # paths in a workspace
+    "PathError": Row(REFUSED, "look at the path that the message names"),
+    "InvalidPathError": Row(
+        USAGE, "give a path from the tree's root down, as in `src/main.c`: no `..`, no first slash"
+    ),
+    "MissingPathError": Row(
+        UNKNOWN, "look at the names around it; directories are not made unasked"
+    ),
+    "PathExistsError": Row(REFUSED, "choose another name, or remove what has it first"),
+    "NoDirectoryError": Row(REFUSED, "choose a path that leads through directories only"),
+    "NoFileError": Row(
+        REFUSED, "name a file; symbolic links are not followed, so name their target"
+    ),
+    "NotEmptyError": Row(
+        REFUSED, "remove what is in it first, or remove it with all that is in it"
+    ),
     # the mount
     "MountPointError": Row(
         REFUSED, "name an empty directory of yours (`mkdir` makes one), outside of the store"

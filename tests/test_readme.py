@@ -125,7 +125,10 @@ def test_the_python_guide_runs(tmp_path: Path) -> None:
         cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert re.fullmatch(r"\[\]\n[0-9a-f]{64}\n", done.stdout)
+    assert re.fullmatch(
+        r"\[\]\n[0-9a-f]{64}\nmodified src/main.py\n\['src/best.py'\] print\('try 2'\)\n",
+        done.stdout,
+    )
 
 
 @pytest.mark.fuse

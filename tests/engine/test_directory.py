@@ -98,8 +98,14 @@ def test_where_pages_end_is_decided_by_the_names(many: list[Entry]):
     index = decode(directory.identifier, tree.nodes[directory.identifier])
     assert isinstance(index, IndexNode)
     ends = [page.last for page in index.pages]
-    assert ends[:-1] == [e.name for e in many[:-1] if digest(e.name)[0] == 0]
+    assert index.level == 2
+    ends_index = [e.name for e in many[:-1] if digest(e.name)[:2] < b"\0\x40"]  # 10 zero bits
+    assert ends[:-1] == ends_index
     assert ends[-1] == many[-1].name
+    low = decode(NodeId(index.pages[0].node), tree.nodes[NodeId(index.pages[0].node)])
+    assert isinstance(low, IndexNode)
+    first = [e.name for e in many if e.name <= ends[0]]
+    assert [page.last for page in low.pages] == [n for n in first if digest(n)[0] < 8]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2_048, 2_049, 6_000])
@@ -127,13 +133,13 @@ def test_every_start_gives_the_rest(many: list[Entry]):
         assert next(directory.from_index(start)).name == entries[start].name
 
 
-def test_one_entry_reads_one_page(many: list[Entry]):
+def test_one_entry_reads_one_page_of_each_level(many: list[Entry]):
     tree = Tree()
     directory = tree.directory(many)
     before = directory._objects.statistics().node_misses
     assert directory.get(many[7_777].name) == many[7_777]
     assert next(directory.from_index(7_777)) == many[7_777]
-    assert directory._objects.statistics().node_misses == before + 1
+    assert directory._objects.statistics().node_misses == before + 2
 
 
 @pytest.mark.parametrize("change", ["change", "remove", "add"])

@@ -480,11 +480,11 @@ def test_a_store_is_made_in_an_empty_directory_and_where_one_was_begun(tmp_path:
 
 def test_a_newer_format_is_refused(path: str):
     store = LmdbStore(path, create=True)
-    store.write(lambda txn: txn.put(Db.META, b"format", b"3"))
+    store.write(lambda txn: txn.put(Db.META, b"format", str(FORMAT + 1).encode()))
     store.close()
     with pytest.raises(NewerFormatError) as caught:
         LmdbStore(path)
-    assert (caught.value.found, caught.value.known) == (3, 2)
+    assert (caught.value.found, caught.value.known) == (FORMAT + 1, FORMAT)
 
 
 def older(path: str) -> None:
