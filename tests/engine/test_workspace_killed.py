@@ -123,7 +123,7 @@ def test_killed_at_any_moment(tmp_path: Path, durable_every: int):
     for round_ in range(5):
         process = child(store, f"r{round_}", durable_every)
         assert process.stdout is not None
-        lines = rng.randrange(1, 150) if durable_every else rng.randrange(500, 1500)
+        lines = rng.randrange(1, 150) if durable_every else rng.randrange(300, 600)
         first = [process.stdout.readline().split() for _ in range(lines)]
         process.kill()
         found += check(store, f"r{round_}", [*first, *output(process)])
