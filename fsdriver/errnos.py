@@ -4,6 +4,7 @@ import errno
 
 from engine.checkout import CheckoutRefusedError, OutsideLinkError
 from engine.content import SourceChangedError
+from engine.diffing import DiffTooLargeError
 from engine.errors import (
     AmbiguousIdError,
     CorruptObjectError,
@@ -17,6 +18,8 @@ from engine.errors import (
 from engine.freezing import TooDeepError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
+from engine.patch_parsing import PatchFormatError
+from engine.patching import PatchRefusedError
 from engine.paths import (
     InvalidPathError,
     MissingPathError,
@@ -26,6 +29,7 @@ from engine.paths import (
     PathError,
     PathExistsError,
 )
+from engine.snapshot_merging import NoMergeBaseError
 from engine.store import (
     NewerFormatError,
     NotAStoreError,
@@ -40,6 +44,7 @@ ERRNOS: dict[type[EngineError], int] = {
     AmbiguousIdError: errno.ENOENT,
     CheckoutRefusedError: errno.EIO,
     CorruptObjectError: errno.EIO,
+    DiffTooLargeError: errno.E2BIG,
     EngineError: errno.EIO,
     ImportSourceError: errno.EIO,
     InUseError: errno.EBUSY,
@@ -52,12 +57,15 @@ ERRNOS: dict[type[EngineError], int] = {
     NewerFormatError: errno.EIO,
     NoDirectoryError: errno.ENOTDIR,
     NoFileError: errno.EISDIR,
+    NoMergeBaseError: errno.EINVAL,
     NotAStoreError: errno.EIO,
     NotEmptyError: errno.ENOTEMPTY,
     NotFoundError: errno.ENOENT,
     OutsideLinkError: errno.EIO,
     PathError: errno.EIO,
     PathExistsError: errno.EEXIST,
+    PatchFormatError: errno.EINVAL,
+    PatchRefusedError: errno.EINVAL,
     SourceChangedError: errno.EAGAIN,
     StoreDamagedError: errno.EIO,
     StoreError: errno.EIO,

@@ -35,6 +35,8 @@ COMMANDS = {
     "Snapshots and sessions": {
         "log": ("log", "Show a snapshot and those it came from."),
         "diff": ("diff", "Show what differs between two snapshots."),
+        "merge": ("merge", "Make one snapshot of two, with both as parents."),
+        "apply": ("apply", "Make a snapshot of another one and a patch."),
         "commit": ("commit", "Store what a session changed as a snapshot."),
         "session": ("session", "Writable copies of snapshots."),
         "snapshot": ("snapshot", "List, show and remove snapshots."),
