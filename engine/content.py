@@ -7,7 +7,7 @@ hole; they are stored as such and read as zeros, so a sparse file costs what it 
 import errno
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from engine.chunking import LARGEST_CHUNK, SMALLEST_CHUNK, cut
@@ -31,6 +31,9 @@ PutChunk = Callable[[bytes | memoryview], ChunkId]
 
 WINDOW_BYTES = 8 << 20
 """How much of a file is in memory at once while it is chunked."""
+
+_ZEROS = memoryview(bytes(1 << 20))
+"""What a hole reads as, piece by piece."""
 
 
 class SourceChangedError(EngineError):
@@ -203,12 +206,38 @@ def read(objects: Objects, entry: Entry, offset: int, size: int) -> bytes:
             return bytes(size)
         whole = _plain(objects, ref)
         return whole if size == len(whole) else whole[offset : offset + size]
-    return b"".join(_range(objects, entry.content, offset, size))
+    return b"".join(
+        memoryview(_plain(objects, ref))[start:stop] if ref.id is not None else bytes(stop - start)
+        for ref, start, stop in _parts(objects, entry.content, offset, size)
+    )
 
 
-def _range(
+def stream(
+    objects: Objects, entry: Entry, offset: int, end: int
+) -> Generator[memoryview, None, None]:
+    """Yields the bytes of a file from `offset` up to `end`, which is at most its size.
+
+    Past the cache, and raw chunks without a copy: what it yields is valid while the generator is
+    open. Raises what `read` does.
+    """
+    if isinstance(entry.content, bytes):
+        yield memoryview(entry.content)[offset:end]
+        return
+    with objects.chunks() as chunk:
+        for ref, start, stop in _parts(objects, entry.content, offset, end - offset):
+            if ref.id is None:
+                for at in range(start, stop, len(_ZEROS)):
+                    yield _ZEROS[: stop - at]
+                continue
+            plain = chunk(ChunkId(ref.id))
+            _check_length(ref, plain)
+            yield memoryview(plain)[start:stop]
+
+
+def _parts(
     objects: Objects, refs: tuple[Ref, ...], offset: int, size: int
-) -> Iterator[bytes | memoryview]:
+) -> Iterator[tuple[Ref, int, int]]:
+    """Yields (chunk or hole, start in it, stop in it) of what covers a part of a file."""
     ends = list(accumulate(ref.length for ref in refs))
     at = bisect_right(ends, offset)
     offset -= ends[at - 1] if at else 0
@@ -216,22 +245,23 @@ def _range(
         ref = refs[at]
         take = min(size, ref.length - offset)
         if ref.level:
-            yield from _range(objects, _list(objects, ref), offset, take)
-        elif ref.id is None:
-            yield bytes(take)
+            yield from _parts(objects, _list(objects, ref), offset, take)
         else:
-            yield memoryview(_plain(objects, ref))[offset : offset + take]
+            yield ref, offset, offset + take
         size -= take
         offset = 0
         at += 1
 
 
 def _plain(objects: Objects, ref: Ref) -> bytes:
-    identifier = ChunkId(ref.id or b"")
-    plain = objects.chunk(identifier)
-    if len(plain) != ref.length:
-        raise CorruptObjectError("chunk", identifier, f"{len(plain)} bytes, not {ref.length}")
+    plain = objects.chunk(ChunkId(ref.id or b""))
+    _check_length(ref, plain)
     return plain
+
+
+def _check_length(ref: Ref, plain: bytes | memoryview) -> None:
+    if len(plain) != ref.length:
+        raise CorruptObjectError("chunk", ref.id or b"", f"{len(plain)} bytes, not {ref.length}")
 
 
 def write_out(objects: Objects, entry: Entry, fd: int) -> None:
@@ -251,8 +281,7 @@ def write_out(objects: Objects, entry: Entry, fd: int) -> None:
                 at, hole = at + ref.length, True
                 continue
             plain = chunk(ChunkId(ref.id))
-            if len(plain) != ref.length:
-                raise CorruptObjectError("chunk", ref.id, f"{len(plain)} bytes, not {ref.length}")
+            _check_length(ref, plain)
             if hole:
                 os.lseek(fd, at, os.SEEK_SET)
                 hole = False

@@ -47,15 +47,23 @@ class Directory:
 
     def get(self, name: bytes) -> Entry | None:
         """Returns the entry called `name`, or None."""
-        node, floor = self._node, b""
+        found = self.place(name)
+        return None if found is None else found[2]
+
+    def place(self, name: bytes) -> tuple[NodeId, int, Entry] | None:
+        """Returns the page that has the entry called `name`, the place there, and the entry."""
+        node, floor, identifier = self._node, b"", self.identifier
         while isinstance(node, IndexNode):
             at = bisect_left(node.pages, name, key=lambda page: page.last)
             if at == len(node.pages):
                 return None
+            identifier = NodeId(node.pages[at].node)
             node, floor = open_page(self._objects, node, at, floor)
         entries = node.entries
         at = bisect_left(entries, name, key=lambda entry: entry.name)
-        return entries[at] if at < len(entries) and entries[at].name == name else None
+        if at == len(entries) or entries[at].name != name:
+            return None
+        return identifier, at, entries[at]
 
     def __iter__(self) -> Iterator[Entry]:
         """Yields the entries by name."""
@@ -63,21 +71,25 @@ class Directory:
 
     def from_index(self, start: int) -> Iterator[Entry]:
         """Yields the entries from the `start`th on, skipping pages before it unread."""
-        return self._walk(self._node, start)
+        for _, first, entries in self.pages(start):
+            yield from entries[start - first :] if first < start else entries
 
-    def _walk(
-        self, node: DirectoryNode | IndexNode, start: int, floor: bytes = b""
-    ) -> Iterator[Entry]:
+    def pages(self, start: int = 0) -> Iterator[tuple[NodeId, int, tuple[Entry, ...]]]:
+        """Yields the pages from the `start`th entry's on: id, entries before it, entries in it."""
+        return self._pages(self.identifier, self._node, start, 0, b"")
+
+    def _pages(
+        self, identifier: NodeId, node: DirectoryNode | IndexNode, start: int, first: int,
+        floor: bytes,
+    ) -> Iterator[tuple[NodeId, int, tuple[Entry, ...]]]:  # fmt: skip
         if isinstance(node, DirectoryNode):
-            yield from node.entries[start:] if start else node.entries
+            yield identifier, first, node.entries
             return
         for at, page in enumerate(node.pages):
-            if start >= page.entries:
-                start -= page.entries
-                continue
-            below, above = open_page(self._objects, node, at, floor)
-            yield from self._walk(below, start, above)
-            start = 0
+            if start < first + page.entries:
+                below, above = open_page(self._objects, node, at, floor)
+                yield from self._pages(NodeId(page.node), below, start, first, above)
+            first += page.entries
 
     def outside(self, pages: set[NodeId]) -> Iterator[Entry]:
         """Yields the entries that are not in one of `pages`, which stay unread."""

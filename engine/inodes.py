@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -66,9 +66,12 @@ def fail(code: int) -> OSError:
 
 
 def number(*parts: bytes) -> InodeNo:
-    """Returns an inode number that depends on `parts` alone; never one of the first 2**32."""
+    """Returns an inode number that depends on `parts` alone; never one of the first 2**32.
+
+    Of 62 bits: overlayfs puts the layer into the two highest.
+    """
     raw = int.from_bytes(digest(b"\0".join(parts))[:8], "big")
-    return InodeNo((raw & 0x7FFF_FFFF_FFFF_FFFF) | 0x1_0000_0000)
+    return InodeNo((raw & 0x3FFF_FFFF_FFFF_FFFF) | 0x1_0000_0000)
 
 
 class Inode:
@@ -111,6 +114,13 @@ class Inode:
     def unchanging(self) -> int:
         """Returns the bytes of a file that will never change; 0 of anything else."""
         return 0
+
+    def stream(self, offset: int, end: int) -> Generator[memoryview, None, None]:
+        """Yields the bytes of a file that will never change, valid while the generator is open.
+
+        May be called from any thread.
+        """
+        yield from ()
 
     def followers(self) -> "Iterator[Inode]":
         """Yields the files that come after this one in its directory's listing, if known."""

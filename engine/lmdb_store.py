@@ -37,8 +37,8 @@ from engine.store import (
 T = TypeVar("T")
 
 FORMAT = 2
-"""The format this program writes. It reads 1 too, in which large directories are cut otherwise;
-pages are cut anew where they change."""
+"""The format this program writes. 2 has the database `episodes`; 1 is brought up to it. In 1 large
+directories are cut otherwise; pages are cut anew where they change."""
 
 LIBRARY = 0
 """LMDB 0.9: the line whose files every distribution's tools read (1.0's differ)."""
@@ -83,6 +83,11 @@ class _LmdbTransaction:
             if cursor.set_range(start) if start else cursor.first():
                 for key in cursor.iternext(keys=True, values=False):
                     yield bytes(key)
+
+    def last(self, db: Db, below: bytes) -> bytes | None:
+        with self._txn.cursor(self._dbs[db]) as cursor:
+            found = cursor.prev() if cursor.set_range(below) else cursor.last()
+            return bytes(cursor.key()) if found else None
 
     def count(self, db: Db) -> int:
         return self._txn.stat(self._dbs[db])["entries"]
@@ -132,7 +137,9 @@ class LmdbStore(Store):
                     lib_version=LIBRARY,
                 )
                 self._make_whole(data)
-                self._dbs = {db: self._env.open_db(db.value.encode(), create=create) for db in Db}
+                # What a later format lacks or adds is not looked at before its number.
+                self._dbs = {Db.META: self._env.open_db(b"meta", create=create)}
+                self._check_format(create)
                 self._env.reader_check()
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotAStoreError(path) from error
@@ -144,7 +151,6 @@ class LmdbStore(Store):
             raise
         except lmdb.NotFoundError as error:
             raise NotAStoreError(path) from error
-        self._check_format(create)
 
     def _make_whole(self, data: str) -> None:
         info, page = self._env.info(), self._env.stat()["psize"]
@@ -153,21 +159,37 @@ class LmdbStore(Store):
             os.truncate(data, wanted)
 
     def _check_format(self, create: bool) -> None:
+        """Opens the databases of the format; makes those that a new or older store lacks."""
         with self.read() as txn:
             raw = txn.get(Db.META, b"format")
-            found = bytes(raw) if raw is not None else None
-        if found is None and create:
-            self.write(lambda txn: txn.put(Db.META, b"format", str(FORMAT).encode()))
-            return
-        if found is None or not found.isdigit():
+            found = bytes(raw) if raw is not None else b"0" if create else b""
+        if not found.isdigit():
             self.close()
             raise NotAStoreError(self.path)
         if int(found) > FORMAT:
             self.close()
             raise NewerFormatError(self.path, int(found), FORMAT)
-        if create:
+        if create and int(found):
             self.close()
             raise StoreExistsError(self.path, "there is a store already")
+        if int(found) < FORMAT:
+            self.write(self._bring_up)
+        for db in Db:
+            if db not in self._dbs:
+                self._dbs[db] = self._env.open_db(db.value.encode(), create=False)
+
+    def _bring_up(self, txn: _LmdbTransaction) -> None:
+        """Makes the databases that are missing and sets the format, at once or not at all.
+
+        A program of the older format that has the store open goes on and sees none of it; one
+        that opens it from now on refuses.
+        """
+        raw = txn.get(Db.META, b"format")
+        if raw is not None and int(bytes(raw)) >= FORMAT:
+            return  # another process has done it since we looked
+        for db in Db:
+            self._env.open_db(db.value.encode(), txn=txn._txn, create=True)
+        txn.put(Db.META, b"format", str(FORMAT).encode())
 
     @contextmanager
     def read(self) -> Iterator[_LmdbTransaction]:

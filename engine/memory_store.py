@@ -60,6 +60,11 @@ class _Transaction:
             if value is not None:
                 yield key, value
 
+    def last(self, db: Db, below: bytes) -> bytes | None:
+        order = self._table(db).order
+        at = bisect_left(order, _checked(below))
+        return order[at - 1] if at else None
+
     def count(self, db: Db) -> int:
         return len(self._table(db).values)
 

@@ -26,7 +26,8 @@ from engine.inodes import (
 )
 from engine.nodes import LONGEST_NAME, Entry, Kind
 from engine.objects import Objects
-from engine.overlay import Overlay, SessionFile, SessionInode, install_quietly, join
+from engine.overlay import Overlay, SessionInode, install_quietly, join
+from engine.overlay_file import SessionFile
 from engine.upper import EXCHANGE, NOREPLACE, OPAQUE, Upper
 
 
@@ -288,14 +289,16 @@ class SessionDirectory(SessionInode):
         fd = -1
         try:
             with self._making(name) as absolute:
+                upper, mode = self.overlay.upper, stat.S_IMODE(mode)
+                first = mode if upper.shows(mode, directory=False) else 0o600
                 if kind == stat.S_IFREG:
                     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-                    fd = os.open(absolute, flags, 0o600)
+                    fd = os.open(absolute, flags, first)
                 else:
-                    os.mknod(absolute, kind | 0o600, device)
+                    os.mknod(absolute, kind | first, device)
                 self._own(absolute, owner)
-                mode = stat.S_IMODE(mode)
-                self.overlay.upper.chmod(absolute, mode, directory=False, new=True)
+                if fd < 0 or stat.S_IMODE(os.fstat(fd).st_mode) != mode:  # by a umask, or an owner
+                    upper.chmod(absolute, mode, directory=False, new=True)
         except OSError:
             if fd >= 0:
                 os.close(fd)
@@ -314,12 +317,14 @@ class SessionDirectory(SessionInode):
 
     def mkdir(self, name: bytes, mode: int, owner: Owner) -> "SessionDirectory":
         with self._making(name) as absolute:
-            os.mkdir(absolute, 0o700)
+            upper, mode = self.overlay.upper, stat.S_IMODE(mode)
+            os.mkdir(absolute, mode if upper.shows(mode, directory=True) else 0o700)
             if name in self.children:
                 os.setxattr(absolute, OPAQUE, b"y")
             self._own(absolute, owner)
             mode |= (self.mode or 0) & stat.S_ISGID
-            self.overlay.upper.chmod(absolute, stat.S_IMODE(mode), directory=True, new=True)
+            if stat.S_IMODE(os.lstat(absolute).st_mode) != mode:
+                upper.chmod(absolute, mode, directory=True, new=True)
         made = SessionDirectory(
             self.overlay, self.overlay.next_number(), self, name, None, copied=True
         )

@@ -8,7 +8,7 @@ one state; what changes the store is durable when it returns.
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Unpack
@@ -19,7 +19,9 @@ from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
 from engine.collecting import CollectReport, collect
 from engine.committing import CommitQueue
 from engine.diffing import Change, diff
+from engine.episodes import Episodes
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
+from engine.history import History, StoredLinks
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
 from engine.importing import ImportReport, ImportSourceError, Progress, import_directory
 from engine.insight import InsightDiff, InsightOptions, insight
@@ -32,6 +34,7 @@ from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode
 from engine.snapshot_merging import MergeOptions, MergeReport, merge_snapshots
 from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
 from engine.store import Db, Reader, Store, Writer
+from engine.trajectories import holders_of
 from engine.upper import Upper
 from engine.verifying import VerifyReport, verify
 from engine.workspace import Workspace, open_workspace
@@ -70,6 +73,7 @@ class Repository:
         self.path = path
         self.store = store
         self.objects = Objects(store)
+        self.episodes = Episodes(store)
         self.pins = Pins(path)
         self.commits = CommitQueue(self.objects, partial(_storing, path))
         self._sessions = Sessions(store, self.objects, path)
@@ -214,26 +218,35 @@ class Repository:
         with self.store.read() as reader:
             return reader.has(Db.SNAPSHOTS, identifier)
 
+    def history(self) -> History:
+        """Returns the graph of snapshots as it is from now on; for one question or a few."""
+        return History(StoredLinks(self.store))
+
     def log(self, start: SnapshotId) -> Iterator[tuple[SnapshotId, Snapshot]]:
-        """Yields a snapshot and its ancestors, latest first, each once."""
-        seen = {start}
-        heap = [(start, self.snapshot(start))]
-        while heap:
-            heap.sort(key=lambda pair: pair[1].time_ns)
-            identifier, snapshot = heap.pop()
-            yield identifier, snapshot
-            for parent in snapshot.parents:
-                if parent not in seen:
-                    seen.add(SnapshotId(parent))
-                    try:
-                        heap.append((SnapshotId(parent), self.snapshot(SnapshotId(parent))))
-                    except MissingObjectError:
-                        continue  # removed with `snapshot rm`; its children say so by its id
+        """Yields a snapshot and its ancestors, latest first, each once.
+
+        Removed ones are left out; their children say so by their ids. Raises MissingObjectError.
+        """
+        self.snapshot(start)
+        return self._records(self.history().latest_first(start))
+
+    def graph_log(
+        self, history: History, *starts: SnapshotId
+    ) -> Iterator[tuple[SnapshotId, Snapshot]]:
+        """Yields snapshots and their ancestors, each once and before all of its parents."""
+        return self._records(history.ancestors(*starts))
+
+    def _records(self, identifiers: Iterable[SnapshotId]) -> Iterator[tuple[SnapshotId, Snapshot]]:
+        for identifier in identifiers:
+            try:
+                yield identifier, self.snapshot(identifier)
+            except MissingObjectError:
+                continue  # removed since the walk began
 
     def remove_snapshot(self, identifier: SnapshotId) -> None:
         """Removes a record; its objects go with the next collection.
 
-        Raises InUseError while a ref names it or a session stands on it.
+        Raises InUseError while a ref names it, a session stands on it or a step holds it.
         """
 
         self.commits.flush()
@@ -247,6 +260,8 @@ class Repository:
                     raise InUseError(
                         f"snapshot {identifier.hex()[:12]}", f"session {session.name!r}"
                     )
+            for holder in holders_of(writer, identifier):
+                raise InUseError(f"snapshot {identifier.hex()[:12]}", holder)
             if not writer.delete(Db.SNAPSHOTS, identifier):
                 raise NotFoundError("snapshot", identifier.hex())
 

@@ -31,8 +31,10 @@ class SessionRoot(Inode):
 
     __slots__ = ("_owner", "_sessions", "_take", "session")
 
-    keep_entry = 0.0  # somebody else may remove, rename or change it
-    keep_attributes = 0.0
+    # Somebody else may remove, rename or change it, which shows as late as in the listing; each
+    # absolute path of a command under the kernel's overlayfs leads through here.
+    keep_entry = 1.0
+    keep_attributes = 1.0
     read_only = False
 
     def __init__(

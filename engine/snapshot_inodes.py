@@ -6,15 +6,15 @@ its entry: the same file in a hundred snapshots is one inode, and one copy in th
 
 import errno
 import struct
-from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 from engine import content
 from engine.directory import Directory, directory_id
-from engine.ids import InodeNo
+from engine.ids import InodeNo, NodeId
 from engine.inodes import Attributes, Inode, Owner, entry_attributes, fail, number
-from engine.nodes import LONGEST_NAME, Entry, Kind, Totals
+from engine.nodes import LONGEST_NAME, DirectoryNode, Entry, Kind, Totals
 from engine.objects import Objects
 
 KEPT_LISTING = 1 << 20
@@ -22,27 +22,60 @@ KEPT_LISTING = 1 << 20
 
 _NOTHING = Totals(0, 0)
 
-Find = Callable[[InodeNo], Inode | None]
+
+class Shown(NamedTuple):
+    """What all inodes of a mount's snapshots share. `find` gives those that the kernel knows."""
+
+    find: Callable[[InodeNo], Inode | None]
+    objects: Objects
+    owner: Owner
 
 
 class SnapshotFile(Inode):
-    """A file, link or fifo in a snapshot."""
+    """A file, link or fifo in a snapshot.
 
-    __slots__ = ("_entry", "_objects", "_owner", "next")
+    The kernel keeps a million of them after a `find`, so its entry stays in the store: only the
+    page and the place there are known here, until a second directory turns out to have the file,
+    which must not be lost with the first.
+    """
 
-    def __init__(self, ino: InodeNo, objects: Objects, owner: Owner, entry: Entry) -> None:
+    __slots__ = ("_at", "_page", "_second", "_shown", "next")
+
+    def __init__(self, ino: InodeNo, shown: Shown, page: NodeId, at: int) -> None:
         super().__init__(ino)
-        self._objects, self._owner, self._entry = objects, owner, entry
+        self._shown, self._page, self._at = shown, page, at
+        self._second: Entry | None = None
         self.next: SnapshotFile | None = None
 
+    def seen(self, page: NodeId, entry: Entry) -> None:
+        """Notes that it was found in a page, with the entry that it has there."""
+        if page != self._page:
+            self._second = entry
+
+    @property
+    def _objects(self) -> Objects:
+        return self._shown.objects
+
+    @property
+    def _entry(self) -> Entry:
+        if self._second is not None:
+            return self._second
+        node = self._shown.objects.node(self._page)
+        assert isinstance(node, DirectoryNode)
+        return node.entries[self._at]
+
     def attributes(self) -> Attributes:
-        return entry_attributes(self.ino, self._entry, self._owner)
+        return entry_attributes(self.ino, self._entry, self._shown.owner)
 
     def read(self, offset: int, size: int) -> bytes:
         return content.read(self._objects, self._entry, offset, size)
 
+    def stream(self, offset: int, end: int) -> Generator[memoryview, None, None]:
+        return content.stream(self._objects, self._entry, offset, end)
+
     def unchanging(self) -> int:
-        return self._entry.size if self._entry.kind == Kind.FILE else 0
+        entry = self._entry
+        return entry.size if entry.kind == Kind.FILE else 0
 
     def followers(self) -> Iterator[Inode]:
         at = self.next
@@ -51,9 +84,10 @@ class SnapshotFile(Inode):
             at = at.next
 
     def readlink(self) -> bytes:
-        if self._entry.kind != Kind.SYMLINK or not isinstance(self._entry.content, bytes):
+        entry = self._entry
+        if entry.kind != Kind.SYMLINK or not isinstance(entry.content, bytes):
             return super().readlink()
-        return self._entry.content
+        return entry.content
 
     def xattrs(self) -> dict[bytes, bytes]:
         return dict(self._entry.xattrs)
@@ -62,75 +96,69 @@ class SnapshotFile(Inode):
 class SnapshotDirectory(Inode):
     """A directory in a snapshot. `key` names the snapshot, `path` the place in it."""
 
-    __slots__ = ("_below", "_entry", "_find", "_key", "_objects", "_owner", "_path")
+    __slots__ = ("_below", "_entry", "_key", "_path", "_shown")
 
-    def __init__(
-        self, find: Find, objects: Objects, owner: Owner, entry: Entry, key: bytes, path: bytes
-    ) -> None:
+    def __init__(self, shown: Shown, entry: Entry, key: bytes, path: bytes) -> None:
         super().__init__(number(b"directory", key, path))
-        self._find, self._objects, self._owner = find, objects, owner
-        self._entry, self._key, self._path = entry, key, path
-        self._below: list[tuple[bytes, Inode]] | None = None
+        self._shown, self._entry, self._key, self._path = shown, entry, key, path
+        self._below: list[Inode] | None = None
 
     def attributes(self) -> Attributes:
-        return entry_attributes(self.ino, self._entry, self._owner)
+        return entry_attributes(self.ino, self._entry, self._shown.owner)
 
     def xattrs(self) -> dict[bytes, bytes]:
         return dict(self._entry.xattrs)
 
     def _open(self) -> Directory:
-        return Directory(self._objects, directory_id(self._entry))
+        return Directory(self._shown.objects, directory_id(self._entry))
 
-    def _inode(self, entry: Entry) -> Inode:
+    def _inode(self, page: NodeId, at: int, entry: Entry) -> Inode:
         path = self._path + b"/" + entry.name
         if entry.kind == Kind.DIRECTORY:
-            return SnapshotDirectory(self._find, self._objects, self._owner, entry, self._key, path)
+            return SnapshotDirectory(self._shown, entry, self._key, path)
         place = entry.link.group if entry.link is not None else path
         ino = number(b"file", place, _essence(entry))
-        known = self._find(ino)
+        known = self._shown.find(ino)
         if isinstance(known, SnapshotFile):
+            known.seen(page, entry)
             return known
-        return SnapshotFile(ino, self._objects, self._owner, entry)
+        return SnapshotFile(ino, self._shown, page, at)
 
     def lookup(self, name: bytes) -> Inode | None:
         if len(name) > LONGEST_NAME:
             raise fail(errno.ENAMETOOLONG)
-        if self._below is not None:
-            at = bisect_left(self._below, name, key=_first)
-            found = at < len(self._below) and self._below[at][0] == name
-            return self._below[at][1] if found else None
-        entry = self._open().get(name)
-        return None if entry is None else self._inode(entry)
+        found = self._open().place(name)
+        return None if found is None else self._inode(*found)
 
     def listing(self, cookie: int) -> Iterator[tuple[int, bytes, Inode]]:
         """Yields the entries after the `cookie`th; keeps the inodes while the kernel knows it."""
+        directory = self._open()
         below = self._below
         if below is None and (self._entry.totals or _NOTHING).entries <= KEPT_LISTING:
-            below = self._below = [(e.name, self._inode(e)) for e in self._open()]
+            below = self._below = [
+                self._inode(page, at, entry)
+                for page, _, entries in directory.pages()
+                for at, entry in enumerate(entries)
+            ]
             files = list(self.files())
             for file, following in pairwise(files):
                 file.next = following
-        if below is not None:
-            for at in range(cookie, len(below)):
-                name, inode = below[at]
-                yield at + 1, name, inode
-            return
-        for at, entry in enumerate(self._open().from_index(cookie), cookie + 1):
-            yield at, entry.name, self._inode(entry)
+        for page, first, entries in directory.pages(cookie):
+            for at in range(max(cookie - first, 0), len(entries)):
+                entry, behind = entries[at], first + at
+                inode = below[behind] if below is not None else self._inode(page, at, entry)
+                yield behind + 1, entry.name, inode
 
     def files(self) -> "Iterator[SnapshotFile]":
-        for _, inode in self._below or ():
+        for inode in self._below or ():
             if isinstance(inode, SnapshotFile) and inode.unchanging():
                 yield inode
 
     def forgotten(self) -> None:
-        for file in self.files():
-            file.next = None
+        for inode in self._below or ():
+            if isinstance(inode, SnapshotFile):
+                inode.next = None
         self._below = None
-
-
-def _first(pair: tuple[bytes, Inode]) -> bytes:
-    return pair[0]
 
 
 def _essence(entry: Entry) -> bytes:

@@ -11,7 +11,7 @@ JSON value, keys in canonical order (shorter first, then by bytes). Decoding is 
 
 import math
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import cbor2
 import msgspec
@@ -20,7 +20,17 @@ from engine.errors import CorruptObjectError
 from engine.ids import ID_BYTES, SnapshotId, digest
 from engine.nodes import Entry, Kind, check_entry, encode
 
+DEEPEST_JSON = 390
+"""Lists and objects inside each other; cbor2 reads records that are 400 deep."""
+
 _VERSION = 1
+
+
+class Links(NamedTuple):
+    """What a record says of its place in history: its parents' ids and its time (ns)."""
+
+    parents: tuple[SnapshotId, ...]
+    time_ns: int
 
 
 class Snapshot(msgspec.Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
@@ -44,38 +54,40 @@ def make_snapshot(
 
     Raises ValueError for metadata that is no JSON.
     """
-    _check_json(metadata or {}, "metadata")
+    check_json(metadata or {}, "metadata")
     return Snapshot(
         _VERSION,
         msgspec.structs.replace(root, name=b""),
         parents,
         time.time_ns(),
-        _plain(message),
-        _plain(metadata or {}),
+        plain_json(message),
+        plain_json(metadata or {}),
     )
 
 
-def _plain(value: Any) -> Any:
-    """Returns text that CBOR can carry: what comes from paths need not be valid UTF-8."""
+def plain_json(value: Any) -> Any:
+    """Returns a value whose text CBOR can carry: what comes from paths need not be UTF-8."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
-        return {_plain(key): _plain(below) for key, below in value.items()}
+        return {plain_json(key): plain_json(below) for key, below in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(below) for below in value]
+        return [plain_json(below) for below in value]
     return value
 
 
-def _check_json(value: Any, where: str) -> None:
-    """Raises ValueError for what JSON cannot say, and names the place."""
+def check_json(value: Any, where: str, depth: int = 0) -> None:
+    """Raises ValueError for what JSON cannot say or is nested too deeply; names the place."""
+    if isinstance(value, dict | list | tuple) and depth == DEEPEST_JSON:
+        raise ValueError(f"{where[:60]}… is nested more than {DEEPEST_JSON} deep")
     if isinstance(value, dict):
         for key, below in value.items():
             if not isinstance(key, str):
                 raise ValueError(f"{where} has the key {key!r}, which is no text")
-            _check_json(below, f"{where}[{key!r}]")
+            check_json(below, f"{where}[{key!r}]", depth + 1)
     elif isinstance(value, list | tuple):
         for at, below in enumerate(value):
-            _check_json(below, f"{where}[{at}]")
+            check_json(below, f"{where}[{at}]", depth + 1)
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{where} is {value}, which JSON lacks")
     elif value is not None and not isinstance(value, str | int | float):
@@ -103,7 +115,23 @@ def decode_snapshot(identifier: SnapshotId, data: bytes | memoryview) -> Snapsho
         check_entry(root)
         if any(len(parent) != ID_BYTES for parent in snapshot.parents):
             raise ValueError("a parent without an id")
-        _check_json(snapshot.metadata, "metadata")
+        check_json(snapshot.metadata, "metadata")
     except (ValueError, TypeError, RecursionError, OverflowError, cbor2.CBORError) as error:
         raise CorruptObjectError("snapshot", identifier, str(error)) from error
     return snapshot
+
+
+def decode_links(identifier: SnapshotId, data: bytes | memoryview) -> Links:
+    """Returns parents and time of a record, checked against its id alone.
+
+    For walks through a long history: a third of what `decode_snapshot` takes, because bytes that
+    match their id are those that were encoded. Raises CorruptObjectError.
+    """
+    data = bytes(data)
+    if digest(data) != identifier:
+        raise CorruptObjectError("snapshot", identifier, "its bytes do not match its id")
+    try:
+        _, _, parents, time_ns, _, _ = cbor2.loads(data)
+        return Links(tuple(map(SnapshotId, parents)), int(time_ns))
+    except (ValueError, TypeError, RecursionError, cbor2.CBORError) as error:
+        raise CorruptObjectError("snapshot", identifier, str(error)) from error

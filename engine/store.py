@@ -31,6 +31,7 @@ class Db(Enum):
     REFS = "refs"
     SESSIONS = "sessions"
     IMPORTS = "imports"
+    EPISODES = "episodes"
     META = "meta"
 
 
@@ -48,6 +49,9 @@ class Reader(Protocol):
 
     def keys(self, db: Db, start: bytes = b"") -> Iterator[bytes]:
         """Yields keys from `start` on, in the order of their bytes, reading no value."""
+
+    def last(self, db: Db, below: bytes) -> bytes | None:
+        """Returns the greatest key less than `below`, or None; reads no value."""
 
     def count(self, db: Db) -> int:
         """Returns how many keys a database has."""

@@ -214,13 +214,18 @@ class Upper:
 
     # Writing.
 
+    def shows(self, mode: int, *, directory: bool) -> bool:
+        """Tells whether a file may have such permission bits itself, and its owner still use it."""
+        needed = 0o700 if directory else 0o600
+        return mode & needed == needed or os.geteuid() == 0
+
     def chmod(self, where: bytes | int, mode: int, directory: bool, *, new: bool = False) -> None:
         """Sets the permission bits so that the session itself can still read and write.
 
         With `new` the file was just made, and has no bits kept aside.
         """
         needed = 0o700 if directory else 0o600
-        if mode & needed == needed or os.geteuid() == 0:
+        if self.shows(mode, directory=directory):
             os.chmod(where, mode)
             if not new and _attribute(where, MODE) is not None:
                 os.removexattr(where, MODE)

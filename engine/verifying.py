@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from engine.auditing import audit
 from engine.codec import unpack
 from engine.content import chunk_ids
 from engine.directory import Directory, directory_id, sums
@@ -39,6 +40,7 @@ class VerifyReport(msgspec.Struct):
     nodes: int = 0
     snapshots: int = 0
     sessions: int = 0
+    steps: int = 0
     bytes: int = 0
     damage: list[Damage] = []
 
@@ -70,6 +72,9 @@ def verify(store: Store, objects: Objects, progress: Progress | None = None) -> 
             if not reader.has(Db.SNAPSHOTS, bytes(raw)):
                 name = key.decode(errors="replace")
                 report.damage.append(Damage("", b"", f"ref {name!r} names no snapshot"))
+        audited = audit(reader)
+        report.steps = audited.steps
+        report.damage.extend(Damage("", b"", problem) for problem in audited.problems)
     walker = _Walker(objects, bad, good, report)
     for where, root in roots:
         report.damage.extend(

@@ -18,6 +18,7 @@ import itertools
 import json
 import os
 import stat
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -37,18 +38,23 @@ from engine.inodes import (
 )
 from engine.leases import LeaseHeldError, holder_of, is_held
 from engine.nodes import Entry
-from engine.overlay import Overlay, SessionFile
+from engine.overlay import Overlay
 from engine.overlay_directory import SessionDirectory, open_overlay
+from engine.overlay_file import SessionFile
 from engine.repository import Repository
 from engine.session_roots import SessionRoot
 from engine.sessions import HeldSession, Session
-from engine.snapshot_inodes import SnapshotDirectory
+from engine.snapshot_inodes import Shown, SnapshotDirectory
 from engine.store import Db
 
 _BASE = ".base-"
 
 ROOT = InodeNo(1)
 SNAPSHOTS, SESSIONS, LAYERS, _AMALGAM, _PLACE = (InodeNo(n) for n in (2, 3, 4, 5, 6))
+
+
+_ROOMY, _ROOM_EACH = 1 << 20, 400
+"""How many bytes the table may have, and how many more each inode: a dict that grows has 120."""
 
 
 class VfsStatistics(msgspec.Struct, frozen=True):
@@ -108,6 +114,7 @@ class Vfs:
         }
         """What `/.amalgam` holds: names, and what makes their text."""
         self.table: dict[int, Inode] = {}
+        self.shown = Shown(self.find, repository.objects, owner)
         place = _Place(_PLACE, owner, self.started_ns)
         for inode in (
             _Root(self), _Snapshots(self), _Sessions(self), _Layers(self), _Own(self), place,
@@ -153,6 +160,21 @@ class Vfs:
     def known(self, inode: Inode) -> Inode:
         """Returns the inode in the table of that number, else this one."""
         return self.table.get(inode.ino, inode)
+
+    def shrink(self) -> bool:
+        """Gives back the room of what the kernel has forgotten: a dict never does by itself.
+
+        Tells whether that was much.
+        """
+        if sys.getsizeof(self.table) <= _ROOMY + _ROOM_EACH * len(self.table):
+            return False
+        self.table = dict(self.table)
+        return True
+
+    def shed(self) -> None:
+        """Empties the caches: under memory pressure, what they hold is read again instead."""
+        self.repository.objects.shed()
+        self.repository.store.trim()
 
     # Sessions.
 
@@ -442,7 +464,7 @@ class _Snapshots(_OfStore):
             if root is None:
                 return None
             vfs.snapshot_roots.add(name)
-            return SnapshotDirectory(vfs.find, vfs.repository.objects, vfs.owner, root, name, b"")
+            return SnapshotDirectory(vfs.shown, root, name, b"")
         with vfs.repository.store.read() as reader:
             raw = reader.get(Db.REFS, name) if len(name) <= 255 else None
             if raw is None:
@@ -475,8 +497,7 @@ class _LentDirectory(VirtualDirectory):
 
     __slots__ = ("session",)
 
-    keep_entry = 0.0
-    keep_attributes = 0.0
+    keep_entry = 1.0
 
     def __init__(self, ino: InodeNo, vfs: Vfs, session: str) -> None:
         super().__init__(ino, vfs.owner, vfs.started_ns)
@@ -558,11 +579,14 @@ def status_text(vfs: Vfs) -> str:
 
 
 class _Text(Inode):
-    """A file whose text is made when it is looked up, and stays: each look is a file of its own."""
+    """A file whose text is made when it is looked up, and stays: each look is a file of its own.
+
+    A look lasts so long that a program may stat it, then open it, and find the same.
+    """
 
     __slots__ = ("_owner", "_text", "_time_ns")
 
-    keep_entry = 0.0
+    keep_entry = 1.0
 
     def __init__(self, vfs: Vfs, text: str) -> None:
         super().__init__(number(b"own", b"%d" % next(vfs.looks)))

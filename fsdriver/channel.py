@@ -35,7 +35,7 @@ import os
 import select
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter_ns
 from typing import NamedTuple
 
@@ -492,15 +492,18 @@ class Channel:
             return
         await _quietly(self._notify, protocol.INVAL_INODE, ino, struct.pack("=qq", 0, 0))
 
-    def give(self, ino: int, offset: int, data: bytes) -> None:
+    def give(self, ino: int, offset: int, data: Sequence[bytes | memoryview]) -> None:
         """Puts bytes of a file into the kernel's page cache. Not from the serving thread.
+
+        `data` are up to 1,000 pieces that follow each other. The kernel keeps whole pages only.
 
         The kernel may hold the page for a request that is being answered. Raises OSError.
         """
         connection = self._part or self._whole
-        length = protocol.STORE_HEAD.size + len(data)
-        head = protocol.STORE_HEAD.pack(length, protocol.STORE, 0, ino, offset, len(data), 0)
-        os.writev(connection.device, [head, data])
+        size = sum(map(len, data))
+        length = protocol.STORE_HEAD.size + size
+        head = protocol.STORE_HEAD.pack(length, protocol.STORE, 0, ino, offset, size, 0)
+        os.writev(connection.device, [head, *data])
 
     def _notify(self, code: int, node: int, rest: bytes) -> None:
         for connection in (self._whole, self._part):

@@ -24,6 +24,7 @@ from fsdriver import messages, metrics
 from fsdriver.channel import Channel
 from fsdriver.client import bind, socket_path
 from fsdriver.operations import Operations
+from fsdriver.pressure import Pressure, give_back
 
 LONGEST_REQUEST = 1 << 20
 AHEAD = 3
@@ -49,6 +50,7 @@ class Control:
     ) -> None:
         self._vfs, self._operations, self._channel, self._facts = vfs, operations, channel, facts
         self._turn = trio.Lock()
+        self._sheds = 0
         vfs.texts["metrics"] = self._metrics
         self._handlers: dict[type, Callable[..., Awaitable[messages.AnyReply]]] = {
             messages.GetStatus: self._status,
@@ -61,6 +63,7 @@ class Control:
             messages.Rename: self._rename,
             messages.Lend: self._lend,
             messages.Refresh: self._refresh,
+            messages.Shed: self._shed,
             messages.Shutdown: self._shutdown,
         }
 
@@ -127,6 +130,7 @@ class Control:
             "objects": msgspec.to_builtins(vfs.repository.objects.statistics()),
             "process": msgspec.to_builtins(metrics.of_this_process()),
             "operations": {name: timing.count for name, timing in timings.items()},
+            "pressure": {"sheds": self._sheds},
             "ahead": msgspec.to_builtins(ahead.statistics()) if ahead else {},
             "messages": self._channel.counts(),
         }
@@ -231,16 +235,27 @@ class Control:
         for name in self._vfs.removed_snapshots():
             await self._channel.forget_entry(SNAPSHOTS, name)
 
-    async def watch(self, seconds: float) -> None:
-        """Looks every so often whether somebody else has changed the store."""
+    async def watch(self, seconds: float, pressure: Pressure) -> None:
+        """Looks every so often whether somebody else has changed the store, or memory is short."""
         store = self._vfs.repository.store
         last = store.transaction_id()
         while True:
             await trio.sleep(seconds)
+            if pressure.is_high():
+                await self._shed(messages.Shed())
+            elif self._vfs.shrink():
+                give_back()
             now = store.transaction_id()
             if now != last:
                 last = now
                 await self.refresh()
+
+    async def _shed(self, request: messages.Shed) -> messages.AnyReply:
+        self._sheds += 1
+        self._vfs.shrink()
+        self._vfs.shed()
+        give_back()
+        return messages.Done()
 
     async def _shutdown(self, request: messages.Shutdown) -> messages.AnyReply:
         """Unmounts and ends; refused while the mount is busy.

@@ -30,6 +30,7 @@ from fsdriver.control import Control, listen
 from fsdriver.launch import default_log
 from fsdriver.messages import Status
 from fsdriver.operations import Operations
+from fsdriver.pressure import Pressure, sources
 from fsdriver.readahead import ReadAhead
 
 WATCH_SECONDS = 1.0
@@ -158,7 +159,7 @@ async def _serve(
 ) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(control.serve, listener)
-        nursery.start_soon(control.watch, WATCH_SECONDS)
+        nursery.start_soon(control.watch, WATCH_SECONDS, Pressure(sources()))
         nursery.start_soon(_end_on_signal, channel)
         if life >= 0:
             nursery.start_soon(_end_with, life, channel)

@@ -2,6 +2,7 @@
 
 import errno
 
+from engine.bisecting import BisectRefusedError
 from engine.checkout import CheckoutRefusedError, OutsideLinkError
 from engine.content import SourceChangedError
 from engine.diffing import DiffTooLargeError
@@ -30,6 +31,7 @@ from engine.paths import (
     PathExistsError,
 )
 from engine.snapshot_merging import NoMergeBaseError
+from engine.steps import CorruptStepError, InvalidStepError
 from engine.store import (
     NewerFormatError,
     NotAStoreError,
@@ -42,13 +44,16 @@ from engine.store import (
 
 ERRNOS: dict[type[EngineError], int] = {
     AmbiguousIdError: errno.ENOENT,
+    BisectRefusedError: errno.EINVAL,
     CheckoutRefusedError: errno.EIO,
     CorruptObjectError: errno.EIO,
+    CorruptStepError: errno.EIO,
     DiffTooLargeError: errno.E2BIG,
     EngineError: errno.EIO,
     ImportSourceError: errno.EIO,
     InUseError: errno.EBUSY,
     InvalidNameError: errno.EINVAL,
+    InvalidStepError: errno.EINVAL,
     InvalidPathError: errno.EINVAL,
     LeaseHeldError: errno.EBUSY,
     MissingObjectError: errno.EIO,

@@ -79,6 +79,10 @@ class Refresh(Request, frozen=True, tag=True):
     """Tells that the store has changed; answered by Done once the mount shows it."""
 
 
+class Shed(Request, frozen=True, tag=True):
+    """Asks the daemon to give memory back that it can miss, as it does when memory is short."""
+
+
 class Shutdown(Request, frozen=True, tag=True):
     """Asks the daemon to unmount and end; answered by Done before it does."""
 
@@ -142,6 +146,7 @@ AnyRequest = (
     | Rename
     | Lend
     | Refresh
+    | Shed
     | Shutdown
 )
 AnyReply = Done | Status | Statistics | Committed | Frozen | Failed

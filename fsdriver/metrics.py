@@ -71,6 +71,7 @@ def of_this_process() -> Process:
 GAUGES = {
     "vfs": {"inodes", "sessions", "open_files", "orphans"},
     "objects": {"cached_nodes", "cached_entries", "cached_chunk_bytes"},
+    "ahead": {"waiting"},
     "process": {"resident", "descriptors", "threads"},
 }
 """What goes up and down; everything else only grows."""

@@ -6,6 +6,10 @@ directory, or two pieces of a large file, were asked for in order, a thread take
 out of the store and gives it to the kernel (FUSE_NOTIFY_STORE), while the thread that answers
 requests answers them. Only what never changes is read ahead. What goes wrong is left to the
 request that will come instead.
+
+The kernel does not ask for what it was given, so nobody would know how far the reader of a large
+file has come. Therefore the first page of every UNIT is left out: the request for it tells, and
+what is ahead of the reader is doubled then, up to AHEAD.
 """
 
 import contextlib
@@ -25,24 +29,39 @@ FILES = 32
 """How many files ahead of the reader are given."""
 SMALL = 256 << 10
 """Up to so many bytes a file is given whole."""
-PIECE = 256 << 10
-AHEAD = 4 << 20
-"""How far ahead of the reader a large file is given, in bytes, in pieces of PIECE."""
+UNIT, PIECE, PAGE = 4 << 20, 1 << 20, 4096
+AHEAD = 32 << 20
+"""How far ahead of the reader a large file is given at most, in bytes, in pieces of PIECE."""
+APART = 512 << 10
+"""How many bytes the thread keeps from a reader who has caught up: the kernel reads ahead, too."""
 RECENT = 0.1
 """Seconds after which who read in order is thought to have ended."""
 REMEMBERED = 100_000
 """How many files at most are known to have been given, or to be next in some order."""
 END_SECONDS = 1.0
 
-Store = Callable[[int, int, bytes], None]
-"""Gives the kernel bytes: inode, offset, data."""
+Store = Callable[[int, int, list[memoryview]], None]
+"""Gives the kernel bytes: inode, offset, data in pieces."""
 
 
 class ReadAheadStatistics(msgspec.Struct, frozen=True):
-    """How often something was given to the kernel, and how many bytes in all."""
+    """How often something was given to the kernel, and how many bytes; how much is still to be.
+
+    `waiting` counts files and ranges, with the one at hand.
+    """
 
     given: int
     bytes: int
+    waiting: int
+
+
+class _Course:
+    """How far the reader of a large file has come, and what is ahead of it."""
+
+    __slots__ = ("ahead", "given", "last")
+
+    def __init__(self) -> None:
+        self.last = self.given = self.ahead = 0
 
 
 class ReadAhead:
@@ -54,10 +73,10 @@ class ReadAhead:
         self._waiting: set[int] = set()
         self._given: set[int] = set()
         self._expected: set[int] = set()
-        self._reached: OrderedDict[int, tuple[int, int]] = OrderedDict()
+        self._courses: OrderedDict[int, _Course] = OrderedDict()
         self._active = 0.0
         self._closed = threading.Event()
-        self._count = self._bytes = 0
+        self._count = self._bytes = self._asked = self._done = 0
         self._thread: threading.Thread | None = None
 
     def read(self, inode: Inode, offset: int, size: int) -> None:
@@ -100,46 +119,62 @@ class ReadAhead:
         self._expected.add(inode.ino)
 
     def _follow(self, inode: Inode, offset: int, size: int, length: int) -> None:
-        end = offset + size
-        last, given = self._reached.pop(inode.ino, (0, 0))
-        if not (last <= offset <= max(last, given)) or not offset:
-            last, given = end, 0
-        else:
-            start = max(given, end)
-            given = min(end + AHEAD, length)
-            for at in range(start, given, PIECE):
-                self._put((inode, at, min(PIECE, given - at)))
-            last, given = end, max(given, start)
-        self._reached[inode.ino] = (last, given)
-        if len(self._reached) > FILES:
-            self._reached.popitem(last=False)
+        course = self._courses.pop(inode.ino, None)
+        if course is None or not course.last <= offset <= max(course.last, course.given):
+            course = _Course()
+        elif offset:
+            course.ahead = min(max(2 * course.ahead, UNIT), AHEAD)
+            start = max(course.given, _up(offset + size, PAGE) + APART)
+            end = min(_up(offset + course.ahead, UNIT), length)
+            if start < end:
+                course.given = end
+                self._put((inode, start, end))
+        course.last = offset + size
+        self._courses[inode.ino] = course
+        if len(self._courses) > FILES:
+            self._courses.popitem(last=False)
 
     def _put(self, part: tuple[Inode, int, int]) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
+        self._asked += 1
         self._queue.put(part)
 
     def _work(self) -> None:
         while (part := self._queue.get()) is not None and not self._closed.is_set():
-            inode, offset, size = part
-            ino = inode.ino
-            if offset == 0:
-                if ino not in self._waiting:
-                    continue  # asked for meanwhile
-                self._waiting.discard(ino)
-                if len(self._given) > REMEMBERED:
-                    self._given.clear()
-                self._given.add(ino)
-            elif self._reached.get(ino, (0, 0))[0] > offset:
-                continue
+            inode, offset, end = part
             with contextlib.suppress(OSError, EngineError):
-                data = inode.read(offset, size)
-                if self._closed.is_set():
+                if offset:
+                    self._give_range(inode, offset, end)
+                elif inode.ino in self._waiting:  # else asked for meanwhile
+                    self._waiting.discard(inode.ino)
+                    if len(self._given) > REMEMBERED:
+                        self._given.clear()
+                    self._given.add(inode.ino)
+                    self._store_range(inode, 0, [memoryview(inode.read(0, end))])
+            self._done += 1
+
+    def _give_range(self, inode: Inode, at: int, end: int) -> None:
+        """Gives a part of a large file, as far as the reader is not there already."""
+        while at < end and not self._closed.is_set():
+            course = self._courses.get(inode.ino)
+            if course is not None and course.last + APART > at:
+                at = _up(course.last + APART, PAGE)
+                if at >= end:
                     return
-                self._store(ino, offset, data)
-                self._count += 1
-                self._bytes += len(data)
+            if at % UNIT == 0:
+                at += PAGE
+            stop = min(at - at % PIECE + PIECE, end)
+            with contextlib.closing(inode.stream(at, stop)) as stream:
+                self._store_range(inode, at, list(stream))
+            at = stop
+
+    def _store_range(self, inode: Inode, offset: int, data: list[memoryview]) -> None:
+        if not self._closed.is_set():
+            self._store(inode.ino, offset, data)
+            self._count += 1
+            self._bytes += sum(map(len, data))
 
     def close(self) -> None:
         """Ends the thread; nothing is given to the kernel any more.
@@ -153,5 +188,10 @@ class ReadAhead:
             self._thread.join(END_SECONDS)
 
     def statistics(self) -> ReadAheadStatistics:
-        """Returns what was given."""
-        return ReadAheadStatistics(self._count, self._bytes)
+        """Returns what was given, and is to be."""
+        return ReadAheadStatistics(self._count, self._bytes, self._asked - self._done)
+
+
+def _up(offset: int, unit: int) -> int:
+    """Returns the next multiple of a power of two."""
+    return (offset + unit - 1) & -unit

@@ -138,7 +138,9 @@ def _enter(job: Job) -> None:
         }  # fmt: skip
     except OSError as error:
         raise _RefusedError("the session's directories", error.errno or errno.EIO) from error
-    options = ",".join(["userxattr", *(f"{o}=/proc/self/fd/{fd}" for o, fd in parts.items())])
+    # xino: else a directory's number differs from the one that its listing has, and changes.
+    layers = [f"{option}=/proc/self/fd/{fd}" for option, fd in parts.items()]
+    options = ",".join(["userxattr", "xino=on", *layers])
     source, place = os.fsencode(job.name), os.fsencode(job.place)
     _call("overlayfs", _libc.mount, source, place, b"overlay", 0, options.encode())
     for descriptor in parts.values():

@@ -34,6 +34,8 @@ COMMANDS = {
     },
     "Snapshots and sessions": {
         "log": ("log", "Show a snapshot and those it came from."),
+        "merge-base": ("merge_base", "Show the snapshot that two others both came from."),
+        "bisect": ("bisect", "Find the first bad snapshot by running a command in some."),
         "diff": ("diff", "Show what differs between two snapshots."),
         "merge": ("merge", "Make one snapshot of two, with both as parents."),
         "apply": ("apply", "Make a snapshot of another one and a patch."),
@@ -41,6 +43,7 @@ COMMANDS = {
         "session": ("session", "Writable copies of snapshots."),
         "snapshot": ("snapshot", "List, show and remove snapshots."),
         "ref": ("ref", "Names for snapshots."),
+        "episode": ("episode", "What a search did, step by step, and what came of it."),
     },
 }
 """The modules of `mountctl.commands` by section and command, with the first line of their help."""

@@ -23,7 +23,8 @@ BUG, NOT_EXECUTABLE, NO_PROGRAM, INTERRUPTED, READER_GONE = 70, 126, 127, 130, 1
 
 EXIT_CODES = {
     DONE: "done",
-    FOUND: "verify found damage, or doctor found something missing",
+    FOUND: "verify found damage, doctor something missing, bisect several snapshots, or "
+    "merge-base none",
     USAGE: "the command line is wrong, or a name that it gives cannot be used",
     UNKNOWN: "no such snapshot, ref, session or mount, or a shortened id fits several",
     REFUSED: "refused because of what is there: a name taken, a directory not empty",
@@ -69,7 +70,9 @@ ROWS = {
     "NotFoundError": Row(UNKNOWN, _LISTS),
     "AmbiguousIdError": Row(UNKNOWN, "give more digits of the id"),
     "NameTakenError": Row(REFUSED, "choose another name, or remove what has it first"),
-    "InUseError": Row(BUSY, "remove or move what uses it first (`mountctl ref`, `session`)"),
+    "InUseError": Row(
+        BUSY, "remove or move what uses it first (`mountctl ref`, `session`, `episode`)"
+    ),
     # the store
     "StoreError": Row(SYSTEM, "look at the path that the message names, or choose another"),
     "NotAStoreError": Row(
@@ -102,6 +105,15 @@ ROWS = {
     "CheckoutRefusedError": Row(REFUSED, "name a directory that does not exist yet, or is empty"),
     "OutsideLinkError": Row(
         REFUSED, "--outside-links makes such links all the same; look at them before you use them"
+    ),
+    # history and episodes
+    "InvalidStepError": Row(USAGE, "give what JSON has: text, finite numbers, lists, objects"),
+    "CorruptStepError": Row(
+        DAMAGED, "`mountctl verify` names all damage; `episode rm` removes an episode all the same"
+    ),
+    "BisectRefusedError": Row(USAGE, "`mountctl log --graph GOOD BAD` shows how they are related"),
+    "TrialAbortedError": Row(
+        REFUSED, "let it exit with 0 for good, 1 to 124 for bad, 125 for what cannot be tested"
     ),
     # paths in a workspace
     "PathError": Row(REFUSED, "look at the path that the message names"),

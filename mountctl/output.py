@@ -5,11 +5,12 @@ object with one key, `note`, `warning`, `error` or `run`. Colour is added where 
 and NO_COLOR is not set, and never says anything that the text does not.
 """
 
+import itertools
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any
 
@@ -25,6 +26,7 @@ PATIENCE = 1.0
 """Seconds that an operation takes before a bar appears."""
 
 _MOST_WARNINGS = 20
+_TABLE_ROWS = 200
 
 
 def _is_terminal(stream: IO[str] | None) -> bool:
@@ -72,18 +74,27 @@ class Output:
         else:
             self.line()
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Writes rows in aligned columns below their titles; nothing if there are no rows."""
-        if not rows:
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Writes rows in aligned columns below their titles; nothing if there are no rows.
+
+        A long table is written as its rows come; a column may then become wider on the way.
+        """
+        rest = iter(rows)
+        lines: list[Sequence[str]] = list(itertools.islice(rest, _TABLE_ROWS))
+        if not lines:
             return
-        lines = [[self.style(title, "bright_black") for title in columns], *rows]
-        widths = [max(len(click.unstyle(row[at])) for row in lines) for at in range(len(columns))]
-        for row in lines:
-            cells = [
-                cell + " " * (width - len(click.unstyle(cell)))
-                for cell, width in zip(row, widths, strict=True)
-            ]
-            self.line("  ".join(cells).rstrip())
+        lines.insert(0, [self.style(title, "bright_black") for title in columns])
+        widths = [0] * len(columns)
+        while lines:
+            lengths = [[len(click.unstyle(cell)) for cell in row] for row in lines]
+            widths = [max(known) for known in zip(widths, *lengths, strict=True)]
+            for row, used in zip(lines, lengths, strict=True):
+                cells = [
+                    cell + " " * (width - length)
+                    for cell, width, length in zip(row, widths, used, strict=True)
+                ]
+                self.line("  ".join(cells).rstrip())
+            lines = list(itertools.islice(rest, _TABLE_ROWS))
 
     def facts(self, pairs: Sequence[tuple[str, str]]) -> None:
         """Writes names with their values below each other."""

@@ -3,11 +3,13 @@
 from collections.abc import Iterable
 from typing import Any
 
+from engine.history import History
 from engine.ids import SnapshotId
 from engine.leases import holder_of, is_held
 from engine.repository import Repository
 from engine.sessions import Session
 from engine.snapshots import Snapshot
+from mountctl.graph import Graph, show_node
 from mountctl.output import Output
 from mountctl.text import plain, short, size, visible, when
 
@@ -37,7 +39,7 @@ def show_snapshots(
     output: Output, names: Names, records: Iterable[tuple[SnapshotId, Snapshot]]
 ) -> None:
     """Writes snapshots as a table, in the order they come."""
-    rows = [
+    rows = (
         (
             output.style(short(identifier), "yellow"),
             when(snapshot.time_ns),
@@ -47,8 +49,25 @@ def show_snapshots(
             _first_line(snapshot.message),
         )
         for identifier, snapshot in records
-    ]
+    )
     output.table(("SNAPSHOT", "TIME", "ENTRIES", "SIZE", "NAMES", "MESSAGE"), rows)
+
+
+def show_graph(
+    output: Output,
+    names: Names,
+    history: History,
+    records: Iterable[tuple[SnapshotId, Snapshot]],
+) -> None:
+    """Writes snapshots, one a line, with lines that lead to their parents; each as it comes."""
+    graph: Graph[SnapshotId] = Graph()
+    for identifier, snapshot in records:
+        text = output.style(short(identifier), "yellow")
+        if names.of(identifier):
+            text += " (" + output.style(visible(", ".join(names.of(identifier))), "green") + ")"
+        if snapshot.message:
+            text += " " + _first_line(snapshot.message)
+        show_node(output, graph, identifier, history.parents(identifier), text)
 
 
 def _entries(snapshot: Snapshot) -> int:

@@ -17,8 +17,9 @@ from engine.snapshots import encode_snapshot, make_snapshot
 from engine.store import Db, Writer
 from fsdriver.client import find_daemon
 from fsdriver.messages import GetStatistics, Statistics
-from scripts.bench_figures import US, Bench, Side
-from scripts.bench_groups import RUN, snapshot_in, words_before, writable
+from scripts.bench_figures import RUN, US, Bench, Side
+from scripts.bench_groups import words_before, writable
+from scripts.bench_mount import snapshot_in
 from scripts.bench_rivals import RIVALS, ours, theirs
 from scripts.bench_setting import CannotError, mountctl, note, run, shell
 
@@ -132,7 +133,7 @@ def measure_many_files(bench: Bench) -> None:
                 step("git", "init", "-q")
                 step("git", "add", "-A", "-f")
                 step("git", "status", "--porcelain")
-                found["git status, warm"] = step("git", "status", "--porcelain")
+                found["git status of it, warm"] = step("git", "status", "--porcelain")
                 step("rm", "-rf", ".git")
             found["rm -rf of it"] = step("sh", "-c", "rm -rf ./*")
             return found

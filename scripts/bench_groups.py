@@ -1,9 +1,8 @@
-"""The four groups of figures: what is done on each side."""
+"""The groups `store`, `build` and `commit`: what is done on each side."""
 
 import contextlib
 import functools
 import itertools
-import json
 import os
 import shutil
 import time
@@ -11,11 +10,9 @@ from collections.abc import Callable, Iterator
 
 from engine.inodes import Inode, Owner
 from engine.repository import Repository
-from engine.snapshots import encode_snapshot, make_snapshot
-from engine.store import Db, Writer
 from engine.vfs import Vfs
-from scripts.bench_figures import US, Bench, Side
-from scripts.bench_rivals import RIVALS, image_of, ours, theirs
+from scripts.bench_figures import RUN, US, Bench, Side
+from scripts.bench_rivals import RIVALS, ours, theirs
 from scripts.bench_setting import (
     PROGRAM,
     ROOT,
@@ -26,20 +23,6 @@ from scripts.bench_setting import (
     shell,
     size_of,
 )
-
-MANY = 1000
-"""How many snapshots the store holds that is mounted beside the one with a single one."""
-
-OPERATIONS = {
-    "find": "find . >/dev/null",
-    "grep -rc": "grep -rc mutex_lock . | cat >/dev/null",  # to /dev/null itself it stops early
-    "tar": "tar -c . | cat >/dev/null",  # to /dev/null itself it reads no file
-}
-SAME_TREE = (
-    "find . -printf '%y %m %p %l\\n' | sort | md5sum",
-    "find . -type f -print0 | sort -z | xargs -0 md5sum | md5sum",
-)
-
 
 # ---------------------------------------------------------------- store
 
@@ -86,142 +69,7 @@ def measure_store(bench: Bench) -> None:
     bench.compare("store", {US: import_again, "find -ls": list_it}, bench.runs)
 
 
-# ---------------------------------------------------------------- mount
-
-
-def add_snapshots(store: str, number: int) -> None:
-    """Adds snapshots of the tree under the ref `tree`, told apart by their messages."""
-    with Repository.open(store) as repository:
-        root = repository.snapshot(repository.resolve("tree")).root
-
-        def change(writer: Writer) -> None:
-            for at in range(number):
-                identifier, record = encode_snapshot(make_snapshot(root, (), f"number {at}"))
-                writer.put(Db.SNAPSHOTS, identifier, record)
-
-        repository.store.write(change)
-
-
-def snapshot_in(at: str) -> str:
-    """Returns the directory in which a mount shows the snapshot of the ref `tree`."""
-    snapshots = os.path.join(at, "snapshots")
-    return os.path.join(snapshots, os.readlink(os.path.join(snapshots, "tree")))
-
-
-def session_in(store: str, snapshot: str) -> str:
-    """Makes a session on the snapshot at this path and returns where the mount shows it."""
-    at = os.path.dirname(os.path.dirname(snapshot))
-    mountctl(store, "session", "create", "work", os.path.basename(snapshot))
-    return os.path.join(at, "sessions", "work")
-
-
-def next_snapshot(store: str, session: str) -> str:
-    """Changes nine files of a session, commits, and returns where the mount shows the snapshot."""
-    found = itertools.islice(files_below(session), 9)
-    for path in found:
-        exchange(path, os.O_WRONLY, b"/* %020d */" % time.monotonic_ns())
-    made = mountctl(store, "commit", os.path.basename(session), "--json").output
-    at = os.path.dirname(os.path.dirname(session))
-    return os.path.join(at, "snapshots", json.loads(made)["snapshot"])
-
-
-def files_below(at: str) -> Iterator[str]:
-    """Yields the files of 4 KiB and more below a directory."""
-    for directory, _, names in os.walk(at):
-        for path in (os.path.join(directory, name) for name in names):
-            if os.path.isfile(path) and not os.path.islink(path) and os.path.getsize(path) >= 4096:
-                yield path
-
-
-def pass_over(at: str) -> dict[str, float]:
-    """Does find, grep and tar on a tree, warm.
-
-    The passes that do not count come directly before: the tree of five filesystems need not fit in
-    memory at once. There are two, as the kernel asks for a file's attributes again after reading.
-    """
-    for operation in ("grep -rc", "tar"):
-        shell(OPERATIONS[operation], cwd=at, strict=True)
-    return {
-        f"{operation}, warm": shell(command, cwd=at, strict=True).seconds
-        for operation, command in OPERATIONS.items()
-    }
-
-
-def measure_mount(bench: Bench) -> None:
-    """Mounting, then find, grep and tar as first and as later passes, beside all others."""
-    many = bench.path("store-many")
-    shutil.copytree(bench.store, many)
-    add_snapshots(many, MANY - 1)
-    others = [name for name in bench.rivals if RIVALS[name].mount is not None]
-    image = bench.path("image")
-    if "squashfuse" in others:
-        image_of(bench.tree, image)
-
-    @contextlib.contextmanager
-    def shown(name: str, store: str) -> Iterator[tuple[str, float]]:
-        """Gives where a side shows the tree, and how long it took to mount."""
-        at = bench.path("on-" + name)
-        if name == "disk":
-            yield bench.tree, 0.0
-        elif name in others:
-            with theirs(name, image if name == "squashfuse" else bench.tree, at) as seconds:
-                yield at, seconds
-        else:
-            with ours(store, at) as seconds:
-                yield snapshot_in(at), seconds
-
-    def mount(name: str, store: str) -> dict[str, float]:
-        with shown(name, store) as (at, seconds):
-            listing = run("ls", at).seconds
-            finding = shell(OPERATIONS["find"], cwd=at, strict=True).seconds
-        return {"mount": seconds, "ls of the tree after it": listing,
-                "mount, ls and first find": seconds + listing + finding}  # fmt: skip
-
-    def first_pass(name: str) -> dict[str, float]:
-        found = {}
-        for operation, command in OPERATIONS.items():
-            read_all(bench.store if name == US else image if name == "squashfuse" else bench.tree)
-            with shown(name, bench.store) as (at, _):
-                seconds = shell(command, cwd=at, strict=True).seconds
-            found[f"{operation}, first pass after a mount"] = seconds
-        return found
-
-    stores = {f"{US}, {MANY:,} snapshots": many, f"{US}, 1 snapshot": bench.store}
-    sides: dict[str, Side] = {
-        name: functools.partial(mount, name, stores.get(name, "")) for name in (*stores, *others)
-    }
-    bench.compare("mount", sides, bench.runs)
-    shutil.rmtree(many)
-
-    everybody = (US, "disk", *others)
-    sides = {name: functools.partial(first_pass, name) for name in everybody}
-    bench.compare("mount", sides, min(bench.runs, 3))
-
-    with contextlib.ExitStack() as stack:
-        places = {name: stack.enter_context(shown(name, bench.store))[0] for name in everybody}
-        for script in SAME_TREE:
-            said = {shell(script, cwd=at, strict=True).output: name for name, at in places.items()}
-            if len(said) > 1:
-                raise CannotError(f"not the same tree: {', '.join(said.values())}: {script}")
-        in_session = session_in(bench.store, places[US])
-        sides = {name: functools.partial(pass_over, at) for name, at in places.items()}
-        sides[f"{US}, a session"] = functools.partial(pass_over, in_session)
-        bench.compare("mount", sides, bench.runs)
-
-        def grep_elsewhere(at: str) -> dict[str, float]:
-            here = next_snapshot(bench.store, in_session) if at == places[US] else at
-            seconds = shell(OPERATIONS["grep -rc"], cwd=here, strict=True).seconds
-            return {"grep -rc, first in a snapshot nine files away": seconds}
-
-        sides = {name: functools.partial(grep_elsewhere, places[name]) for name in (US, "disk")}
-        bench.compare("mount", sides, bench.runs)
-
-
 # ---------------------------------------------------------------- build
-
-
-RUN = "mountctl run"
-"""A session by way of the kernel's overlayfs."""
 
 
 def build(at: str, *by: str) -> dict[str, float]:
@@ -367,11 +215,3 @@ def measure_commit(bench: Bench) -> None:
             commit()  # the first one reads the tree's nodes
             bench.compare("commit", {US: commit, "git commit -a": commit_git}, 2 * bench.runs)
         bench.compare("commit", {US: copy_ours, "git worktree add": copy_git}, min(bench.runs, 3))
-
-
-GROUPS: dict[str, Callable[[Bench], None]] = {
-    "store": measure_store,
-    "mount": measure_mount,
-    "build": measure_build,
-    "commit": measure_commit,
-}

@@ -70,17 +70,26 @@ def note(text: str) -> None:
     print(f"{program}: {text}", file=sys.stderr, flush=True)
 
 
-def run(*command: str, cwd: str | None = None, patient: bool = False, strict: bool = False) -> Ran:
+def run(
+    *command: str,
+    cwd: str | None = None,
+    patient: bool = False,
+    strict: bool = False,
+    fetches: bool = False,
+    keeps: tuple[int, ...] = (),
+) -> Ran:
     """Runs a command to its end; raises CannotError if it fails or, if `strict`, complains.
 
     When we are interrupted it is killed with its children, unless `patient`: what starts a
-    daemon must get to where the daemon can be found.
+    daemon must get to where the daemon can be found. What `fetches` has our whole environment,
+    as it may say by which way the network is reached. `keeps` are descriptors that it inherits.
     """
+    environment = {**os.environ, **ENVIRONMENT} if fetches else ENVIRONMENT
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started = time.perf_counter()
         child = subprocess.Popen(
-            command, cwd=cwd, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-            process_group=0,
+            command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+            process_group=0, pass_fds=keeps,
         )  # fmt: skip
         try:
             _, status, usage = os.wait4(child.pid, 0)

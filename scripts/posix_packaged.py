@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 
 from scripts.bench_setting import CannotError, install, run
 from scripts.posix_scores import Failure, Score
-from scripts.posix_setting import Place, say
+from scripts.posix_setting import Place
 
 # ---------------------------------------------------------------- CPython's own tests
 
@@ -61,9 +61,9 @@ def cpython(place: Place, _: None) -> Score:
     wanted = (SHORT_MODULES if place.short else MODULES).split()
     modules = _has(python, wanted)
     report = os.path.join(place.scratch, "report.xml")
-    said = say(
+    said = place.say(
         python, "-m", "test", "-j2", "--timeout=300", "--junit-xml", report,
-        "--tempdir", place.path, *modules, cwd=place.path, seconds=1800,
+        "--tempdir", place.path, *modules, seconds=1800,
     )  # fmt: skip
     score = Score("cpython", place.side, unit=f"test cases of {len(modules)} modules")
     score.left_out = [f"{m}: not in the package" for m in wanted if m not in modules]
@@ -109,9 +109,9 @@ def stress_ng(place: Place, _: None) -> Score:
     """Runs one stressor after the other; each is a test."""
     score = Score("stress-ng", place.side, unit="stressors")
     for name in (SHORT_STRESSORS if place.short else STRESSORS).split():
-        said = say(
+        said = place.say(
             "stress-ng", "--temp-path", place.path, "--verify",
-            "--timeout", "1s" if place.short else "2s", f"--{name}", "1", cwd=place.path,
+            "--timeout", "1s" if place.short else "2s", f"--{name}", "1",
         )  # fmt: skip
         complaints = [line for line in said.output.splitlines() if ": fail:" in line]
         if cannot_run(said.status) and not complaints:
@@ -146,11 +146,11 @@ def fio(place: Place, _: None) -> Score:
     """Writes with each way of writing, and reads every checksum back; each is a test."""
     score = Score("fio", place.side, unit="ways to write, crc32c read back")
     for number, name in enumerate(SHORT_JOBS if place.short else JOBS):
-        said = say(
+        said = place.say(
             "fio", f"--name=job{number}", f"--directory={place.path}", "--numjobs=2",
             f"--size={8 if place.short else 48}m", "--verify=crc32c", "--verify_fatal=1",
             "--verify_state_save=0", "--fallocate=none", "--group_reporting",
-            *JOBS[name].split(), cwd=place.scratch,
+            *JOBS[name].split(),
         )  # fmt: skip
         score.total += 1
         if said.status != 0 or "verify:" in said.output:
@@ -171,8 +171,7 @@ def prepare_dbench() -> str:
 def dbench(place: Place, _: None) -> Score:
     """Plays the load of a file server's clients; each client is a test."""
     clients = 4
-    said = say("dbench", "-D", place.path, "-t", "2" if place.short else "10", str(clients),
-               cwd=place.path)  # fmt: skip
+    said = place.say("dbench", "-D", place.path, "-t", "2" if place.short else "10", str(clients))
     score = Score("dbench", place.side, total=clients, unit="clients")
     bad = [line for line in said.output.splitlines() if re.search(r"ERROR|failed", line)]
     if said.status != 0 or bad:
@@ -188,8 +187,9 @@ def prepare_bonnie() -> str:
 def bonnie(place: Place, _: None) -> Score:
     """Runs its passes over one big file, but those byte by byte, and over many small ones."""
     user = ["-u", "root"] if os.geteuid() == 0 else []
-    said = say("bonnie++", "-d", place.path, "-s", "64", "-r", "32", "-n", "2", "-q", "-f", *user,
-               cwd=place.path)  # fmt: skip
+    said = place.say(
+        "bonnie++", "-d", place.path, "-s", "64", "-r", "32", "-n", "2", "-q", "-f", *user
+    )
     score = Score("bonnie++", place.side, total=1, unit="run")
     if said.status != 0:
         score.failures.append(Failure("run", _end(said.output)))

@@ -16,11 +16,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fsdriver.mountpoint import UnmountError, unmount
-from scripts.bench_setting import CannotError, clear, ignore_signals, mountctl, note
+from scripts.bench_setting import PROGRAM, CannotError, clear, ignore_signals, mountctl, note
 
 SIDES = {
     "sessions": "a session of a mount",
     "plain": "a session of a mount made with --plain",
+    "run": "a session as `mountctl run` shows it, under the kernel's overlayfs",
     "disk": "a directory on the host's disk",
 }
 """Where a suite can run."""
@@ -28,23 +29,38 @@ SIDES = {
 _PR_SET_CHILD_SUBREAPER = 36
 
 
+class Said(NamedTuple):
+    """How a command ended and what it wrote, to either stream. `status` is None: took too long."""
+
+    status: int | None
+    output: str
+
+
 class Place(NamedTuple):
     """Where a suite runs. `path` is what it tests; `scratch` is a directory on the disk.
 
-    Both are the suite's own and gone afterwards. `short` asks for the short form.
+    Both are the suite's own and gone afterwards. `short` asks for the short form. `by` are the
+    words before a command that shall see `path` as this side shows it.
     """
 
     path: str
     scratch: str
     side: str
     short: bool
+    by: tuple[str, ...] = ()
 
+    def say(self, *command: str, seconds: float = 300) -> Said:
+        """Runs one program of a suite in `path`, as `say`.
 
-class Said(NamedTuple):
-    """How a command ended and what it wrote, to either stream. `status` is None: took too long."""
-
-    status: int | None
-    output: str
+        What it leaves running would keep the session from the next program: it is ended with it,
+        where the program has the session for itself.
+        """
+        spared = set(started())
+        try:
+            return say(*self.by, *command, cwd=self.path, seconds=seconds)
+        finally:
+            if self.by:
+                end(spared)
 
 
 def adopt() -> None:
@@ -169,7 +185,9 @@ def place_on(side: str, base: str, *, short: bool) -> Iterator[tuple[Place, list
     mount(store, at, plain=side == "plain")
     mountctl(store, "session", "create", "posix", "main")
     spared = set(started())
-    yield Place(os.path.join(at, "sessions", "posix"), scratch, side, short), wrong
+    by = (PROGRAM, "--store", store, "-q", "run", "--overlay", "posix", "--")
+    path = os.path.join(at, "sessions", "posix")
+    yield Place(path, scratch, side, short, by if side == "run" else ()), wrong
     end(spared)
     if why := _unmount(store, at):
         wrong.append(why)

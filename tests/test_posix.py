@@ -55,18 +55,22 @@ def test_a_suite_that_is_content(tmp_path: Path) -> None:
     run = start(tmp_path, 'echo text >"$7"', "--in", ",".join(SIDES))
     out, err = run.communicate(timeout=60)
     assert run.returncode == 0, err
-    assert "| fsx, runs of 2,000 operations, the short form | 0 of 2 | 0 of 2 | 0 of 2 |" in out
+    cells = " | ".join("0 of 2" for _ in SIDES)
+    assert f"| fsx, runs of 2,000 operations, the short form | {cells} |" in out
     gone(tmp_path)
 
 
 @pytest.mark.fuse
-def test_a_failure_is_named_and_what_still_runs_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("side", "kind"), [("sessions", "fuseblk"), ("run", "overlayfs")])
+def test_a_failure_is_named_and_what_still_runs_is_ended(
+    tmp_path: Path, side: str, kind: str
+) -> None:
     pids = tmp_path / "pids"
-    program = f'setsid sleep 1000 <"$0" >"$7" & echo $! >>"{pids}"; echo broken; exit 1'
-    run = start(tmp_path, program)
+    program = f'setsid sleep 1000 <"$0" >"$7" & echo $! >>"{pids}"; stat -f -c %T .; exit 1'
+    run = start(tmp_path, program, "--in", side)
     out, err = run.communicate(timeout=60)
     assert run.returncode == 1, err
-    assert "| fsx | sessions | `seed 2` | NOT KNOWN: broken |" in out
+    assert f"| fsx | {side} | `seed 2` | NOT KNOWN: {kind} |" in out
     assert "the mount" not in out, "what was left running had a file open"
     scores = json.loads((tmp_path / "posix.json").read_text())["scores"]
     assert [f["test"] for f in scores[0]["failures"]] == ["seed 1", "seed 2"]
@@ -76,9 +80,11 @@ def test_a_failure_is_named_and_what_still_runs_is_ended(tmp_path: Path) -> None
 
 
 @pytest.mark.fuse
-def test_interrupted_it_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["sessions", "run"])
+def test_interrupted_it_leaves_nothing(tmp_path: Path, side: str) -> None:
     pids = tmp_path / "pids"
-    run = start(tmp_path, f'setsid sleep 1000 >"$7" & echo $! $$ >"{pids}"; exec sleep 1000')
+    program = f'setsid sleep 1000 >"$7" & echo $! $$ >"{pids}"; exec sleep 1000'
+    run = start(tmp_path, program, "--in", side)
     deadline = time.monotonic() + 30
     while not (pids.exists() and pids.read_text().endswith("\n")):
         assert time.monotonic() < deadline

@@ -35,6 +35,7 @@ def command(invocation: Invocation, context: click.Context) -> None:
                 "nodes": report.nodes,
                 "snapshots": report.snapshots,
                 "sessions": report.sessions,
+                "steps": report.steps,
                 "bytes": report.bytes,
                 "damage": [
                     {"where": damage.where or None, **path_fields(damage.path),

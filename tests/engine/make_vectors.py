@@ -11,7 +11,7 @@ from typing import Any
 from engine.chunking import cut
 from engine.codec import pack
 from engine.directory import store_directory
-from engine.ids import digest
+from engine.ids import SnapshotId, digest
 from engine.nodes import (
     Entry,
     Kind,
@@ -27,6 +27,21 @@ from engine.nodes import (
 )
 from engine.objects import NodeBuffer
 from engine.snapshots import Snapshot, encode_snapshot
+from engine.steps import (
+    NewStep,
+    Seen,
+    Step,
+    child_key,
+    episode_key,
+    hold_key,
+    make_episode,
+    make_observation,
+    make_step,
+    observation_key,
+    reward_key,
+    seal,
+    step_key,
+)
 
 VECTORS = Path(__file__).with_name("vectors.json")
 
@@ -116,6 +131,42 @@ def make() -> dict[str, Any]:
             "metadata": facts,
             "encoding": record.hex(),
             "id": identifier.hex(),
+        },
+        "episode": _episode(),
+    }
+
+
+def _episode() -> dict[str, Any]:
+    """Returns all rows of an episode of one step that was observed once."""
+    episode = make_episode(digest(b"root"), {"seed": 7}, 1_700_000_000_000_000_000)
+    new = NewStep(
+        action={"edit": "a.c"}, snapshot=SnapshotId(digest(b"snapshot")), summary=[1, None],
+        reward=-0.5, verdict="fail", command=("make", "check"), metadata={"model": "m"},
+    )  # fmt: skip
+    step = make_step(new, None, 1_700_000_000_000_000_001)
+    before = Step(
+        episode="e", number=1, parent=None, action=new.action, snapshot=new.snapshot,
+        summary=new.summary, reward=new.reward, verdict=new.verdict, command=new.command,
+        time_ns=step.time_ns, metadata=new.metadata,
+    )  # fmt: skip
+    seen = Seen(reward=0.75, value=0.5, visits=3, metadata={"late": True})
+    observation = make_observation(before, seen, 1_700_000_000_000_000_002)
+    rows = {
+        "episode": (key := episode_key("e"), seal(key, episode)),
+        "step 1": (key := step_key("e", 1), seal(key, step)),
+        "observation 1": (key := observation_key("e", 1, 1), seal(key, observation)),
+        "child of none": (child_key("e", None, 1), b""),
+        "reward now": (reward_key("e", 0.75, 1), b""),
+        "snapshot of the step": (hold_key(digest(b"snapshot"), "e", 1), b""),
+        "root": (hold_key(digest(b"root"), "e"), b""),
+    }
+    return {
+        "said": "action {edit: a.c}, summary [1, null], reward -0.5, verdict fail, command make"
+        " check, metadata {model: m}; observed reward 0.75, value 0.5, 3 visits, {late: true}",
+        "rows": {what: {"key": k.hex(), "value": v.hex()} for what, (k, v) in rows.items()},
+        "order of rewards": {
+            str(reward): reward_key("e", reward)[3:11].hex()
+            for reward in (1e308, 1.0, 0.0, -0.0, -1.0, -1e308)
         },
     }
 

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import lmdb
 import pytest
 
-from engine.lmdb_store import FORMAT, LmdbStore
+from engine.lmdb_store import FORMAT, LIBRARY, LmdbStore
 from engine.memory_store import MemoryStore
 from engine.store import (
     LONGEST_KEY,
@@ -484,6 +485,93 @@ def test_a_newer_format_is_refused(path: str):
     with pytest.raises(NewerFormatError) as caught:
         LmdbStore(path)
     assert (caught.value.found, caught.value.known) == (FORMAT + 1, FORMAT)
+
+
+def older(path: str) -> None:
+    """Makes a store of format 1, as the program wrote it that knew no other."""
+    os.makedirs(os.path.join(path, "db"))
+    with lmdb.Environment(os.path.join(path, "db"), max_dbs=9, lib_version=LIBRARY) as env:
+        for name in ("chunks", "nodes", "snapshots", "refs", "sessions", "imports", "meta"):
+            env.open_db(name.encode())
+        with env.begin(write=True) as txn:
+            txn.put(b"format", b"1", db=env.open_db(b"meta", txn))
+            txn.put(b"kept", b"value", db=env.open_db(b"nodes", txn))
+
+
+def test_an_older_format_is_brought_up_once(path: str):
+    older(path)
+    for _ in range(2):
+        store = LmdbStore(path)
+        assert get(store, b"kept") == b"value"
+        store.write(lambda txn: txn.put(Db.EPISODES, b"key", b"value"))
+        with store.read() as txn:
+            assert bytes(txn.get(Db.META, b"format") or b"") == str(FORMAT).encode()
+            assert txn.has(Db.EPISODES, b"key")
+            assert txn.count(Db.EPISODES) == 1
+        written = store.transaction_id()
+        store.close()
+    store = LmdbStore(path)
+    assert store.transaction_id() == written  # opening it again wrote nothing
+    store.close()
+
+
+def test_an_older_format_is_brought_up_by_one_of_many(path: str):
+    older(path)
+    code = "LmdbStore(path).close()"
+    children = [
+        subprocess.Popen([sys.executable, "-c", PRELUDE + code, path], cwd=ROOT) for _ in range(4)
+    ]
+    assert [child.wait(60) for child in children] == [0] * 4
+    LmdbStore(path).close()
+
+
+KILLED_WHILE_BRINGING_UP = """
+import os, signal
+import engine.lmdb_store as module
+put = module._LmdbTransaction.put
+def die(*arguments):
+    put(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+module._LmdbTransaction.put = die
+LmdbStore(path)
+"""
+
+
+def test_a_kill_while_it_is_brought_up_leaves_the_older_format(path: str):
+    older(path)
+    assert run(KILLED_WHILE_BRINGING_UP, path).returncode == -9
+    with lmdb.Environment(os.path.join(path, "db"), max_dbs=9, lib_version=LIBRARY) as env:
+        with env.begin(db=env.open_db(b"meta")) as txn:
+            assert txn.get(b"format") == b"1"
+        with pytest.raises(lmdb.NotFoundError):
+            env.open_db(b"episodes", create=False)
+    store = LmdbStore(path)
+    assert get(store, b"kept") == b"value"
+    store.close()
+
+
+def test_an_older_format_that_may_not_be_written_is_left(public_path: Path, as_user: Run):
+    path = str(public_path / "store")
+    older(path)
+    os.chmod(path, 0o755)
+    os.chmod(os.path.join(path, "db"), 0o555)
+    for name in ("data.mdb", "lock.mdb"):
+        os.chmod(os.path.join(path, "db", name), 0o444)
+    code = "try: LmdbStore(path)\nexcept StorePermissionError: print('refused')"
+    before = Path(path, "db/data.mdb").read_bytes()
+    if os.geteuid() == 0:
+        assert as_user("-c", PRELUDE + code, path).stdout == "refused\n"
+    assert Path(path, "db/data.mdb").read_bytes() == before
+
+
+def test_the_last_key_below_another(store: Store):
+    put(store, *((key, b"") for key in (b"b", b"b\0", b"d")))
+    with store.read() as txn:
+        found = {key: txn.last(Db.NODES, key) for key in (b"a", b"b", b"b\0", b"c", b"d", b"e")}
+        assert found == {
+            b"a": None, b"b": None, b"b\0": b"b", b"c": b"b\0", b"d": b"b\0", b"e": b"d"
+        }  # fmt: skip
+        assert txn.last(Db.CHUNKS, b"x") is None
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage" * 5000, b"\xff" * 100, bytes(100_000)])

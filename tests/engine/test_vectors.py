@@ -10,6 +10,7 @@ from engine.codec import pack, unpack
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.nodes import DirectoryNode, decode, directory_node, encode
 from engine.snapshots import decode_snapshot, encode_snapshot
+from engine.steps import decode_episode, decode_observation, decode_step, holder_in
 from tests.engine.make_vectors import VECTORS, entries, make, words
 
 KNOWN = json.loads(VECTORS.read_text())
@@ -29,6 +30,19 @@ def test_an_encoding_decodes_and_encodes_to_itself(name: str):
         assert snapshot.metadata == KNOWN[name]["metadata"]
     else:
         assert encode(decode(NodeId(identifier), data)) == data
+
+
+def test_the_rows_of_an_episode_are_read():
+    rows = {what: (bytes.fromhex(row["key"]), bytes.fromhex(row["value"]))
+            for what, row in KNOWN["episode"]["rows"].items()}  # fmt: skip
+    observation = decode_observation("e", 1, 1, rows["observation 1"][1])
+    step = decode_step("e", 1, rows["step 1"][1], observation, 1)
+    assert decode_episode("e", rows["episode"][1]).root == digest(b"root")
+    assert (step.reward, step.verdict, step.value, step.visits) == (0.75, "fail", 0.5, 3)
+    assert step.metadata == {"model": "m", "late": True}
+    assert step.command == ("make", "check")
+    assert holder_in(rows["root"][0]) == (digest(b"root"), "e", None)
+    assert holder_in(rows["snapshot of the step"][0]) == (digest(b"snapshot"), "e", 1)
 
 
 def test_every_kind_of_entry_survives():

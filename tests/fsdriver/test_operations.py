@@ -10,7 +10,7 @@ import pytest
 
 from engine import Repository, SnapshotId
 from engine.inodes import Inode, Owner
-from engine.overlay import SessionFile
+from engine.overlay_file import SessionFile
 from engine.vfs import SESSIONS, Vfs
 from fsdriver.operations import COPY_IN_THREAD, Operations
 from tests.engine.trees import noise

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from engine import Repository
-from fsdriver.readahead import AHEAD, FILES, PIECE
+from fsdriver.readahead import AHEAD, FILES, PIECE, UNIT
 from tests.engine.trees import noise
 from tests.fsdriver.conftest import PLAIN, Mount, until
 
@@ -107,10 +107,35 @@ def test_a_large_file_from_anywhere(mount, made):
         assert given(mount) == gave
         for place in range(6 << 20, 7 << 20, 4096):  # in order, from its middle
             assert os.pread(fd, 4096, place) == data[place : place + 4096]
-        until(lambda: given(mount) - gave >= AHEAD // PIECE)
+        until(lambda: given(mount) - gave >= UNIT // PIECE)
         assert os.pread(fd, 8 << 20, 7 << 20) == data[7 << 20 :]
     finally:
         os.close(fd)
+
+
+def test_who_reads_a_large_file_slowly_is_asked_for_a_page_of_each_unit(mount, tmp_path):
+    root = tmp_path / "tree"
+    root.mkdir()
+    data = noise(4 * AHEAD, int.from_bytes(os.urandom(4), "big"))
+    (root / "larger").write_bytes(data)
+    with mount.repository() as repository:
+        found = repository.import_directory(str(root)).snapshot
+    requests: list[int] = []
+    with open(mount.snapshots / found.hex() / "larger", "rb", buffering=0) as file:
+        for at in range(0, len(data), PIECE):
+            before = reads(mount)
+            assert file.read(PIECE) == data[at : at + PIECE]
+            settle(mount)
+            requests.append(reads(mount) - before)
+    assert sum(requests[2 * UNIT // PIECE :]) <= len(data) // UNIT + 2
+    steady = requests[len(requests) // 2 :]
+    assert max(steady) <= 1
+    assert sum(steady) >= len(steady) * PIECE // UNIT - 1
+
+
+def settle(mount: Mount) -> None:
+    """Waits until the thread has nothing to do."""
+    until(lambda: mount.statistics()["ahead"]["waiting"] == 0)
 
 
 def test_a_session_is_never_read_ahead(mount, made):

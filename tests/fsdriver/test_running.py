@@ -132,6 +132,19 @@ def sleeping(run: Runner) -> Iterator[Run]:
         yield running_one
 
 
+def test_a_path_from_the_root_asks_the_daemon_for_nothing(run: Runner):
+    code = """
+import os
+for _ in range(200):
+    os.stat(os.getcwd() + "/README")
+"""
+    run.python(code)
+    before = run.mount.statistics()["messages"]
+    run.python(code)
+    after = run.mount.statistics()["messages"]
+    assert sum(after.values()) - sum(before.values()) < 100
+
+
 def test_what_a_command_does_is_what_the_session_shows(run: Runner):
     assert run.look() == run.ours()
     run.python(CHANGE)
@@ -164,6 +177,32 @@ def test_what_a_session_does_is_what_a_command_sees(run: Runner):
     run.mount.stop()
     run.mount.start()
     assert run.ours() == after
+
+
+NUMBERS = """
+import os, pickle, sys
+def numbers(at):
+    device = os.stat(at).st_dev
+    for entry in os.scandir(at):
+        status = entry.stat(follow_symlinks=False)
+        assert entry.inode() == status.st_ino, entry.path
+        assert status.st_dev == device, entry.path
+        yield entry.path, status.st_ino
+        if entry.is_dir(follow_symlinks=False):
+            yield from numbers(entry.path)
+with open(sys.argv[1], "wb") as file:
+    pickle.dump(dict(numbers(".")), file)
+"""
+
+
+def test_numbers_are_those_of_the_listing_and_stay(run: Runner, tmp_path: Path):
+    seen = []
+    for code in ("import os; os.makedirs('new/in'); open('new/file', 'w')", "pass"):
+        run.python(code)
+        run.python(NUMBERS, str(tmp_path / "numbers"))
+        seen.append(pickle.loads((tmp_path / "numbers").read_bytes()))
+    assert {"./new/in", "./src/lib"} <= set(seen[0])
+    assert seen[0] == seen[1]
 
 
 def test_renamed_directories_of_the_base_are_folded(run: Runner):

@@ -167,7 +167,7 @@ def test_doctor_checks_this_machine(nowhere):
     assert set(checks) == {
         "python", "fastcdc", "pyfuse3", "fuse device", "fusermount3", "user namespaces",
         "other users", "open files", "dead mounts", "store", "free space", "free inodes",
-        "attributes", "whiteouts",
+        "attributes", "whiteouts", "overlayfs",
     }  # fmt: skip
     assert checks["store"]["status"] == "warn"
     assert "mountctl init" in checks["store"]["hint"]
@@ -182,6 +182,19 @@ def test_doctor_leaves_nothing_behind(mountctl, upper):
         check.items() for check in checks if check["name"] == "store"
     )
     assert sorted(mountctl.store.rglob("*")) == before
+
+
+def test_doctor_tries_what_run_would_mount(tmp_path, nowhere):
+    full = nowhere.json("doctor")["checks"][-1]
+    assert full["name"] == "overlayfs"
+    for name in ("lower", "upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    tried = subprocess.run(
+        ["unshare", "-Urm", "mount", "-t", "overlay", "overlay", "-o",
+         "userxattr,lowerdir=lower,upperdir=upper,workdir=work", "merged"],
+        cwd=tmp_path, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (full["status"] == "ok") == (tried.returncode == 0)
 
 
 def test_doctor_fails_for_a_store_that_cannot_be_used(mountctl):
