@@ -15,7 +15,6 @@ from engine.committing import Batch
 from engine.conflicts import Conflict, conflict_fields
 from engine.directory import directory_id
 from engine.errors import EngineError
-from engine.history import History, StoredLinks
 from engine.ids import SnapshotId, check_name
 from engine.merging import merge
 from engine.snapshots import make_snapshot
@@ -97,7 +96,9 @@ def merge_snapshots(
     if ref is not None:
         check_name("ref", ref)
     repository.flush()  # history is read from the store
-    bases = [base] if base is not None else _merge_bases(repository, ours, theirs)
+    bases = [base] if base is not None else repository.history().merge_bases(ours, theirs)
+    if not bases:
+        raise NoMergeBaseError(ours, theirs)
     done: tuple[Outcome, SnapshotId] | None = None
     if bases[0] == theirs:
         done = Outcome.ALREADY_MERGED, ours
@@ -127,16 +128,6 @@ def merge_snapshots(
     repository.commits.submit(batch, durable=True)
     outcome = Outcome.CONFLICTS if conflicts else Outcome.MERGED
     return MergeReport(outcome, identifier, bases, conflicts, result.merged_texts)
-
-
-def _merge_bases(
-    repository: "Repository", ours: SnapshotId, theirs: SnapshotId
-) -> list[SnapshotId]:
-    """Returns the best common ancestors of two snapshots."""
-    bases = History(StoredLinks(repository.store)).merge_bases(ours, theirs)
-    if not bases:
-        raise NoMergeBaseError(ours, theirs)
-    return bases
 
 
 def _label(identifier: SnapshotId) -> bytes:

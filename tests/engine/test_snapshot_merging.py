@@ -14,6 +14,7 @@ from engine.conflicts import ConflictKind
 from engine.errors import InvalidNameError, NotFoundError
 from engine.snapshot_merging import NoMergeBaseError, Outcome
 
+ROOT = Path(__file__).parents[2]
 LINES = "".join(f"{n}\n" for n in range(1, 10))
 
 
@@ -117,10 +118,10 @@ def test_many_threads_merge(repository: Repository):
 
 
 def test_the_program_of_the_guide_runs(tmp_path: Path):
-    page = (Path(__file__).parents[2] / "docs/guide/diff-and-merge.md").read_text()
+    page = (ROOT / "docs/guide/diff-and-merge.md").read_text()
     program = page.split("```python\n")[1].split("```")[0]
     command = [sys.executable, "-c", program]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
@@ -148,7 +149,7 @@ def test_a_killed_merge_leaves_all_or_nothing(repository: Repository, tmp_path: 
     repository.close()
     for wait in range(6):
         command = [sys.executable, "-c", KILLED, repository.path]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"
             told = [child.stdout.readline().strip() for _ in range(wait)]
