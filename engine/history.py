@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Iterator
 
 from engine.ids import SnapshotId
+from engine.objects import Objects
 from engine.snapshots import Links, decode_links
-from engine.store import Db, Store
+from engine.store import Db
 
 ReadLinks = Callable[[SnapshotId], Links | None]
 """Returns the links of a snapshot, or None if there is no such snapshot."""
@@ -25,10 +26,10 @@ _BOTH = _ONE | _OTHER
 
 
 class StoredLinks:
-    """Reads links from a store, some ahead, and keeps what it has read: for one walk."""
+    """Reads links of snapshots, some ahead, and keeps what it has read: for one walk."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
         self._known: dict[SnapshotId, Links] = {}
 
     def __call__(self, identifier: SnapshotId) -> Links | None:
@@ -41,15 +42,23 @@ class StoredLinks:
 
     def _read_from(self, start: SnapshotId) -> None:
         waiting = deque([start])
-        with self._store.read() as reader:
+        coming = dict(self._objects.pending.snapshots)  # before the view: they leave after it
+        with self._objects.store.read() as reader:
             for _ in range(_AHEAD):
                 if not waiting:
                     return
                 identifier = waiting.popleft()
-                raw = reader.get(Db.SNAPSHOTS, identifier)
-                if raw is None or identifier in self._known:
+                if identifier in self._known:
                     continue
-                links = self._known[identifier] = decode_links(identifier, raw)
+                record = coming.get(identifier)
+                if record is not None:
+                    links = Links(tuple(map(SnapshotId, record.parents)), record.time_ns)
+                else:
+                    raw = reader.get(Db.SNAPSHOTS, identifier)
+                    if raw is None:
+                        continue
+                    links = decode_links(identifier, raw)
+                self._known[identifier] = links
                 waiting.extend(each for each in links.parents if each not in self._known)
 
 

@@ -220,7 +220,7 @@ class Repository:
 
     def history(self) -> History:
         """Returns the graph of snapshots as it is from now on; for one question or a few."""
-        return History(StoredLinks(self.store))
+        return History(StoredLinks(self.objects))
 
     def log(self, start: SnapshotId) -> Iterator[tuple[SnapshotId, Snapshot]]:
         """Yields a snapshot and its ancestors, latest first, each once.
