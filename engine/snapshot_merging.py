@@ -95,7 +95,7 @@ def merge_snapshots(
     """
     if ref is not None:
         check_name("ref", ref)
-    repository.flush()  # history is read from the store
+    repository.flush()  # what is merged is in the store before a ref or a snapshot names it
     bases = [base] if base is not None else repository.history().merge_bases(ours, theirs)
     if not bases:
         raise NoMergeBaseError(ours, theirs)
