@@ -59,8 +59,8 @@ KILL_SUIDGID = 1 << 63
 
 XATTR_NAME_AT = BODY_AT + 8
 SERVED_XATTRS, OVERLAY_XATTRS = b"user.", b"user.overlay."
-"""Extended attributes of other namespaces do not exist; nor do those that overlayfs, over a snapshot,
-asks for with each file, and would obey."""
+"""Extended attributes of other namespaces do not exist; nor do those that overlayfs, mounted over a
+snapshot, asks for with each file and would obey."""
 
 
 def is_served(name: bytes | memoryview) -> bool:
