@@ -45,6 +45,8 @@ Progress = Callable[[int, int | None], None]
 
 FRESH_NS = 100_000_000
 """A ctime younger than this at the scan's start may hide a later change in the same tick."""
+ROWS_CHANGED = b"rows"
+"""The key in `meta` whose value changes with every transaction that stores rows."""
 FRESH = -1
 """Stands for such a ctime in a row, which then is like no other, nor like itself later."""
 
@@ -155,7 +157,9 @@ class _Import:
     def save(self, writer: Writer) -> None:
         """Stores the nodes and the cache in the caller's transaction."""
         self.nodes.flush(writer)
-        writer.put_many(Db.IMPORTS, sorted(self.records))
+        if self.records:
+            writer.put(Db.META, ROWS_CHANGED, os.urandom(8))
+            writer.put_many(Db.IMPORTS, sorted(self.records))
 
     # The scan.
 
@@ -462,6 +466,15 @@ def import_directory(
         return finish(writer, root)
 
     return store.write(change), root, job.report
+
+
+def node_of_row(raw: memoryview) -> bytes:
+    """Returns the node that a row of the stat cache leads to; empty if it leads nowhere."""
+    end = 4 + int.from_bytes(raw[:4], "big")
+    try:
+        return bytes(msgspec.msgpack.decode(raw[end:])[0])
+    except (msgspec.DecodeError, LookupError, TypeError, ValueError):
+        return b""
 
 
 def amalgam_devices() -> set[int]:

@@ -24,6 +24,7 @@ is a CorruptObjectError. cbor2 alone accepts trailing bytes and non-minimal inte
 it: the modules of the engine that walk trees; it knows nothing of where nodes are kept.
 """
 
+from collections.abc import Iterator
 from enum import IntEnum
 from typing import NewType
 
@@ -182,6 +183,45 @@ def decode(identifier: NodeId, data: bytes | memoryview) -> Node:
     except (ValueError, TypeError, RecursionError, OverflowError, cbor2.CBORError) as error:
         raise CorruptObjectError("node", identifier, str(error)) from error
     return node
+
+
+def references(identifier: NodeId, data: bytes | memoryview) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Yields (name, id, is it a node) of all that a node names; the name of a page is empty.
+
+    For walks that need no entries: `data` is checked against the id, and only what is yielded
+    is decoded further, in a third of the time of `decode`. Raises CorruptObjectError.
+    """
+    data = bytes(data)
+    if digest(data) != identifier:
+        raise CorruptObjectError("node", identifier, "its bytes do not match its id")
+    try:
+        plain = cbor2.loads(data)
+        if plain[0] == _DIRECTORY:
+            for entry in plain[1]:
+                content = entry[5]
+                if entry[1] == Kind.DIRECTORY:
+                    yield entry[0], _checked_id(content), True
+                elif isinstance(content, list):
+                    for ref in content:
+                        if ref[0] is not None:
+                            yield entry[0], _checked_id(ref[0]), ref[2] > 0
+        elif plain[0] == _INDEX:
+            for page in plain[2]:
+                yield b"", _checked_id(page[1]), True
+        elif plain[0] == _LIST:
+            for ref in plain[1]:
+                if ref[0] is not None:
+                    yield b"", _checked_id(ref[0]), ref[2] > 0
+        else:
+            raise ValueError(f"it starts with {plain[0]!r}")
+    except (ValueError, TypeError, LookupError, RecursionError, cbor2.CBORError) as error:
+        raise CorruptObjectError("node", identifier, str(error)) from error
+
+
+def _checked_id(value: object) -> bytes:
+    if not isinstance(value, bytes) or len(value) != ID_BYTES:
+        raise ValueError("a piece without an id")
+    return value
 
 
 def _check(node: Node) -> None:

@@ -6,6 +6,7 @@ one state; what changes the store is durable when it returns.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 import msgspec
 
 from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
-from engine.collecting import CollectReport, collect
+from engine.collecting import PAUSE_SECONDS, Collection, CollectReport
 from engine.diffing import Change, diff
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
 from engine.importing import ImportReport, ImportSourceError, Progress, import_directory
-from engine.leases import Lease, acquire
+from engine.leases import Lease, LeaseHeldError, acquire
 from engine.lmdb_store import LmdbStore
 from engine.nodes import Entry
 from engine.objects import Objects
@@ -29,7 +30,18 @@ from engine.upper import Upper
 from engine.verifying import VerifyReport, verify
 
 GC_WAIT = 30.0
-"""Seconds that a write waits for a garbage collection to end, or the other way round."""
+"""Seconds that a write waits for a batch of a collection to end, or the other way round."""
+COMPACT_WAIT = 5.0
+"""Seconds that a compaction waits for other processes to close the store."""
+COLLECTED = b"collected"
+"""The key in `meta` of the time at which a collection last came to its end, decimal ns."""
+
+
+class CompactReport(msgspec.Struct, frozen=True):
+    """The size of the store's file before and after."""
+
+    bytes_before: int
+    bytes_after: int
 
 
 class ImportResult(msgspec.Struct, frozen=True):
@@ -331,13 +343,52 @@ class Repository:
             raise CheckoutRefusedError(target, "it is inside of the store")
         return check_out(self.objects, root, target, outside_links=outside_links, progress=progress)
 
-    def collect(self, *, dry_run: bool = False) -> CollectReport:
-        """Removes what nothing refers to. Raises LeaseHeldError while objects are stored."""
-        with acquire(self.path, "objects", wait=GC_WAIT, what="collecting garbage"):
-            report = collect(self.store, self.objects, dry_run=dry_run)
-            if not dry_run:
-                report.session_directories = self.sessions.sweep()
+    def collect(
+        self, *, dry_run: bool = False, progress: Progress | None = None
+    ) -> CollectReport:
+        """Removes what nothing refers to, in batches, while others store and commit.
+
+        Raises LeaseHeldError while another collection runs, CorruptObjectError when the store
+        is damaged. Where somebody stores objects for longer than GC_WAIT, it ends early, and
+        the report says so.
+        """
+        what = "collecting garbage"
+        with acquire(self.path, "gc", what=what):
+            collection = Collection(self.store, self.path, self.objects)
+            collection.mark(progress)
+            if dry_run:
+                return collection.survey()
+            report = collection.report
+            try:
+                while collection.prepare():
+                    with acquire(self.path, "objects", wait=GC_WAIT, what=what):
+                        collection.remove()
+                    time.sleep(PAUSE_SECONDS)
+                with acquire(self.path, "objects", wait=GC_WAIT, what=what):
+                    report.session_directories = self.sessions.sweep()
+            except LeaseHeldError:
+                report.ended_early = f"somebody has been storing objects for {GC_WAIT:.0f} seconds"
+            else:
+                stamp = str(time.time_ns()).encode()
+                self.store.write(lambda writer: writer.put(Db.META, COLLECTED, stamp))
         return report
+
+    def collected_ns(self) -> int:
+        """Returns when a collection last came to its end, in ns since 1970; 0 if none has."""
+        with self.store.read() as reader:
+            raw = reader.get(Db.META, COLLECTED)
+            return int(bytes(raw)) if raw is not None and bytes(raw).isdigit() else 0
+
+    def compact(self, wait: float = COMPACT_WAIT) -> CompactReport:
+        """Makes the store's file as small as what is in it, and so gives room back to the disk.
+
+        Raises CompactionRefusedError while another process has the store open for longer than
+        `wait` seconds, StoreFullError without room for a copy, LeaseHeldError.
+        """
+        before = self.store.statistics()
+        with acquire(self.path, "gc", what="compacting"):
+            self.store.compact(wait)
+        return CompactReport(before.file_bytes, self.store.statistics().file_bytes)
 
     def verify(self, progress: Progress | None = None) -> VerifyReport:
         """Checks every object."""
