@@ -15,7 +15,8 @@ Progress = Callable[[int, int | None], None]
 
 _NODES_PER_READ = 512
 """A view that stays open keeps LMDB from using freed pages again."""
-_BYTES_PER_TRIM = 16 << 20
+NODES_PER_TRIM = 1024
+"""The kernel maps 64 KiB around every page that is touched."""
 
 
 class Marks:
@@ -34,19 +35,18 @@ class Marks:
         """Tells whether there are nodes below which something may not be marked yet."""
         return bool(self._stack)
 
-    def walk(self, reader: Reader, most: int) -> int:
-        """Marks what is below up to `most` nodes; returns how many bytes were read.
+    def walk(self, reader: Reader, most: int) -> None:
+        """Marks what is below up to `most` nodes.
 
         Raises CorruptObjectError or MissingObjectError; what is below is unknown then.
         """
-        stack, nodes, chunks, read = self._stack, self.nodes, self.chunks, 0
+        stack, nodes, chunks = self._stack, self.nodes, self.chunks
         while stack and most > 0:
             most -= 1
             identifier = stack[-1]
             raw = reader.get(Db.NODES, identifier)
             if raw is None:
                 raise MissingObjectError("node", identifier)
-            read += len(raw)
             found = list(references(identifier, raw))  # all or nothing of a node
             stack.pop()
             for _, below, is_node in found:
@@ -54,17 +54,18 @@ class Marks:
                     chunks.add(below)
                 elif nodes.add(below):
                     stack.append(below)
-        return read
 
     def walk_all(self, store: Store, progress: Progress | None = None) -> None:
         """Marks everything below the roots taken in; in many short views of the store."""
-        read = 0
+        untrimmed = 0
         while self._stack:
             with store.read() as reader:
-                read += self.walk(reader, _NODES_PER_READ)
+                self.walk(reader, _NODES_PER_READ)
                 total = reader.count(Db.NODES)
-            if read > _BYTES_PER_TRIM:
-                read = 0
+            untrimmed += _NODES_PER_READ
+            if untrimmed >= NODES_PER_TRIM:
+                untrimmed = 0
                 store.trim()
             if progress is not None:
                 progress(min(len(self.nodes) - len(self._stack), total), total)
+        store.trim()

@@ -17,6 +17,7 @@ from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
 from engine.collecting import PAUSE_SECONDS, Collection, CollectReport
 from engine.diffing import Change, diff
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
+from engine.holders import Holder, Target, find_object, holders, object_at
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
 from engine.importing import ImportReport, ImportSourceError, Progress, import_directory
 from engine.leases import Lease, LeaseHeldError, acquire
@@ -372,6 +373,22 @@ class Repository:
                 stamp = str(time.time_ns()).encode()
                 self.store.write(lambda writer: writer.put(Db.META, COLLECTED, stamp))
         return report
+
+    def object_named(self, name: str) -> Target:
+        """Returns the object that a text means: an id or its beginning, or SNAPSHOT:PATH.
+
+        Raises NotFoundError, AmbiguousIdError.
+        """
+        snapshot, colon, path = name.partition(":")
+        if colon:
+            root = self.snapshot(self.resolve(snapshot)).root
+            return object_at(self.objects, root, os.fsencode(path).strip(b"/"))
+        with self.store.read() as reader:
+            return find_object(reader, name)
+
+    def holders(self, target: Target) -> Iterator[Holder]:
+        """Yields what keeps an object from being collected. A snapshot's record stays anyway."""
+        return holders(self.store, self.path, target)
 
     def collected_ns(self) -> int:
         """Returns when a collection last came to its end, in ns since 1970; 0 if none has."""
