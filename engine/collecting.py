@@ -34,7 +34,7 @@ BATCH_SECONDS = 0.025
 BATCH_OBJECTS = 2048
 PAUSE_SECONDS = 0.015
 """How long others get their turn between batches: who waits asks every hundredth of a second."""
-_SCAN = 20_000
+_SCAN = 4096
 _LATE_NODES = 256
 """How many nodes of late roots a batch marks itself; more are marked before the next one."""
 
@@ -104,12 +104,14 @@ class Collection:
         marked = self._marks.nodes if db is Db.NODES else self._marks.chunks
         while True:
             with self._store.read() as reader:
-                pairs = [(key, len(raw)) for key, raw in islice(reader.items(db, start), _SCAN)]
+                keys = list(islice(reader.keys(db, start), _SCAN))
+                dead = [key for key in keys if key not in marked]
+                pairs = [(key, len(reader.get(db, key) or b"")) for key in dead]
             self._store.trim()
-            yield from (pair for pair in pairs if pair[0] not in marked)
-            if len(pairs) < _SCAN:
+            yield from pairs
+            if len(keys) < _SCAN:
                 return
-            start = pairs[-1][0] + b"\0"
+            start = keys[-1] + b"\0"
 
     def _stale_rows(self, reader: Reader) -> list[bytes]:
         nodes = self._marks.nodes

@@ -131,7 +131,7 @@ class _Search:
         raw = self._reader.get(Db.NODES, node)
         if raw is None:
             raise MissingObjectError("node", node)
-        for name, below, is_node in references(node, raw):
+        for name, below, is_node, _ in references(node, raw):
             if is_node:
                 way = self.path(below, depth + 1)
             else:

@@ -459,9 +459,7 @@ def import_directory(
 
     Raises ImportSourceError, SourceChangedError.
     """
-    job = _Import(
-        store, objects, os.path.abspath(path), use_cache=use_cache, progress=progress
-    )
+    job = _Import(store, objects, os.path.abspath(path), use_cache=use_cache, progress=progress)
     job.leave_out(store_path)
     root = job.run()
 

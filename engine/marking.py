@@ -49,7 +49,7 @@ class Marks:
                 raise MissingObjectError("node", identifier)
             found = list(references(identifier, raw))  # all or nothing of a node
             stack.pop()
-            for _, below, is_node in found:
+            for _, below, is_node, _ in found:
                 if not is_node:
                     chunks.add(below)
                 elif nodes.add(below):

@@ -185,8 +185,12 @@ def decode(identifier: NodeId, data: bytes | memoryview) -> Node:
     return node
 
 
-def references(identifier: NodeId, data: bytes | memoryview) -> Iterator[tuple[bytes, bytes, bool]]:
-    """Yields (name, id, is it a node) of all that a node names; the name of a page is empty.
+def references(
+    identifier: bytes, data: bytes | memoryview
+) -> Iterator[tuple[bytes, bytes, bool, int]]:
+    """Yields (name, id, is it a node, length) of all that a node names.
+
+    A page has no name, only a piece of a file has a length.
 
     For walks that need no entries: `data` is checked against the id, and only what is yielded
     is decoded further, in a third of the time of `decode`. Raises CorruptObjectError.
@@ -200,18 +204,18 @@ def references(identifier: NodeId, data: bytes | memoryview) -> Iterator[tuple[b
             for entry in plain[1]:
                 content = entry[5]
                 if entry[1] == Kind.DIRECTORY:
-                    yield entry[0], _checked_id(content), True
+                    yield entry[0], _checked_id(content), True, 0
                 elif isinstance(content, list):
                     for ref in content:
                         if ref[0] is not None:
-                            yield entry[0], _checked_id(ref[0]), ref[2] > 0
+                            yield entry[0], _checked_id(ref[0]), ref[2] > 0, ref[1]
         elif plain[0] == _INDEX:
             for page in plain[2]:
-                yield b"", _checked_id(page[1]), True
+                yield b"", _checked_id(page[1]), True, 0
         elif plain[0] == _LIST:
             for ref in plain[1]:
                 if ref[0] is not None:
-                    yield b"", _checked_id(ref[0]), ref[2] > 0
+                    yield b"", _checked_id(ref[0]), ref[2] > 0, ref[1]
         else:
             raise ValueError(f"it starts with {plain[0]!r}")
     except (ValueError, TypeError, LookupError, RecursionError, cbor2.CBORError) as error:

@@ -7,13 +7,19 @@ one state; what changes the store is durable when it returns.
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import msgspec
 
 from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
+from engine.codec import (
+    name_compression,
+    parse_compression,
+    read_compression,
+    write_compression,
+)
 from engine.collecting import PAUSE_SECONDS, Collection, CollectReport
 from engine.diffing import Change, diff
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
@@ -24,10 +30,19 @@ from engine.leases import Lease, LeaseHeldError, acquire
 from engine.lmdb_store import LmdbStore
 from engine.nodes import Entry
 from engine.objects import Objects
+from engine.repairing import (
+    RepairReport,
+    Source,
+    drop_unneeded,
+    from_directory,
+    from_store,
+    wanted_of,
+)
 from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
 from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
 from engine.store import Db, Reader, Store, Writer
 from engine.upper import Upper
+from engine.usage import Usage, measure
 from engine.verifying import VerifyReport, verify
 
 GC_WAIT = 30.0
@@ -344,9 +359,7 @@ class Repository:
             raise CheckoutRefusedError(target, "it is inside of the store")
         return check_out(self.objects, root, target, outside_links=outside_links, progress=progress)
 
-    def collect(
-        self, *, dry_run: bool = False, progress: Progress | None = None
-    ) -> CollectReport:
+    def collect(self, *, dry_run: bool = False, progress: Progress | None = None) -> CollectReport:
         """Removes what nothing refers to, in batches, while others store and commit.
 
         Raises LeaseHeldError while another collection runs, CorruptObjectError when the store
@@ -390,6 +403,22 @@ class Repository:
         """Yields what keeps an object from being collected. A snapshot's record stays anyway."""
         return holders(self.store, self.path, target)
 
+    def usage(
+        self, snapshots: Iterable[SnapshotId] = (), progress: Progress | None = None
+    ) -> Usage:
+        """Counts bytes: of the store, each root's own, and all of the given snapshots."""
+        return measure(self.store, self.path, snapshots, progress)
+
+    def compression(self) -> int:
+        """Returns the level that new chunks are packed with; 0 for not at all."""
+        with self.store.read() as reader:
+            return read_compression(reader)
+
+    def set_compression(self, level: int) -> None:
+        """Sets the level for new chunks, 0 to 19; those that are there stay as they are."""
+        parse_compression(name_compression(level))
+        self.store.write(lambda writer: write_compression(writer, level))
+
     def collected_ns(self) -> int:
         """Returns when a collection last came to its end, in ns since 1970; 0 if none has."""
         with self.store.read() as reader:
@@ -410,3 +439,37 @@ class Repository:
     def verify(self, progress: Progress | None = None) -> VerifyReport:
         """Checks every object."""
         return verify(self.store, self.objects, progress)
+
+    def repair(self, source: str | None = None, progress: Progress | None = None) -> RepairReport:
+        """Puts right what can be: from another store, or a directory that holds the bytes.
+
+        Damaged objects that no tree needs are removed, and rows of the stat cache that lead to
+        nothing whole. The report says what is damaged afterwards. Raises LeaseHeldError while
+        somebody stores objects, and what opening or reading the source raises.
+        """
+        what = "repairing"
+        with (
+            acquire(self.path, "gc", what=what),
+            acquire(self.path, "objects", wait=GC_WAIT, what=what),
+            ExitStack() as stack,
+        ):
+            take: Source | None = None
+            if source is not None and os.path.isdir(os.path.join(source, "db")):
+                other = stack.enter_context(closing(LmdbStore(os.path.abspath(source))))
+                take = from_store(self.store, other)
+            elif source is not None:
+                take = from_directory(self.store, self.objects, source, self.path, progress)
+            report = self.verify(progress)
+            repaired = dropped = 0
+            while report.damage and take is not None:
+                taken = take(wanted_of(report.damage))
+                self.objects.shed()
+                if not taken:
+                    break
+                repaired += taken
+                report = self.verify(progress)  # what was out of sight behind it shows up now
+            if any(not damage.where for damage in report.damage):
+                dropped = drop_unneeded(self.store, report.damage)
+                self.objects.shed()
+                report = self.verify(progress)
+        return RepairReport(repaired, dropped, report)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from engine.directory import directory_id
 from engine.ids import NodeId, SnapshotId
+from engine.nodes import Entry
 from engine.pins import live_pins
 from engine.sessions import decode_record
 from engine.snapshots import decode_snapshot
@@ -16,11 +17,12 @@ from engine.store import Db, Reader
 
 
 class Root(NamedTuple):
-    """A tree that is kept: `kind` and `name` of what keeps it, and its node."""
+    """A tree that is kept: `kind` and `name` of what keeps it, its node; its entry if known."""
 
     kind: str
     name: str
     node: NodeId
+    entry: Entry | None = None
 
 
 class Known:
@@ -50,13 +52,14 @@ def _snapshots(reader: Reader, known: Known) -> Iterator[Root]:
         if known.snapshot(key):
             raw = reader.get(Db.SNAPSHOTS, key) or memoryview(b"")
             root = decode_snapshot(SnapshotId(key), raw).root
-            yield Root("snapshot", key.hex(), directory_id(root))
+            yield Root("snapshot", key.hex(), directory_id(root), root)
 
 
 def _sessions(reader: Reader, known: Known) -> Iterator[Root]:
     for key, raw in reader.items(Db.SESSIONS):
         if known.record("session", key, raw):
-            yield Root("session", key.decode(), directory_id(decode_record(key, raw).root))
+            root = decode_record(key, raw).root
+            yield Root("session", key.decode(), directory_id(root), root)
 
 
 STORED: tuple[Callable[[Reader, Known], Iterator[Root]], ...] = (_snapshots, _sessions)

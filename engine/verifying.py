@@ -134,9 +134,7 @@ def _check_rows(store: Store, walker: "_Walker", report: VerifyReport) -> None:
     What a tree needs as well is not named again.
     """
     with store.read() as reader:
-        rows = [
-            (key, node_of_row(raw), sums_of_row(raw)) for key, raw in reader.items(Db.IMPORTS)
-        ]
+        rows = [(key, node_of_row(raw), sums_of_row(raw)) for key, raw in reader.items(Db.IMPORTS)]
     for key, node, said in rows:
         if node in walker.seen and node not in walker.whole:
             continue
