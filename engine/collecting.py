@@ -18,7 +18,7 @@ Killed between two batches, the store lacks some garbage, nothing else.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 import msgspec

@@ -145,7 +145,7 @@ class _WantedNodes(NodeBuffer):
 def drop_unneeded(store: Store, damage: list[Damage]) -> int:
     """Removes damaged objects and rows that no tree needs; returns how many.
 
-    The caller holds the lease on objects alone, and `damage` was found since it does.
+    The caller holds the lease on objects alone. What was put right meanwhile stays.
     """
 
     def change(writer: Writer) -> int:
@@ -156,7 +156,11 @@ def drop_unneeded(store: Store, damage: list[Damage]) -> int:
             if item.kind == "row":
                 dropped += writer.delete(Db.IMPORTS, item.identifier)
             elif item.kind in {"chunk", "node"}:
-                dropped += writer.delete(DATABASES[item.kind], item.identifier)
+                raw = writer.get(DATABASES[item.kind], item.identifier)
+                try:
+                    check_object(DATABASES[item.kind], item.identifier, raw or memoryview(b""))
+                except CorruptObjectError:
+                    dropped += writer.delete(DATABASES[item.kind], item.identifier)
         return dropped
 
     return store.write(change)

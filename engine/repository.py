@@ -33,6 +33,7 @@ from engine.objects import Objects
 from engine.repairing import (
     RepairReport,
     Source,
+    Wanted,
     drop_unneeded,
     from_directory,
     from_store,
@@ -444,15 +445,11 @@ class Repository:
         """Puts right what can be: from another store, or a directory that holds the bytes.
 
         Damaged objects that no tree needs are removed, and rows of the stat cache that lead to
-        nothing whole. The report says what is damaged afterwards. Raises LeaseHeldError while
-        somebody stores objects, and what opening or reading the source raises.
+        nothing whole. The report says what is damaged afterwards. Raises LeaseHeldError during a
+        collection, and what opening or reading the source raises.
         """
         what = "repairing"
-        with (
-            acquire(self.path, "gc", what=what),
-            acquire(self.path, "objects", wait=GC_WAIT, what=what),
-            ExitStack() as stack,
-        ):
+        with acquire(self.path, "gc", what=what), ExitStack() as stack:
             take: Source | None = None
             if source is not None and os.path.isdir(os.path.join(source, "db")):
                 other = stack.enter_context(closing(LmdbStore(os.path.abspath(source))))
@@ -461,15 +458,18 @@ class Repository:
                 take = from_directory(self.store, self.objects, source, self.path, progress)
             report = self.verify(progress)
             repaired = dropped = 0
-            while report.damage and take is not None:
-                taken = take(wanted_of(report.damage))
-                self.objects.shed()
+            asked: Wanted = {}
+            while take is not None and (wanted := wanted_of(report.damage)) != asked:
+                asked = wanted  # what was out of sight behind it shows up the next time
+                taken = take(wanted) if any(wanted.values()) else 0
                 if not taken:
                     break
+                self.objects.shed()
                 repaired += taken
-                report = self.verify(progress)  # what was out of sight behind it shows up now
+                report = self.verify(progress)
             if any(not damage.where for damage in report.damage):
-                dropped = drop_unneeded(self.store, report.damage)
+                with acquire(self.path, "objects", wait=GC_WAIT, what=what):
+                    dropped = drop_unneeded(self.store, report.damage)
                 self.objects.shed()
                 report = self.verify(progress)
         return RepairReport(repaired, dropped, report)

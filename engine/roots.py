@@ -41,9 +41,10 @@ class Known:
 
     def record(self, kind: str, key: bytes, raw: memoryview) -> bool:
         """Tells whether a record is new, or is not what it was."""
-        if self.records.get((kind, key)) == raw:
+        record = bytes(raw)
+        if self.records.get((kind, key)) == record:
             return False
-        self.records[kind, key] = bytes(raw)
+        self.records[kind, key] = record
         return True
 
 

@@ -83,8 +83,8 @@ def verify(store: Store, objects: Objects, progress: Progress | None = None) -> 
             roots.append((name, session.root))
             for identifier in {session.parent, *(layer for _, layer in session.layers)}:
                 if not reader.has(Db.SNAPSHOTS, identifier):
-                    error = MissingObjectError("snapshot", identifier)
-                    report.damage.append(Damage(name, b"", str(error), "snapshot", identifier))
+                    problem = str(MissingObjectError("snapshot", identifier))
+                    report.damage.append(Damage(name, b"", problem, "snapshot", identifier))
         for key, raw in reader.items(Db.REFS):
             if len(raw) != ID_BYTES or not reader.has(Db.SNAPSHOTS, bytes(raw)):
                 problem = f"ref {key.decode(errors='replace')!r} names no snapshot"

@@ -3,6 +3,7 @@
 import errno
 
 from engine.checkout import CheckoutRefusedError, OutsideLinkError
+from engine.codec import CompressionError
 from engine.content import SourceChangedError
 from engine.errors import (
     AmbiguousIdError,
@@ -18,6 +19,7 @@ from engine.freezing import TooDeepError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
 from engine.store import (
+    CompactionRefusedError,
     NewerFormatError,
     NotAStoreError,
     StoreDamagedError,
@@ -30,6 +32,8 @@ from engine.store import (
 ERRNOS: dict[type[EngineError], int] = {
     AmbiguousIdError: errno.ENOENT,
     CheckoutRefusedError: errno.EIO,
+    CompactionRefusedError: errno.EBUSY,
+    CompressionError: errno.EINVAL,
     CorruptObjectError: errno.EIO,
     EngineError: errno.EIO,
     ImportSourceError: errno.EIO,

@@ -79,6 +79,10 @@ class Refresh(Request, frozen=True, tag=True):
     """Tells that the store has changed; answered by Done once the mount shows it."""
 
 
+class Compact(Request, frozen=True, tag=True):
+    """Asks to make the store's file smaller; answered by Compacted."""
+
+
 class Shutdown(Request, frozen=True, tag=True):
     """Asks the daemon to unmount and end; answered by Done before it does."""
 
@@ -124,6 +128,13 @@ class Frozen(Reply, frozen=True, tag=True):
     root: bytes
 
 
+class Compacted(Reply, frozen=True, tag=True):
+    """The size of the store's file before and after."""
+
+    bytes_before: int
+    bytes_after: int
+
+
 class Failed(Reply, frozen=True, tag=True):
     """It was not done. `kind` is the error's class, `message` its sentence."""
 
@@ -142,6 +153,7 @@ AnyRequest = (
     | Rename
     | Lend
     | Refresh
+    | Compact
     | Shutdown
 )
-AnyReply = Done | Status | Statistics | Committed | Frozen | Failed
+AnyReply = Done | Status | Statistics | Committed | Frozen | Compacted | Failed
