@@ -175,7 +175,7 @@ class Collection:
             if marks.waiting:
                 return nothing
         rows = done = nodes = chunks = size = 0
-        for key in self._stale:
+        for key in self._stale[:BATCH_OBJECTS]:
             if rows % 32 == 31 and time.monotonic() > until:
                 break
             writer.delete(Db.IMPORTS, key)
