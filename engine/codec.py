@@ -92,7 +92,7 @@ def unpack(identifier: ChunkId, value: memoryview) -> bytes | memoryview:
             size = zstandard.frame_content_size(value[1:])
             if not 0 <= size <= LARGEST_CHUNK:
                 raise CorruptObjectError("chunk", identifier, f"it says it has {size} bytes")
-            plain = decompressor.decompress(value[1:])
+            plain = decompressor.decompress(value[1:], allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise CorruptObjectError("chunk", identifier, str(error)) from error
     else:

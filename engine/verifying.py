@@ -135,13 +135,15 @@ def _check_rows(store: Store, walker: "_Walker", report: VerifyReport) -> None:
     """
     with store.read() as reader:
         rows = [(key, node_of_row(raw), sums_of_row(raw)) for key, raw in reader.items(Db.IMPORTS)]
+    needed, walker.seen = walker.seen, IdSet()
     for key, node, said in rows:
-        if node in walker.seen and node not in walker.whole:
+        if node in needed and node not in walker.whole:
             continue
         found = walker.sums_of(node) if len(node) == ID_BYTES else None
         if found is None or said != (found[0], found[1].entries):
             problem = f"row {key.hex()} of the import cache leads to nothing whole"
             report.damage.append(Damage("", b"", problem, "row", key))
+    walker.seen = needed
 
 
 def _check_unreachable(store: Store, walker: "_Walker", report: VerifyReport) -> None:
