@@ -93,8 +93,10 @@ def _explain(invocation: Invocation, why: str) -> None:
     rows: list[tuple[str, str, str]] = []
     for kind in dict.fromkeys(holder.kind for holder in found):
         alike = [holder for holder in found if holder.kind == kind]
-        for holder in alike[:_MOST_ROWS]:
-            rows.append((kind, _name(kind, holder.name), quoted(holder.path) or "."))
+        rows.extend(
+            (kind, _name(kind, holder.name), quoted(holder.path) or ".")
+            for holder in alike[:_MOST_ROWS]
+        )
         if len(alike) > _MOST_ROWS:
             rows.append((kind, f"and {len(alike) - _MOST_ROWS:,} more", "-"))
     output.table(("KEPT BY", "NAME", "PATH"), rows)

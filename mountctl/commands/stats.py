@@ -24,7 +24,7 @@ from mountctl.text import count, short, size, visible
 )
 @pass_invocation
 def command(invocation: Invocation, snapshots: tuple[str, ...]) -> None:
-    """Show how many bytes trees have, and how many the disk holds for them.
+    """Show how many bytes trees have and take.
 
     Logical bytes are what files add up to; unique ones each chunk once; stored ones as packed,
     with the nodes. A snapshot's own bytes are what would go with it; the rest it shares.
