@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable
 
 from engine.errors import MissingObjectError
 from engine.idset import IdSet
-from engine.nodes import references
+from engine.nodes import child_ids
 from engine.store import Db, Reader, Store
 
 Progress = Callable[[int, int | None], None]
 
 _NODES_PER_READ = 512
 """A view that stays open keeps LMDB from using freed pages again."""
+_RECENT = 200_000
 NODES_PER_TRIM = 1024
 """The kernel maps 64 KiB around every page that is touched."""
 
@@ -25,6 +26,7 @@ class Marks:
     def __init__(self) -> None:
         self.nodes, self.chunks = IdSet(), IdSet()
         self._stack: list[bytes] = []
+        self._recent: set[bytes] = set()  # versions of a directory have most in common
 
     def add(self, roots: Iterable[bytes]) -> None:
         """Takes root nodes in, to be walked by `walk`."""
@@ -47,13 +49,15 @@ class Marks:
             raw = reader.get(Db.NODES, identifier)
             if raw is None:
                 raise MissingObjectError("node", identifier)
-            found = list(references(identifier, raw))  # all or nothing of a node
+            nodes_below, chunks_below = child_ids(identifier, raw)  # all or nothing of a node
             stack.pop()
-            for _, below, is_node, _ in found:
-                if not is_node:
-                    chunks.add(below)
-                elif nodes.add(below):
-                    stack.append(below)
+            stack.extend(below for below in nodes_below if nodes.add(below))
+            chunks_below -= self._recent
+            for below in chunks_below:
+                chunks.add(below)
+            self._recent |= chunks_below
+            if len(self._recent) > _RECENT:
+                self._recent.clear()
 
     def walk_all(self, store: Store, progress: Progress | None = None) -> None:
         """Marks everything below the roots taken in; in many short views of the store."""

@@ -25,6 +25,7 @@ from engine.store import Db, Store
 _WRONG_SUMS = "what it says of its size and its entries is not so"
 _WRONG_PAGES = "it is not cut into pages as a directory of these names is"
 _SCAN = 4096
+_DIRECTORIES_PER_TRIM = 512
 
 Progress = Callable[[int, int | None], None]
 
@@ -96,7 +97,6 @@ def verify(store: Store, objects: Objects, progress: Progress | None = None) -> 
         report.damage.extend(
             msgspec.structs.replace(damage, where=where) for damage in walker.walk(root)
         )
-        store.trim()
     _check_rows(store, walker, report)
     _check_unreachable(store, walker, report)
     return report
@@ -149,12 +149,14 @@ def _check_rows(store: Store, walker: "_Walker", report: VerifyReport) -> None:
 def _check_unreachable(store: Store, walker: "_Walker", report: VerifyReport) -> None:
     named = {damage.identifier for damage in report.damage}
     with store.read() as reader:
-        for key, raw in reader.items(Db.NODES):
+        for number, key in enumerate(reader.keys(Db.NODES)):
+            if number % _SCAN == 0:
+                store.trim()
             if key in walker.seen:
                 continue
             report.unreachable += 1
             try:
-                decode(NodeId(key), raw)
+                decode(NodeId(key), reader.get(Db.NODES, key) or b"")
             except CorruptObjectError as error:
                 if key not in named:
                     report.damage.append(
@@ -176,6 +178,7 @@ class _Walker:
         self.seen = IdSet()
         self.whole: dict[bytes, tuple[int, Totals]] = {}
         self.there = IdSet()
+        self.walked = 0
 
     def sums_of(self, node: bytes) -> tuple[int, Totals] | None:
         """Returns what is in a directory if it is whole with all below, else None."""
@@ -198,6 +201,9 @@ class _Walker:
             return
         problems = 0
         self.seen.add(identifier)
+        self.walked += 1
+        if self.walked % _DIRECTORIES_PER_TRIM == 0:
+            self.objects.store.trim()
         try:
             directory = Directory(self.objects, identifier)
             pages = 0

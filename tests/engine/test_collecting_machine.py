@@ -309,7 +309,7 @@ class CollectingMachine(RuleBasedStateMachine):
         self.collection.mark()
 
     @precondition(lambda self: self.collection is not None)
-    @rule(prepare=st.sampled_from([True, True, True, False]))
+    @rule(prepare=st.booleans())
     def step_collection(self, prepare: bool) -> None:
         assert self.collection is not None
         if prepare and not self.collection.prepare():
@@ -320,6 +320,29 @@ class CollectingMachine(RuleBasedStateMachine):
                 self.collection.remove()
         except LeaseHeldError:
             assert self.importing is not None or self.freezing is not None
+
+    @precondition(lambda self: self.importing is None and self.freezing is None)
+    @rule(which=st.integers(0, 3), gone=st.booleans(), steps=st.integers(0, 4))
+    def import_into_a_batch(self, which: int, gone: bool, steps: int) -> None:
+        """What is about to go comes back, and perhaps goes again, before it goes."""
+        if self.collection is None:
+            self.remove_and_collect(which, steps)
+        if self.collection is None or not self.collection.prepare():
+            return
+        before = set(self.trees)
+        self.import_whole(True)
+        for identifier in set(self.trees) - before if gone else ():
+            self.remove(sorted(self.trees).index(identifier))
+        self.step_collection(False)
+
+    @precondition(lambda self: self.pins)
+    @rule(seed=st.sampled_from(SEEDS[1:]), steps=st.integers(0, 4))
+    def commit_into_a_batch(self, seed: int, steps: int) -> None:
+        if self.collection is None:
+            self.remove_and_collect(0, steps)
+        if self.collection is not None and self.collection.prepare():
+            self.commit_workspace(b"a", seed)
+            self.step_collection(False)
 
     @precondition(lambda self: self.collection is not None)
     @rule()

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -175,7 +175,10 @@ def test_who_has_it_open_is_named(made: Made):
 def test_one_at_a_time(made: Made):
     repository = made[0]
     with acquire(repository.path, "gc", what="a test"):
-        for call in [repository.compact, repository.collect, repository.repair]:
+        calls: list[Callable[[], object]] = [
+            repository.compact, repository.collect, repository.repair,
+        ]  # fmt: skip
+        for call in calls:
             with pytest.raises(LeaseHeldError, match="maintenance is held by process"):
                 call()
 

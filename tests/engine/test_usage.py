@@ -19,7 +19,8 @@ from tests.engine.trees import noise
 
 
 def test_a_set_of_ids_is_a_set():
-    rng, ours, theirs = random.Random(1), IdSet(), set()
+    rng, ours = random.Random(1), IdSet()
+    theirs: set[bytes] = set()
     for _ in range(20_000):
         # Few buckets, and ids whose middles look like other ids' beginnings.
         key = rng.choice([b"\0\0", b"\0\1"]) + bytes(rng.choices(b"\0\1", k=8)) * 3 + bytes(6)
@@ -36,7 +37,8 @@ def test_a_set_of_ids_is_a_set():
 
 
 def test_a_map_of_ids_is_a_map():
-    rng, ours, theirs = random.Random(2), IdMap(), {}
+    rng, ours = random.Random(2), IdMap()
+    theirs: dict[bytes, int] = {}
     for _ in range(20_000):
         key = bytes(2) + bytes(rng.choices(b"\0\1", k=8)) * 3 + bytes(6)
         assert ours.get(key) == theirs.get(key)

@@ -224,8 +224,8 @@ def test_verify_repairs(mountctl, tree, first, tmp_path):
     with Repository.open(str(mountctl.store)) as repository:
         with repository.store.read() as reader:
             keys = list(reader.keys(Db.CHUNKS))
-        for key in keys:
-            repository.store.write(lambda writer, key=key: writer.put(Db.CHUNKS, key, b"\0wrong"))
+        wrong = [(key, b"\0wrong") for key in keys]
+        repository.store.write(lambda writer: writer.put_many(Db.CHUNKS, wrong))
     assert mountctl.json("verify", "--repair", code=1)["repaired"] == 0
     (tmp_path / "empty").mkdir()
     left = mountctl.json("verify", "--repair", "--from", tmp_path / "empty", code=1)
