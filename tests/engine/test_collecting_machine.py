@@ -51,7 +51,7 @@ def content(seed: int) -> bytes:
 
 
 class CollectingMachine(RuleBasedStateMachine):
-    """The rules; the model is what `trees` and `sessions` say."""
+    """The rules; what they choose must not hang on ids, which times change."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class CollectingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.trees)
     @rule(which=number)
     def remove(self, which: int) -> None:
-        identifier = sorted(self.trees)[which % len(self.trees)]
+        identifier = list(self.trees)[which % len(self.trees)]
         try:
             self.repository.remove_snapshot(identifier)
         except InUseError:
@@ -174,7 +174,7 @@ class CollectingMachine(RuleBasedStateMachine):
                 self.remove(at)
 
     @precondition(lambda self: self.collection is None)
-    @rule(which=st.integers(0, 3), steps=st.integers(0, 3))
+    @rule(which=st.integers(0, 3), steps=st.integers(0, 4))
     def remove_and_collect(self, which: int, steps: int) -> None:
         if self.trees:
             self.remove_all_but(which)
@@ -187,7 +187,7 @@ class CollectingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.trees)
     @rule(which=number)
     def move_ref(self, which: int) -> None:
-        self.repository.set_ref("ref", sorted(self.trees)[which % len(self.trees)])
+        self.repository.set_ref("ref", list(self.trees)[which % len(self.trees)])
 
     @rule()
     def remove_ref(self) -> None:
@@ -200,7 +200,7 @@ class CollectingMachine(RuleBasedStateMachine):
     @rule(which=number)
     def create_session(self, which: int) -> None:
         self.count += 1
-        base = sorted(self.trees)[which % len(self.trees)]
+        base = list(self.trees)[which % len(self.trees)]
         self.repository.sessions.create(f"s{self.count}", (None, None, base))
         self.bases[f"s{self.count}"] = self.trees[base]
 
@@ -259,7 +259,7 @@ class CollectingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.trees and len(self.pins) < 2)
     @rule(which=number)
     def pin(self, which: int) -> None:
-        identifier = sorted(self.trees)[which % len(self.trees)]
+        identifier = list(self.trees)[which % len(self.trees)]
         root = self.repository.snapshot(identifier).root
         home = self.home / "store/locks/pins"
         home.mkdir(exist_ok=True)
@@ -272,7 +272,7 @@ class CollectingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.pins)
     @rule()
     def unpin(self) -> None:
-        fd = max(self.pins)
+        fd = list(self.pins)[-1]
         os.close(fd)
         del self.pins[fd]
 
@@ -280,18 +280,21 @@ class CollectingMachine(RuleBasedStateMachine):
     @rule(name=st.sampled_from([b"a", b"w"]), seed=st.sampled_from(SEEDS[1:]))
     def commit_workspace(self, name: bytes, seed: int) -> None:
         self.count += 1
-        root, data = self.pins[max(self.pins)][0], content(seed)[:17_000]
+        root, data = self.pins[list(self.pins)[-1]][0], content(seed)[:17_000]
         ref = Ref(digest(data), len(data), 0)
 
         def change(writer: Writer) -> SnapshotId:
+            put = node_putter(writer)
             if not writer.has(Db.CHUNKS, digest(data)):
                 writer.put(Db.CHUNKS, digest(data), pack(data))
             entries = {e.name: e for e in Directory(self.repository.objects, directory_id(root))}
-            entries[name] = Entry(name, Kind.FILE, 0o644, seed * DAY, len(data), (ref,))
+            new = Entry(name, Kind.FILE, 0o644, seed * DAY, len(data), (ref,))
+            if name == b"w":  # in a directory of its own
+                new = directory_entry(put, [new], name=name, mode=0o755, mtime_ns=DAY)
+            entries[name] = new
             new = directory_entry(
-                node_putter(writer), [entries[key] for key in sorted(entries)],
-                name=b"", mode=0o755, mtime_ns=DAY,
-            )  # fmt: skip
+                put, [entries[key] for key in sorted(entries)], name=b"", mode=0o755, mtime_ns=DAY
+            )
             identifier, record = encode_snapshot(make_snapshot(new, (), "", {"n": self.count}))
             writer.put(Db.SNAPSHOTS, identifier, record)
             return identifier
@@ -322,9 +325,9 @@ class CollectingMachine(RuleBasedStateMachine):
             assert self.importing is not None or self.freezing is not None
 
     @precondition(lambda self: self.importing is None and self.freezing is None)
-    @rule(which=st.integers(0, 3), gone=st.booleans(), steps=st.integers(0, 4))
+    @rule(which=st.integers(0, 3), gone=st.booleans(), steps=st.integers(0, 8))
     def import_into_a_batch(self, which: int, gone: bool, steps: int) -> None:
-        """What is about to go comes back, and perhaps goes again, before it goes."""
+        """What is about to go comes back, and perhaps goes again, or only a pin keeps it."""
         if self.collection is None:
             self.remove_and_collect(which, steps)
         if self.collection is None or not self.collection.prepare():
@@ -332,17 +335,33 @@ class CollectingMachine(RuleBasedStateMachine):
         before = set(self.trees)
         self.import_whole(True)
         for identifier in set(self.trees) - before if gone else ():
-            self.remove(sorted(self.trees).index(identifier))
+            self.remove(list(self.trees).index(identifier))
         self.step_collection(False)
 
-    @precondition(lambda self: self.pins)
-    @rule(seed=st.sampled_from(SEEDS[1:]), steps=st.integers(0, 4))
-    def commit_into_a_batch(self, seed: int, steps: int) -> None:
-        if self.collection is None:
-            self.remove_and_collect(0, steps)
-        if self.collection is not None and self.collection.prepare():
-            self.commit_workspace(b"a", seed)
-            self.step_collection(False)
+    @precondition(lambda self: self.pins and self.importing is None and self.freezing is None)
+    @rule(
+        name=st.sampled_from([b"a", b"w"]), seed=st.sampled_from(SEEDS[1:]),
+        steps=st.integers(0, 8), pinned=st.booleans(),
+    )  # fmt: skip
+    def commit_into_a_batch(self, name: bytes, seed: int, steps: int, pinned: bool) -> None:
+        """The same, by one transaction without a lease; perhaps only a pin keeps it then."""
+        self.commit_workspace(name, seed)
+        self.remove(-1)
+        self.begin_collection()
+        assert self.collection is not None
+        for _ in range(steps):
+            if self.collection is not None:
+                self.step_collection(True)
+        if not self.prepared():
+            return
+        self.commit_workspace(name, seed)
+        if pinned and len(self.pins) < 3:
+            self.pin(-1)
+            self.remove(-1)
+        self.step_collection(False)
+
+    def prepared(self) -> bool:
+        return self.collection is not None and self.collection.prepare()
 
     @precondition(lambda self: self.collection is not None)
     @rule()
@@ -406,10 +425,31 @@ def run(machine: type[CollectingMachine], examples: int, steps: int) -> None:
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "FRESH_NS", -(10**18))
     monkeypatch.setattr(collecting, "BATCH_OBJECTS", 2)
-    monkeypatch.setattr(collecting, "_LATE_NODES", 2)
+    monkeypatch.setattr(collecting, "_LATE_NODES", 1)
     monkeypatch.setattr(collecting, "PAUSE_SECONDS", 0.0)
 
 
 @pytest.mark.timeout(600)
 def test_nothing_that_is_reachable_is_ever_lost(small_batches: None) -> None:
     run(CollectingMachine, 60, 60)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+@pytest.mark.parametrize("name", [b"a", b"w"])
+def test_what_comes_back_just_before_it_goes(
+    small_batches: None, name: bytes, pinned: bool
+) -> None:
+    """At each step of a collection, where the machine comes only now and then."""
+    machine = CollectingMachine()
+    try:
+        machine.fill()
+        machine.pin(0)
+        for seed in [1, 4]:
+            for steps in range(8):
+                machine.commit_into_a_batch(name, seed, steps, pinned)
+                machine.nothing_is_lost()
+                while len(machine.pins) > 1:
+                    machine.unpin()
+                machine.remove_all_but(2)
+    finally:
+        machine.teardown()
