@@ -13,6 +13,7 @@ import sys
 from typing import Any, NoReturn
 
 from scripts.bench_driver import measure_driver
+from scripts.bench_engine import SIZES, measure_engine
 from scripts.bench_figures import Bench, Figure, tables
 from scripts.bench_groups import measure_build, measure_commit, measure_store
 from scripts.bench_mount import measure_mount
@@ -36,6 +37,7 @@ GROUPS = {
     "projects": measure_projects,
     "commit": measure_commit,
     "driver": measure_driver,
+    "engine": measure_engine,
 }
 
 DOCUMENT = os.path.join(ROOT, "docs", "benchmarks.md")
@@ -56,6 +58,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("file", nargs="?", metavar="FILE", help="the JSON for plot")
     parser.add_argument("--tree", metavar="DIR", help="else Debian's source of Linux, fetched once")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each side (5)")
+    parser.add_argument("--engine-files", type=int, choices=SIZES, default=SIZES[-1], metavar="N",
+                        help="the largest tree of engine, and its directory's names; a hundredth "
+                        "of it the longest history: one of %(choices)s")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="else build/bench.json")
     parser.add_argument("--rivals", metavar="NAME,...", default=",".join(RIVALS),
                         help="which to measure beside (%(default)s), or none")  # fmt: skip
@@ -89,7 +94,9 @@ def measure(options: argparse.Namespace, place: str) -> tuple[dict[str, Any], in
     facts = {**machine(place), **versions}
     if os.getloadavg()[0] > 0.5:
         note(f"the machine is busy, the figures will be noisy: load {os.getloadavg()[0]:.1f}")
-    bench = Bench(options.cache, place, options.tree, options.runs, list(versions))
+    bench = Bench(
+        options.cache, place, options.tree, options.runs, list(versions), options.engine_files
+    )
     for group in GROUPS if options.group == "all" else [options.group]:
         try:
             GROUPS[group](bench)
