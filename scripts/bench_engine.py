@@ -22,6 +22,7 @@ from scripts.bench_figures import US, Bench, Sample, Side
 from scripts.bench_setting import CannotError, run, shell
 from scripts.bench_trees import add_snapshot, path_of
 from scripts.bench_volume import (
+    FEW,
     measure_collection,
     measure_forks,
     measure_import,
@@ -84,26 +85,30 @@ class Loop:
         self._numbers = itertools.count()
         self._workspace = repository.workspace(snapshot)
         self._start = snapshot
-        for _ in range(APART):
-            self._write()
+        few = [choose() for _ in range(FEW)]
+        self._choose_again = functools.partial(random.Random(6).choice, few)
+        apart: set[str] = set()
+        while len(apart) < APART:
+            apart.add(choose())
+        for path in sorted(apart):
+            self._write(path)
         self._other = self._workspace.commit().snapshot
         for _ in range(_WARM):
-            self._write()
-            self._workspace.commit(durable=False)
+            self._commit(durable=False)
         repository.flush()
 
-    def _write(self) -> None:
-        self._workspace.write(self._choose(), b"/* %012d */" % next(self._numbers))
+    def _write(self, path: str) -> None:
+        self._workspace.write(path, b"/* %012d */" % next(self._numbers))
 
-    def _commit(self, *, durable: bool) -> None:
-        self._write()
+    def _commit(self, *, durable: bool, again: bool = False) -> None:
+        self._write(self._choose_again() if again else self._choose())
         if not self._workspace.commit(durable=durable).changed:
             raise CannotError("a commit found nothing to commit")
 
     def _diff(self) -> None:
         one, other = (self._repository.snapshot(at).root for at in (self._start, self._other))
         found = sum(1 for _ in self._repository.diff(one, other))
-        if found < APART:
+        if found != APART:
             raise CannotError(f"a diff found {found} of {APART} files")
 
     def durably(self) -> dict[str, Sample]:
@@ -119,6 +124,9 @@ class Loop:
         steps: dict[str, Callable[[], object]] = {
             "fork": workspace.fork,
             "write a file, commit": functools.partial(self._commit, durable=False),
+            "write one of 50 files, commit": functools.partial(
+                self._commit, durable=False, again=True
+            ),
             "open a snapshot": lambda: self._repository.workspace(self._start),
             "restore": lambda: workspace.restore(next(places)),
             "diff of ten files": self._diff,
@@ -163,7 +171,8 @@ def measure_loop(bench: Bench, paths: list[str]) -> None:
             durable["git"] = git.commit
         bench.compare("engine", durable, bench.runs)
         bench.compare("engine", sides, bench.runs)
-    shutil.rmtree(store)
+    for path in (store, bench.path("bare")):
+        shutil.rmtree(path)
 
 
 @contextlib.contextmanager

@@ -55,7 +55,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default="all",
         help="or plot: what is in FILE is not measured, but written again",
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", help="the JSON for plot")
+    parser.add_argument("files", nargs="*", metavar="FILE",
+                        help="the JSON for plot; the last that has a figure counts")  # fmt: skip
     parser.add_argument("--tree", metavar="DIR", help="else Debian's source of Linux, fetched once")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each side (5)")
     parser.add_argument("--engine-files", type=int, choices=SIZES, default=SIZES[-1], metavar="N",
@@ -68,10 +69,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--cache", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.rivals = [] if options.rivals == "none" else options.rivals.split(",")
-    if (options.group == "plot") != (options.file is not None):
+    if (options.group == "plot") != bool(options.files):
         parser.error("plot needs the JSON of a run, and only plot")
     options.json = os.path.abspath(
-        options.file or options.json or os.path.join(ROOT, "build", "bench.json")
+        options.json or next(iter(options.files), os.path.join(ROOT, "build", "bench.json"))
     )
     if unknown := set(options.rivals) - set(RIVALS):
         parser.error(f"unknown rivals: {', '.join(unknown)}")
@@ -116,6 +117,20 @@ def measure(options: argparse.Namespace, place: str) -> tuple[dict[str, Any], in
     return result, status
 
 
+def joined(files: list[str]) -> dict[str, Any]:
+    """Returns what runs have found, facts of the first, each figure of the last that has it."""
+    result: dict[str, Any] = {"facts": {}, "left_out": []}
+    figures: dict[tuple[str, ...], Any] = {}
+    for path in files:
+        with open(path, encoding="utf-8") as file:
+            read = json.load(file)
+        result["facts"] = {**read["facts"], **result["facts"]}
+        result["left_out"] += read["left_out"]
+        for figure in read["figures"]:
+            figures[figure["group"], figure["measure"], *figure["samples"]] = figure
+    return {**result, "figures": list(figures.values())}
+
+
 def page(result: dict[str, Any]) -> str:
     """Returns what is printed of a run, and written into the page."""
     parts = ["\n".join(f"- {name}: {value}" for name, value in result["facts"].items())]
@@ -147,8 +162,7 @@ def main(arguments: list[str]) -> int:
     picture = os.path.splitext(options.json)[0] + ".svg"
     try:
         if options.group == "plot":
-            with open(options.json, encoding="utf-8") as file:
-                publish(json.load(file), picture, options.update_docs)
+            publish(joined(options.files), picture, options.update_docs)
             return 0
         with workplace(options.cache) as place:
             result, status = measure(options, place)

@@ -25,13 +25,16 @@ from scripts.bench_setting import CannotError, note, shell
 from scripts.bench_trees import add_snapshot, path_of
 
 FORKS = 8
+FEW = 50
+"""How many files are written again and again, where not any in the tree."""
 SECONDS = 2.0
-"""How long forks commit, in each turn."""
+"""How long forks commit, in each turn; a tenth of it where there are not many files."""
 GIVEN_UP = 300.0
 """Seconds after which a child is taken to be stuck."""
 IMPORTED = 4
 IMPORTED_BYTES = 128 << 20
-"""How many files are imported, and how large each is."""
+"""How many files are imported, and how large each is; a tenth where there are not many files."""
+MANY_FILES = 1_000_000
 
 # ---------------------------------------------------------------- many names
 
@@ -59,18 +62,23 @@ def measure_names(bench: Bench) -> None:
                 seconds.append(change())
                 written.append((bytes_written() - told) / 1024)
                 after = nodes_of(repository, workspace.snapshot)
-                new.append(
-                    sum(len(repository.objects.encoded(node)) for node in after - before) / 1024
-                )
+                nodes = sum(len(repository.objects.encoded(node)) for node in after - before)
+                new.append((nodes + record_bytes(repository, workspace.snapshot)) / 1024)
             found: dict[str, Sample] = {
                 "change one of the names, commit durably": seconds,
                 "new objects for it, KiB": new,
             }
-            return found | ({"written to the disk for it, KiB": written} if any(written) else {})
+            return found | ({"written for it, KiB": written} if any(written) else {})
 
         change()
         bench.compare("engine, by names", {f"{US}, {count:,} names": side}, bench.runs)
     shutil.rmtree(store)
+
+
+def record_bytes(repository: Repository, snapshot: SnapshotId | None) -> int:
+    """Returns the length of a snapshot's record."""
+    with repository.store.read() as reader:
+        return len(reader.get(Db.SNAPSHOTS, snapshot or b"") or b"")
 
 
 def nodes_of(repository: Repository, snapshot: SnapshotId | None) -> set[Any]:
@@ -84,11 +92,14 @@ def nodes_of(repository: Repository, snapshot: SnapshotId | None) -> set[Any]:
 
 
 def bytes_written() -> int:
-    """Returns what this process has caused to be written to disks; 0 where nobody tells."""
+    """Returns what this process has given to the system to write; 0 where nobody tells.
+
+    Not `write_bytes`: it counts whole folios, up to megabytes for a page in one.
+    """
     with contextlib.suppress(OSError), open("/proc/self/io", encoding="ascii") as file:
         for line in file:
             name, _, value = line.partition(":")
-            if name == "write_bytes":
+            if name == "wchar":
                 return int(value)
     return 0
 
@@ -131,33 +142,39 @@ def measure_forks(bench: Bench, paths: list[str]) -> None:
     """Forks that commit to one store at the same time, from threads and from processes."""
     store = bench.path("store-forks")
     shutil.copytree(bench.store, store)
-    chosen = bench.path("paths.json")
-    with open(chosen, "w", encoding="utf-8") as file:
-        json.dump(random.Random(4).choices(paths, k=5_000), file)
+    chosen = random.Random(4)
+    lists = {"": chosen.sample(paths, min(FEW, len(paths))), ", anywhere": paths}
+    for name, some in lists.items():
+        with open(bench.path(f"paths{name}"), "w", encoding="utf-8") as file:
+            json.dump(some, file)
+
+    seconds = SECONDS if bench.engine_files >= MANY_FILES else SECONDS / 10
 
     def side(processes: int) -> dict[str, Sample]:
-        names = {
-            "1,000 commits by 8 forks": "behind",
-            "1,000 durable commits by 8 forks": "durable",
-        }
+        def took(mode: str, where: str = "") -> float:
+            return 1000 / rate(store, bench.path(f"paths{where}"), processes, mode, seconds)
+
         return {
-            measure: 1000 / rate(store, chosen, processes, mode) for measure, mode in names.items()
+            "1,000 commits by 8 forks": took("behind"),
+            "1,000 durable commits by 8 forks": took("durable"),
+            "1,000 durable commits by 8 forks, anywhere": took("durable", ", anywhere"),
         }
 
     sides: dict[str, Side] = {
-        f"{US}, {count} process{'es' if count > 1 else ''}": functools.partial(side, count)
-        for count in (8, 2, 1)
+        f"{US}, {count} processes": functools.partial(side, count) for count in (FORKS, 2)
     }
     bench.compare("engine, by forks", sides, bench.runs)
     shutil.rmtree(store)
+    for name in lists:
+        os.unlink(bench.path(f"paths{name}"))
 
 
-def rate(store: str, paths: str, processes: int, mode: str) -> float:
+def rate(store: str, paths: str, processes: int, mode: str, seconds: float) -> float:
     """Returns how many commits a second so many processes make, FORKS forks between them."""
     each = str(FORKS // processes)
     with contextlib.ExitStack() as stack:
         children = [
-            stack.enter_context(child("commit", store, paths, each, mode, str(SECONDS)))
+            stack.enter_context(child("commit", store, paths, each, mode, str(seconds)))
             for _ in range(processes)
         ]
         for process in children:
@@ -169,8 +186,8 @@ def rate(store: str, paths: str, processes: int, mode: str) -> float:
             process.stdin.write("go\n")
             process.stdin.flush()
         found = [told(process) for process in children]
-    seconds = max(one["ended"] for one in found) - min(one["began"] for one in found)
-    return sum(one["commits"] for one in found) / seconds
+    took = max(one["ended"] for one in found) - min(one["began"] for one in found)
+    return sum(one["commits"] for one in found) / took
 
 
 # ---------------------------------------------------------------- many snapshots
@@ -182,7 +199,9 @@ def measure_collection(bench: Bench, store: str, paths: list[str]) -> None:
     The store is left with as many snapshots as there may be.
     """
     most = bench.engine_files // 100
-    counts: list[int] = [count for count in (10, 100, 1_000, 10_000) if count in {10, most // 10, most}]
+    counts: list[int] = [
+        count for count in (10, 100, 1_000, 10_000) if count in {10, most // 10, most}
+    ]
     stores: dict[int, str] = {count: bench.path(f"store-of-{count}") for count in counts}
     chosen = random.Random(5)
     with Repository.open(store) as repository:
@@ -200,10 +219,9 @@ def measure_collection(bench: Bench, store: str, paths: list[str]) -> None:
     def side(store: str) -> dict[str, Sample]:
         with child("collect", store) as process:
             found = told(process)
-        unique = found["kept"]
         return {
             "gc": found["seconds"],
-            "gc, for 1,000 unique objects": found["seconds"] / unique * 1000,
+            "gc, for 1,000 unique nodes": found["seconds"] / found["kept"] * 1000,
             "peak memory of gc, MB": found["peak"],
         }
 
@@ -246,22 +264,25 @@ def forget_half(store: str) -> None:
 def measure_import(bench: Bench) -> None:
     """Large files of noise, beside the hash and the chunker alone on one core, and the disk."""
     source = bench.fresh("large")
-    note(f"making {IMPORTED} files of {IMPORTED_BYTES >> 20} MiB")
+    size = IMPORTED_BYTES if bench.engine_files >= MANY_FILES else IMPORTED_BYTES // 10
+    note(f"making {IMPORTED} files of {size >> 20} MiB")
     files = [os.path.join(source, f"file-{number}") for number in range(IMPORTED)]
     for number, path in enumerate(files):
         with open(path, "wb") as file:
-            file.write(random.Random(number).randbytes(IMPORTED_BYTES))
-    new = f"import of {IMPORTED * IMPORTED_BYTES >> 20} MiB, new"
-    known = new.replace("new", "in the store already")
+            file.write(random.Random(number).randbytes(size))
+    new, known = "import of large files, new", "import of large files, in the store already"
 
     def import_it() -> dict[str, Sample]:
         shutil.rmtree(bench.path("store-large"), ignore_errors=True)
         found: dict[str, Sample] = {}
         with Repository.create(bench.path("store-large")) as repository:
             for measure in (new, known):
+                place = bench.path("large, " + measure)  # nothing is known of files there
+                os.rename(source, place)
                 started = time.perf_counter()
-                repository.import_directory(source, use_cache=False)
+                repository.import_directory(place)
                 found[measure] = time.perf_counter() - started
+                os.rename(place, source)
         return found
 
     def alone() -> dict[str, float]:
