@@ -28,9 +28,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from docs.examples.edits import Edit, edits_of
-from engine import Repository, SnapshotId
+from engine import Repository, SnapshotId, Workspace
 from engine.steps import NewStep, Seen
-from engine.workspace import Workspace
 
 SOURCES = "toolz/*toolz.py"
 TESTS = ("toolz/tests",)
