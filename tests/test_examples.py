@@ -52,6 +52,7 @@ def suite_passes(folder: Path) -> bool:
 
 
 @pytest.mark.fuse
+@pytest.mark.timeout(300)  # ten seconds where there is nothing else to do
 @pytest.mark.parametrize("where", ["in the mount", "in copies"])
 def test_the_example_repairs_a_real_project(tmp_path: Path, where: str):
     fetch_project(tmp_path / "project")
@@ -61,7 +62,7 @@ def test_the_example_repairs_a_real_project(tmp_path: Path, where: str):
     if where == "in copies":
         command.append("--no-mount")
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -279,7 +279,8 @@ def main() -> None:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="repair-")))
         store = arguments.store or work / "store"
         fetch = Path(__file__).resolve().parents[2] / "scripts/fetch-project"
-        subprocess.run([fetch, work / "toolz", sys.executable], check=True)
+        if subprocess.run([fetch, work / "toolz", sys.executable], check=False).returncode:
+            sys.exit(1)  # it has said why
         repository = stack.enter_context(Repository.create(str(store)))
         clean = repository.import_directory(str(work / "toolz"), ref="clean")
         show = checked_out(repository, work)
