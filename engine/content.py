@@ -183,6 +183,11 @@ def _list(objects: Objects, ref: Ref) -> tuple[Ref, ...]:
     return node.refs
 
 
+def listed(objects: Objects, ref: Ref) -> tuple[Ref, ...]:
+    """Returns what the list node of a ref above the chunks has, checked against the ref."""
+    return _list(objects, ref)
+
+
 def read(objects: Objects, entry: Entry, offset: int, size: int) -> bytes:
     """Returns up to `size` bytes of a file from `offset`; fewer only at its end.
 

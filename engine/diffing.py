@@ -1,7 +1,7 @@
 """Diff: what differs between two trees, found by walking both Merkle trees together.
 
 Subtrees with equal ids are never read, nor are equal pages of large directories, so the cost
-follows the difference.
+follows the difference. Which of the changes are renames, `renames` tells.
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,17 @@ from enum import Enum
 import msgspec
 
 from engine.directory import Directory, directory_id, fits_one_node, shared_pages
-from engine.errors import CorruptObjectError
+from engine.errors import CorruptObjectError, EngineError
 from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import Objects
+
+
+class DiffTooLargeError(EngineError):
+    """Two trees differ in more entries than the caller wants to hear of."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"the trees differ in more than {limit:,} entries")
+        self.limit = limit
 
 
 class ChangeKind(Enum):
@@ -23,30 +31,52 @@ class ChangeKind(Enum):
     MODIFIED = "modified"
     TYPE = "type"
     METADATA = "metadata"
+    RENAMED = "renamed"
+    COPIED = "copied"
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One path that differs. `old` and `new` are its entries, None where it is not."""
+    """One path that differs. `old` and `new` are its entries, None where it is not.
+
+    A rename or copy has `old_path`, where its `old` is, and `similarity`, from 0 to 1. A renamed
+    directory stands for all that is in it, which is the same on both sides.
+    """
 
     path: bytes
     kind: ChangeKind
     old: Entry | None
     new: Entry | None
+    old_path: bytes | None = None
+    similarity: float | None = None
 
 
 _Step = Change | Iterator["_Step"]
 """A change, or the changes of a directory: a stack of these, for a deep tree is no recursion."""
 
 
-def diff(objects: Objects, old: Entry, new: Entry, path: bytes = b"") -> Iterator[Change]:
+def diff(
+    objects: Objects,
+    old: Entry,
+    new: Entry,
+    path: bytes = b"",
+    *,
+    whole: bool = True,
+    limit: int | None = None,
+) -> Iterator[Change]:
     """Yields the changes from `old` to `new`, both directories, by path.
 
-    An added or removed directory is followed by all that is in it. The attributes of a
-    directory that differ are a METADATA change of its own; those of the roots have the path
-    `path`. A directory's time alone is no change: it tells of its names, which are reported.
-    Raises CorruptObjectError for a tree deeper than DEEPEST, as forged nodes could make.
+    An added or removed directory is followed by all that is in it, or, without `whole`, stands
+    for it. The attributes of a directory that differ are a METADATA change of its own; those of
+    the roots have the path `path`. A directory's time alone is no change: it tells of its
+    names, which are reported.
+
+    Nodes that share children can stand for far more paths than there are nodes. Raises
+    DiffTooLargeError when more than `limit` entries have been looked at, and CorruptObjectError
+    for forged nodes: a tree deeper than DEEPEST, or with more in it than the roots promise.
     """
-    stack = [_between(objects, path, old, new)]
+    promised = sum(entry.totals.entries for entry in (old, new) if entry.totals is not None)
+    walk = _Walk(objects, new, promised, limit, whole)
+    stack = [walk.between(path, old, new)]
     while stack:
         step = next(stack[-1], None)
         if step is None:
@@ -59,54 +89,69 @@ def diff(objects: Objects, old: Entry, new: Entry, path: bytes = b"") -> Iterato
             stack.append(step)
 
 
-def _between(objects: Objects, path: bytes, old: Entry, new: Entry) -> Iterator[_Step]:
-    if _attributes(old) != _attributes(new):
-        yield Change(path, ChangeKind.METADATA, old, new)
-    if old.content == new.content:
-        return
-    for before, after in _pairs(objects, old, new):
-        name = (after or before or old).name
-        yield from _change(objects, path + b"/" + name if path else name, before, after)
+class _Walk:
+    """One diff: how, and how many entries it may still look at."""
+
+    def __init__(
+        self, objects: Objects, root: Entry, promised: int, limit: int | None, whole: bool
+    ) -> None:
+        self._objects, self._root, self._whole = objects, root, whole
+        self._promised, self._limit = promised, limit
+        self._seen = 0
+
+    def _count(self, entries: int = 1) -> None:
+        self._seen += entries
+        if self._seen > self._promised:
+            identifier = directory_id(self._root)
+            raise CorruptObjectError("node", identifier, "more is in the tree than it promises")
+        if self._limit is not None and self._seen > self._limit:
+            raise DiffTooLargeError(self._limit)
+
+    def between(self, path: bytes, old: Entry, new: Entry) -> Iterator[_Step]:
+        """Yields the changes of two directories of one path."""
+        if _attributes(old) != _attributes(new):
+            yield Change(path, ChangeKind.METADATA, old, new)
+        if old.content == new.content:
+            return
+        for before, after in pairs(self._objects, old, new):
+            self._count(1 if before is None or after is None else 2)
+            name = (after or before or old).name
+            yield from self._change(path + b"/" + name if path else name, before, after)
+
+    def _change(self, path: bytes, before: Entry | None, after: Entry | None) -> Iterator[_Step]:
+        if before is None and after is not None:
+            yield Change(path, ChangeKind.ADDED, None, after)
+            yield self._all(path, after, ChangeKind.ADDED)
+        elif after is None and before is not None:
+            yield self._all(path, before, ChangeKind.REMOVED)
+            yield Change(path, ChangeKind.REMOVED, before, None)
+        elif before is not None and after is not None:
+            if before.kind != after.kind:
+                yield self._all(path, before, ChangeKind.REMOVED)
+                yield Change(path, ChangeKind.TYPE, before, after)
+                yield self._all(path, after, ChangeKind.ADDED)
+            elif before.kind == Kind.DIRECTORY:
+                yield self.between(path, before, after)
+            elif before.content != after.content or before.size != after.size:
+                yield Change(path, ChangeKind.MODIFIED, before, after)
+            else:
+                yield Change(path, ChangeKind.METADATA, before, after)
+
+    def _all(self, path: bytes, entry: Entry, kind: ChangeKind) -> Iterator[_Step]:
+        if entry.kind != Kind.DIRECTORY or not self._whole:
+            return
+        for below in Directory(self._objects, directory_id(entry)):
+            self._count()
+            child = path + b"/" + below.name
+            if kind == ChangeKind.ADDED:
+                yield Change(child, kind, None, below)
+            if below.kind == Kind.DIRECTORY:
+                yield self._all(child, below, kind)
+            if kind == ChangeKind.REMOVED:
+                yield Change(child, kind, below, None)
 
 
-def _change(
-    objects: Objects, path: bytes, before: Entry | None, after: Entry | None
-) -> Iterator[_Step]:
-    if before is None and after is not None:
-        yield Change(path, ChangeKind.ADDED, None, after)
-        yield _whole(objects, path, after, ChangeKind.ADDED)
-    elif after is None and before is not None:
-        yield _whole(objects, path, before, ChangeKind.REMOVED)
-        yield Change(path, ChangeKind.REMOVED, before, None)
-    elif before is not None and after is not None:
-        if before.kind != after.kind:
-            if before.kind == Kind.DIRECTORY:
-                yield _whole(objects, path, before, ChangeKind.REMOVED)
-            yield Change(path, ChangeKind.TYPE, before, after)
-            if after.kind == Kind.DIRECTORY:
-                yield _whole(objects, path, after, ChangeKind.ADDED)
-        elif before.kind == Kind.DIRECTORY:
-            yield _between(objects, path, before, after)
-        elif before.content != after.content or before.size != after.size:
-            yield Change(path, ChangeKind.MODIFIED, before, after)
-        else:
-            yield Change(path, ChangeKind.METADATA, before, after)
-
-
-def _whole(objects: Objects, path: bytes, entry: Entry, kind: ChangeKind) -> Iterator[_Step]:
-    if entry.kind != Kind.DIRECTORY:
-        return
-    for below in Directory(objects, directory_id(entry)):
-        child = path + b"/" + below.name
-        if kind == ChangeKind.ADDED:
-            yield Change(child, kind, None, below)
-        if below.kind == Kind.DIRECTORY:
-            yield _whole(objects, child, below, kind)
-        if kind == ChangeKind.REMOVED:
-            yield Change(child, kind, below, None)
-
-
-def _pairs(objects: Objects, old: Entry, new: Entry) -> Iterator[tuple[Entry | None, Entry | None]]:
+def pairs(objects: Objects, old: Entry, new: Entry) -> Iterator[tuple[Entry | None, Entry | None]]:
     """Yields the entries of two directories that differ, side by side, by name."""
     one, other = Directory(objects, directory_id(old)), Directory(objects, directory_id(new))
     if fits_one_node(max(len(one), len(other))):

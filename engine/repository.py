@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import msgspec
 
@@ -24,12 +24,14 @@ from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotF
 from engine.history import History, StoredLinks
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
 from engine.importing import ImportReport, ImportSourceError, Progress, import_directory
+from engine.insight import InsightDiff, InsightOptions, insight
 from engine.leases import Lease, acquire
 from engine.lmdb_store import LmdbStore
 from engine.nodes import Entry
 from engine.objects import Objects
 from engine.pins import Pins
 from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
+from engine.snapshot_merging import MergeOptions, MergeReport, merge_snapshots
 from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
 from engine.store import Db, Reader, Store, Writer
 from engine.trajectories import holders_of
@@ -400,6 +402,16 @@ class Repository:
     def diff(self, old: Entry, new: Entry) -> Iterator[Change]:
         """Yields what differs between two trees, by path."""
         return diff(self.objects, old, new)
+
+    def insight(self, old: Entry, new: Entry, **options: Unpack[InsightOptions]) -> InsightDiff:
+        """Returns what differs with sizes, lines, bytes and renames; see `insight.insight`."""
+        return insight(self.objects, old, new, **options)
+
+    def merge(
+        self, ours: SnapshotId, theirs: SnapshotId, **options: Unpack[MergeOptions]
+    ) -> MergeReport:
+        """Merges two snapshots into one with both as parents; see `snapshot_merging`."""
+        return merge_snapshots(self, ours, theirs, **options)
 
     def check_out(
         self,

@@ -27,6 +27,8 @@ from engine.freezing import TooDeepError
 from engine.ids import ChunkId, NodeId, SnapshotId, check_name
 from engine.nodes import DEEPEST, Entry, Kind, Node, Totals, directory_node, encode, node_id
 from engine.objects import ChunkSink, NodeBuffer, Objects
+from engine.patched_workspace import PatchedWorkspace
+from engine.patching import PatchReport, apply_patch
 from engine.paths import (
     InvalidPathError,
     MissingPathError,
@@ -194,6 +196,21 @@ class Workspace(TreeView):
         return tree.freeze(batch)
 
     # Writing.
+
+    def apply(self, patch: bytes | str, *, strip: int | None = None, fuzz: int = 0) -> PatchReport:
+        """Applies a unified diff, git's format with its binaries included: all of it or nothing.
+
+        `strip` directories are taken from the front of each path (`patch -p`); `fuzz` lines at
+        the ends of a hunk's context may differ. Raises PatchFormatError, PatchRefusedError,
+        which names the file and the hunk that does not fit, and as `write`.
+        """
+        plain = patch.encode("utf-8", "surrogateescape") if isinstance(patch, str) else patch
+        with self._turn:
+            trial = self.fork()
+            report = apply_patch(PatchedWorkspace(trial), plain, strip=strip, fuzz=fuzz)
+            with self._lock:
+                self._tree, self._pins = trial._tree, trial._pins
+        return report
 
     def write(
         self, path: Path, data: bytes | str, *, mode: int | None = None, parents: bool = False

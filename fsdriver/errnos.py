@@ -5,6 +5,7 @@ import errno
 from engine.bisecting import BisectRefusedError
 from engine.checkout import CheckoutRefusedError, OutsideLinkError
 from engine.content import SourceChangedError
+from engine.diffing import DiffTooLargeError
 from engine.errors import (
     AmbiguousIdError,
     CorruptObjectError,
@@ -18,6 +19,8 @@ from engine.errors import (
 from engine.freezing import TooDeepError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
+from engine.patch_parsing import PatchFormatError
+from engine.patching import PatchRefusedError
 from engine.paths import (
     InvalidPathError,
     MissingPathError,
@@ -27,6 +30,7 @@ from engine.paths import (
     PathError,
     PathExistsError,
 )
+from engine.snapshot_merging import NoMergeBaseError
 from engine.steps import CorruptStepError, InvalidStepError
 from engine.store import (
     NewerFormatError,
@@ -44,6 +48,7 @@ ERRNOS: dict[type[EngineError], int] = {
     CheckoutRefusedError: errno.EIO,
     CorruptObjectError: errno.EIO,
     CorruptStepError: errno.EIO,
+    DiffTooLargeError: errno.E2BIG,
     EngineError: errno.EIO,
     ImportSourceError: errno.EIO,
     InUseError: errno.EBUSY,
@@ -57,12 +62,15 @@ ERRNOS: dict[type[EngineError], int] = {
     NewerFormatError: errno.EIO,
     NoDirectoryError: errno.ENOTDIR,
     NoFileError: errno.EISDIR,
+    NoMergeBaseError: errno.EINVAL,
     NotAStoreError: errno.EIO,
     NotEmptyError: errno.ENOTEMPTY,
     NotFoundError: errno.ENOENT,
     OutsideLinkError: errno.EIO,
     PathError: errno.EIO,
     PathExistsError: errno.EEXIST,
+    PatchFormatError: errno.EINVAL,
+    PatchRefusedError: errno.EINVAL,
     SourceChangedError: errno.EAGAIN,
     StoreDamagedError: errno.EIO,
     StoreError: errno.EIO,

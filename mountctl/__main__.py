@@ -37,6 +37,8 @@ COMMANDS = {
         "merge-base": ("merge_base", "Show the snapshot that two others both came from."),
         "bisect": ("bisect", "Find the first bad snapshot by running a command in some."),
         "diff": ("diff", "Show what differs between two snapshots."),
+        "merge": ("merge", "Make one snapshot of two, with both as parents."),
+        "apply": ("apply", "Make a snapshot of another one and a patch."),
         "commit": ("commit", "Store what a session changed as a snapshot."),
         "session": ("session", "Writable copies of snapshots."),
         "snapshot": ("snapshot", "List, show and remove snapshots."),

@@ -15,17 +15,24 @@ LETTERS = {
     ChangeKind.MODIFIED: "M",
     ChangeKind.TYPE: "T",
     ChangeKind.METADATA: "U",
+    ChangeKind.RENAMED: "R",
+    ChangeKind.COPIED: "C",
 }
 """As in git, and U for what is only permissions, time or attributes (restic's letter)."""
 
-_COLOURS = {"A": "green", "D": "red", "M": "yellow", "T": "magenta", "U": "cyan"}
+_COLOURS = {"A": "green", "D": "red", "M": "yellow", "T": "magenta", "U": "cyan",
+            "R": "blue", "C": "blue"}  # fmt: skip
 
 
 def path_text(change: Change) -> str:
-    """Returns a change's path, safe for a terminal; directories end in a slash."""
+    """Returns a change's path, safe for a terminal; directories end in a slash.
+
+    A rename or copy shows where from, too: `old -> new`.
+    """
     entry = change.new or change.old
-    directory = entry is not None and entry.kind == Kind.DIRECTORY
-    return quoted((change.path or b".") + b"/" * directory)
+    slash = b"/" * (entry is not None and entry.kind == Kind.DIRECTORY)
+    text = quoted((change.path or b".") + slash)
+    return text if change.old_path is None else f"{quoted(change.old_path + slash)} -> {text}"
 
 
 def show_names(output: Output, changes: Iterable[Change]) -> int:

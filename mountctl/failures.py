@@ -18,6 +18,7 @@ from mountctl.text import quoted, visible
 DONE, FOUND, USAGE, UNKNOWN, REFUSED, BUSY, NO_STORE, PERMISSION, FULL, DAMAGED, DAEMON, SYSTEM = (
     range(12)
 )
+CONFLICTS = 12
 BUG, NOT_EXECUTABLE, NO_PROGRAM, INTERRUPTED, READER_GONE = 70, 126, 127, 130, 141
 
 EXIT_CODES = {
@@ -34,6 +35,7 @@ EXIT_CODES = {
     DAMAGED: "an object or the whole store is damaged, or a disk does not read",
     DAEMON: "the mount's daemon failed or does not answer",
     SYSTEM: "the operating system refused for another reason",
+    CONFLICTS: "a merge found conflicts; they are listed",
     BUG: "an error that the program did not expect: a bug",
     NOT_EXECUTABLE: "`run` cannot execute the program",
     NO_PROGRAM: "`run` finds no such program",
@@ -128,6 +130,19 @@ ROWS = {
     ),
     "NotEmptyError": Row(
         REFUSED, "remove what is in it first, or remove it with all that is in it"
+    ),
+    # differences
+    "DiffTooLargeError": Row(
+        REFUSED, "`mountctl diff --name-status --no-renames` shows them as it finds them"
+    ),
+    "NoMergeBaseError": Row(
+        REFUSED, "name a snapshot to compare both with: `mountctl merge --base SNAPSHOT`"
+    ),
+    "PatchFormatError": Row(
+        USAGE, "give a unified diff as `mountctl diff --patch` or `git diff --binary` writes it"
+    ),
+    "PatchRefusedError": Row(
+        REFUSED, "nothing was changed; apply it to what it was made for, or with --fuzz, --strip"
     ),
     # the mount
     "MountPointError": Row(

@@ -12,11 +12,11 @@ from mountctl.text import count, visible
 
 if TYPE_CHECKING:
     from engine.diffing import Change
+    from engine.insight import LineCounts
     from engine.nodes import Entry
     from engine.objects import Objects
     from mountctl.access import StoreAccess
     from mountctl.output import Output
-    from mountctl.patch import LineCounts
 
 _BAR = 40
 _LINE_COLOURS = {b"+": "green", b"-": "red", b"@": "cyan"}
@@ -38,22 +38,44 @@ _LINE_COLOURS = {b"+": "green", b"-": "red", b"@": "cyan"}
 @click.option("--name-status", "form", flag_value="names", default=True,
               help="A letter and a path for each change (the default).")  # fmt: skip
 @click.option("--stat", "form", flag_value="stat", help="Changed lines of each file.")
-@click.option("--patch", "-p", "form", flag_value="patch", help="A patch in git's format.")
+@click.option("--patch", "-p", "form", flag_value="patch",
+              help="A patch in git's format, binary files included.")  # fmt: skip
+@click.option("--renames/--no-renames", default=None,
+              help="Look for files and directories that are elsewhere now (with --json by "
+              "itself).")  # fmt: skip
+@click.option("--copies", is_flag=True, help="Look for copies of changed files as well.")
 @pass_invocation
-def command(invocation: Invocation, old: str, new: str | None, form: str) -> None:
+def command(
+    invocation: Invocation,
+    old: str,
+    new: str | None,
+    form: str,
+    renames: bool | None,
+    copies: bool,
+) -> None:
     """Show what differs between two snapshots.
 
     The letters: A added, D removed, M content modified, T of another type, U only permissions,
-    times or attributes updated. @SESSION is taken as it is now. A patch is written byte for
-    byte into a file or a pipe; on a terminal, control characters are escaped.
+    times or attributes updated, R renamed, C copied. @SESSION is taken as it is now. A patch is
+    written byte for byte into a file or a pipe; on a terminal, control characters are escaped.
+    With --json the answer is an InsightDiff: docs/reference/insight-diff.md.
     """
     output = invocation.output
     with invocation.open() as store, _trees(store, old, new) as (before, after):
         objects = store.repository.objects
-        changes = store.repository.diff(before, after)
         if output.json:
-            output.result(list(_fields(objects, changes, form)))
-        elif form == "stat":
+            output.result(_insight(objects, before, after, form, renames is not False, copies))
+            return
+        changes: Iterable[Change]
+        limited = False
+        if renames or copies:
+            from engine.renames import diff_with_renames
+
+            found = diff_with_renames(objects, before, after, copies=copies)
+            changes, limited = found.changes, found.limited
+        else:
+            changes = store.repository.diff(before, after)
+        if form == "stat":
             _show_stat(output, objects, changes)
         elif form == "patch":
             _show_patch(output, objects, changes)
@@ -62,6 +84,8 @@ def command(invocation: Invocation, old: str, new: str | None, form: str) -> Non
 
             number = show_names(output, changes)
             output.note(summary(number, f"from {old} to {new}" if new else f"in {old}"))
+        if limited:
+            output.note("too many files were added and removed to look for all renames")
 
 
 @contextmanager
@@ -85,24 +109,38 @@ def _trees(store: "StoreAccess", old: str, new: str | None) -> "Iterator[tuple[E
         yield before, before if new == old else stack.enter_context(store.tree(new))
 
 
-def _fields(
-    objects: "Objects", changes: "Iterable[Change]", form: str
-) -> "Iterator[dict[str, object]]":
-    from mountctl.changes import change_fields
-    from mountctl.patch import count_lines, patch_lines
+def _insight(
+    objects: "Objects", before: "Entry", after: "Entry", form: str, renames: bool, copies: bool
+) -> dict[str, object]:
+    from engine.insight import MOST_ENTRIES, as_json, entry_as_json, insight_entries, summarize
+    from engine.insight import InsightDiff as Insight
+    from engine.patch_writing import patch_lines
+    from engine.renames import Renamed, diff_with_renames
 
-    for change in changes:
-        fields = change_fields(change)
-        if form == "stat":
-            fields.update(count_lines(objects, change)._asdict())
-        elif form == "patch":
-            lines = b"".join(line + b"\n" for line in patch_lines(objects, change))
-            fields["patch"] = lines.decode("utf-8", "backslashreplace")
-        yield fields
+    if renames or copies:
+        found = diff_with_renames(objects, before, after, copies=copies, limit=MOST_ENTRIES)
+    else:
+        from engine.diffing import diff
+
+        found = Renamed(list(diff(objects, before, after, limit=MOST_ENTRIES)), False)
+    entries = list(insight_entries(objects, found.changes))
+    fields = as_json(Insight(entries, summarize(entries), found.limited))
+    if form == "patch":
+        fields["entries"] = [
+            {**entry_as_json(entry), **_patch_fields(patch_lines(objects, change))}
+            for entry, change in zip(entries, found.changes, strict=True)
+        ]
+    return fields
+
+
+def _patch_fields(lines: "Iterable[bytes]") -> dict[str, str]:
+    from engine.insight import named
+
+    return named("patch", b"".join(line + b"\n" for line in lines))
 
 
 def _show_patch(output: "Output", objects: "Objects", changes: "Iterable[Change]") -> None:
-    from mountctl.patch import is_lost, patch_lines
+    from engine.patch_writing import is_lost, patch_lines
 
     lost = 0
     for change in changes:
@@ -122,16 +160,17 @@ def _show_patch(output: "Output", objects: "Objects", changes: "Iterable[Change]
 
 
 def _show_stat(output: "Output", objects: "Objects", changes: "Iterable[Change]") -> None:
+    from engine.insight import count_lines
     from mountctl.changes import path_text
-    from mountctl.patch import count_lines
 
     rows = [(path_text(change), change, count_lines(objects, change)) for change in changes
             if not path_text(change).endswith("/")]  # fmt: skip
     width = max((len(path) for path, _, _ in rows), default=0)
-    most = max((sum(n or 0 for n in lines) for _, _, lines in rows), default=0)
+    counts = [(lines.added or 0, lines.removed or 0) for _, _, lines in rows]
+    most = max(map(sum, counts), default=0)
     for path, change, lines in rows:
         output.line(f" {path.ljust(width)} | {_stat(output, change, lines, most)}")
-    added, removed = (sum(lines[side] or 0 for _, _, lines in rows) for side in (0, 1))
+    added, removed = (sum(pair[side] for pair in counts) for side in (0, 1))
     output.line(
         f" {count(len(rows), 'file')} changed, {count(added, 'insertion')}(+), "
         f"{count(removed, 'deletion')}(-)"

@@ -17,7 +17,7 @@ from engine.objects import Objects
 from tests.conftest import ROOT
 
 CHILD = """
-import os, random, signal, sys
+import os, random, signal, sys, threading
 from engine import Repository
 
 path, name, durable_every, step, where = sys.argv[1:4] + sys.argv[4:6]
@@ -27,22 +27,24 @@ repository = Repository.open(path)
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
-write = repository.store.write
+write, counting = repository.store.write, threading.Lock()
 
 def counted(change):
     global left
-    left -= 1
-    if left == 0 and where == "before":
+    with counting:  # a thread writes behind
+        left -= 1
+        last = left == 0
+    if last and where == "before":
         die()
 
     def inside(writer):
         result = change(writer)
-        if left == 0 and where == "inside":
+        if last and where == "inside":
             die()
         return result
 
     result = write(inside)
-    if left == 0 and where == "after":
+    if last and where == "after":
         die()
     return result
 
@@ -121,7 +123,8 @@ def test_killed_at_any_moment(tmp_path: Path, durable_every: int):
     for round_ in range(5):
         process = child(store, f"r{round_}", durable_every)
         assert process.stdout is not None
-        first = [process.stdout.readline().split() for _ in range(rng.randrange(1, 150))]
+        lines = rng.randrange(1, 150) if durable_every else rng.randrange(300, 600)
+        first = [process.stdout.readline().split() for _ in range(lines)]
         process.kill()
         found += check(store, f"r{round_}", [*first, *output(process)])
     assert found > 0

@@ -132,7 +132,7 @@ def test_import_leaves_out_a_store_inside(mountctl, tree, tmp_path):
             "diff",
             mountctl.json("import", tree)["snapshot"],
             mountctl.json("import", tmp_path)["snapshot"],
-        )
+        )["entries"]
     ]
     assert not [name for name in names if name.startswith("store")]
 

@@ -108,13 +108,34 @@ def test_diff_backwards(mountctl, second):
 
 
 def test_diff_under_json(mountctl, second):
-    changes = mountctl.json("diff", "main", second)
+    answer = mountctl.json("diff", "main", second)
+    changes = answer["entries"]
     assert [change["path"] for change in changes][-1] == "src/tool.sh"
     last = changes[-1]
-    assert last["change"] == "metadata"
-    assert (last["old"]["mode"], last["new"]["mode"]) == ("0755", "0700")
-    assert changes[0]["new"] is None
-    assert changes[0]["old"]["kind"] == "file"
+    assert last["kind"] == "metadata"
+    assert (last["old_mode"], last["new_mode"]) == ("0755", "0700")
+    assert changes[0]["new_mode"] is None
+    assert changes[0]["type"] == "file"
+    assert answer["summary"]["lines_added"] == 2
+    assert answer["summary"]["kinds"]["metadata"] == 1
+    assert answer["renames_limited"] is False
+
+
+def test_diff_with_renames(mountctl, first, tree):
+    (tree / "src").rename(tree / "source")
+    (tree / "data.bin").rename(tree / "moved.bin")
+    second = mountctl.json("import", tree)["snapshot"]
+    renames = ["R data.bin -> moved.bin", "R src/ -> source/"]
+    assert mountctl("diff", second, "--renames").stdout.splitlines() == renames
+    assert "A moved.bin" in mountctl("diff", second).stdout
+    kinds = {each["path"]: each["kind"] for each in mountctl.json("diff", second)["entries"]}
+    assert kinds == {"moved.bin": "renamed", "source": "renamed"}
+    plain = mountctl.json("diff", second, "--no-renames")["entries"]
+    assert {each["kind"] for each in plain} == {"added", "removed"}
+    patch = mountctl("diff", second, "--renames", "--patch").stdout
+    assert "rename from src/main.c\nrename to source/main.c\n" in patch
+    assert "GIT binary patch" not in patch
+    assert " data.bin -> moved.bin | " in mountctl("diff", second, "--renames", "--stat").stdout
 
 
 def test_diff_of_a_snapshot_without_parent(mountctl, first):
@@ -129,26 +150,30 @@ def test_diff_stat(mountctl, second):
         " src/tool.sh   | 0",
         " 4 files changed, 2 insertions(+), 1 deletion(-)",
     ]
-    stat = {each["path"]: each for each in mountctl.json("diff", second, "--stat")}
-    assert (stat["src/main.c"]["added"], stat["src/main.c"]["removed"]) == (1, 1)
-    assert stat["data.bin"]["added"] is None
+    stat = {each["path"]: each for each in mountctl.json("diff", second, "--stat")["entries"]}
+    assert (stat["src/main.c"]["lines_added"], stat["src/main.c"]["lines_removed"]) == (1, 1)
+    assert stat["data.bin"]["lines_added"] is None
 
 
 def test_diff_patch(mountctl, second):
     result = mountctl("diff", second, "--patch")
-    assert result.stdout == (
+    binary, _, rest = result.stdout.partition("diff --git a/link b/link\n")
+    assert binary.startswith(
         "diff --git a/data.bin b/data.bin\ndeleted file mode 100644\n"
-        "Binary files a/data.bin and /dev/null differ\n"
-        "diff --git a/link b/link\ndeleted file mode 120000\n--- a/link\n+++ /dev/null\n"
+        "index 52591d8017dc756be1b2fe2f209b03efab6c502c..0000000000000000000000000000000000000000\n"
+        "GIT binary patch\nliteral 0\nHc$@<O00001\n\nliteral 51200\n"
+    )
+    assert rest == (
+        "deleted file mode 120000\n--- a/link\n+++ /dev/null\n"
         "@@ -1 +0,0 @@\n-src/main.c\n\\ No newline at end of file\n"
-        "diff --git a/link/new file b/link/new file\nnew file mode 100644\n--- /dev/null\n"
+        'diff --git "a/link/new file" "b/link/new file"\nnew file mode 100644\n--- /dev/null\n'
         "+++ b/link/new file\t\n@@ -0,0 +1 @@\n+no end\n\\ No newline at end of file\n"
         "diff --git a/src/main.c b/src/main.c\n--- a/src/main.c\n+++ b/src/main.c\n"
         "@@ -1,4 +1,4 @@\n int main(void)\n {\n-  return 0;\n+  return 1;\n }\n"
         "diff --git a/src/tool.sh b/src/tool.sh\nold mode 100755\nnew mode 100700\n"
     )
     assert "1 change that a patch cannot say" in result.stderr
-    patches = mountctl.json("diff", second, "--patch")
+    patches = mountctl.json("diff", second, "--patch", "--no-renames")["entries"]
     assert "".join(each["patch"] for each in patches) == result.stdout
 
 
@@ -180,7 +205,7 @@ def test_git_applies_a_patch(mountctl, tmp_path):
     quiet = {**os.environ, "GIT_CONFIG_NOSYSTEM": "1", "GIT_CEILING_DIRECTORIES": str(tmp_path)}
     subprocess.run(["git", "apply", "-"], input=patch, cwd=work, env=quiet, check=True)
     made = mountctl.json("import", work)["snapshot"]
-    kinds = {c["path"]: c["change"] for c in mountctl.json("diff", made, "new")}
+    kinds = {c["path"]: c["kind"] for c in mountctl.json("diff", made, "new")["entries"]}
     assert {path for path, kind in kinds.items() if kind != "metadata"} == set()
     assert os.access(work / "run", os.X_OK)
 
@@ -238,7 +263,7 @@ def test_hostile_names_do_not_reach_the_terminal(mountctl, first, tree):
             'A "\\342\\200\\256reversed"',
         ]
     )  # fmt: skip
-    paths = {c["path"]: c.get("path_bytes") for c in mountctl.json("diff", second)}
+    paths = {c["path"]: c.get("path_bytes") for c in mountctl.json("diff", second)["entries"]}
     assert paths["red\x1b[31m"] is None
     assert paths["latin\\xff"] == "bGF0aW7/"
     for line in (mountctl("diff", second, "--json").stdout, mountctl("log", "--json").stdout):

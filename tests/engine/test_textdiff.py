@@ -1,9 +1,10 @@
+import random
 import time
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mountctl.textdiff import edits, hunks
+from engine.textdiff import edits, hunks
 
 lines = st.lists(st.sampled_from([b"a\n", b"b\n", b"c\n", b"}\n", b"\n"]), max_size=40)
 
@@ -45,6 +46,40 @@ def test_large_texts_are_quick():
     noise = [b"x%d\n" % (n * n % 97) for n in range(30_000)]
     assert apply(noise, noise[::-1]) == noise[::-1]
     assert time.perf_counter() - started < 20
+
+
+def longest_common(old, new):
+    row = [0] * (len(new) + 1)
+    for line in old:
+        above, row = row, [0]
+        for at, other in enumerate(new):
+            row.append(above[at] + 1 if line == other else max(above[at + 1], row[at]))
+    return row[-1]
+
+
+doubled = st.lists(st.sampled_from([b"a\n", b"b\n", b"c\n"]), max_size=8).map(lambda t: t + t)
+
+
+@given(doubled, doubled)
+def test_without_unique_lines_the_fewest_are_changed(old, new):
+    """Myers' algorithm alone. (Trimming may leave a line that occurs once: patience then.)"""
+    changed = sum(a_end - a + b_end - b for a, a_end, b, b_end in edits(old, new))
+    fewest = len(old) + len(new) - 2 * longest_common(old, new)
+    assert fewest <= changed <= fewest + 4
+
+
+def test_texts_of_few_different_lines_are_not_replaced_as_a_whole():
+    chance = random.Random(1)
+    old = [b"%d\n" % chance.randrange(50) for _ in range(10_000)]
+    new = list(old)
+    for _ in range(100):
+        new[chance.randrange(len(new))] = b"new\n"
+    assert sum(a_end - a for a, a_end, _, _ in edits(old, new)) <= 100
+
+
+def test_of_equal_lines_the_last_are_the_changed_ones():
+    assert edits([b"x\n"] * 3, [b"x\n"] * 5) == [(3, 3, 3, 5)]
+    assert edits([b"{\n", b"}\n"], [b"{\n", b"}\n", b"{\n", b"}\n"]) == [(2, 2, 2, 4)]
 
 
 def test_hunks_are_unified():

@@ -1,0 +1,68 @@
+"""`mountctl apply`."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from mountctl.command import TEXT, Command, pass_invocation
+from mountctl.invocation import Invocation
+from mountctl.text import count, path_fields, short
+
+
+@click.command(
+    "apply",
+    cls=Command,
+    example="""
+    $ mountctl apply fix.patch --on main --ref main -m "fixed"
+    $ git diff --binary | mountctl apply - --on main
+    """,
+)
+@click.argument("patch", type=click.Path(exists=True, dir_okay=False, allow_dash=True),
+                help="A file, or - for what is piped in.")  # fmt: skip
+@click.option("--on", "snapshot", required=True, metavar="SNAPSHOT",
+              help="What to apply it to: an id, a ref, or @SESSION.")  # fmt: skip
+@click.option("--ref", metavar="NAME", type=TEXT, help="Make or move a ref to the snapshot.")
+@click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
+@click.option("--strip", "-p", type=click.IntRange(0, 100), metavar="N",
+              help="Take so many directories from the front of the patch's paths (1, or in plain "
+              "diffs what fits).")  # fmt: skip
+@click.option("--fuzz", type=click.IntRange(0, 10), default=0, metavar="N",
+              help="Let so many lines differ at the ends of a hunk's context (0).")  # fmt: skip
+@pass_invocation
+def command(
+    invocation: Invocation,
+    patch: str,
+    snapshot: str,
+    ref: str | None,
+    message: str,
+    strip: int | None,
+    fuzz: int,
+) -> None:
+    """Make a snapshot of another one and a patch.
+
+    Takes unified diffs, and git's with renames, modes and binary files. All of a patch is
+    applied, or nothing is made. Writes the snapshot's id. Needs no mount.
+    """
+    output = invocation.output
+    data = sys.stdin.buffer.read() if patch == "-" else Path(patch).read_bytes()
+    with invocation.open() as store:
+        workspace = store.repository.workspace(store.resolve(snapshot))
+        report = workspace.apply(data, strip=strip, fuzz=fuzz)
+        made = workspace.commit(message, ref=ref)
+        store.refresh()
+    if output.json:
+        output.result(
+            {
+                "snapshot": made.snapshot,
+                "changed": made.changed,
+                "ref": ref,
+                "paths": [path_fields(path) for path in report.paths],
+                "moved_hunks": report.moved_hunks,
+            }
+        )
+        return
+    output.line(output.style(short(made.snapshot), "yellow"))
+    output.note(f"{count(len(report.paths), 'path')} changed")
+    if report.moved_hunks:
+        output.note(f"{count(report.moved_hunks, 'hunk')} fitted elsewhere than the patch says")
