@@ -73,6 +73,8 @@ def command(tests: tuple[str, ...]) -> tuple[str, ...]:
 
 def run_tests(folder: Path, tests: tuple[str, ...]) -> Result:
     done = subprocess.run(command(tests), cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode == 4 or (done.returncode > 0 and not done.stdout):
+        raise RuntimeError(f"the tests cannot be run: {done.stdout}{done.stderr}")
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error)", done.stdout)}
     return Result(counts.get("passed", 0), counts.get("failed", 0), done.stdout)
 
@@ -253,6 +255,8 @@ def break_it(
     looks nowhere else.
     """
     tree, result = open_tree(repository, snapshot), run_tests(show(snapshot), TESTS)
+    if result.failed or not result.passed:
+        sys.exit(f"the tests of the project as it is do not pass here:\n{result.output}")
     broken = set[str]()
     while len(broken) < BUGS:
         edit = rng.choice(all_edits(tree))
