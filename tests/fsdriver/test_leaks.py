@@ -125,7 +125,13 @@ def test_sessions_that_come_and_go_leave_nothing(own):
     assert own.statistics()["vfs"]["sessions"] == start["sessions"]
     assert descriptors(own) <= files + 4
     assert sorted(os.listdir(own.store / "locks")) == sorted(
-        ["control", "mount", "objects", *(p.name for p in (own.store / "locks").glob("session-*"))]
+        [
+            "control",
+            "mount",
+            "objects",
+            "store",
+            *(p.name for p in (own.store / "locks").glob("session-*")),
+        ]  # fmt: skip
     )
     assert len(list((own.store / "locks").glob("session-*"))) == 1
     assert len(list((own.store / "sessions").iterdir())) == 1
