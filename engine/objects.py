@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from engine.codec import pack, unpack
+from engine.codec import pack, read_compression, unpack
 from engine.errors import CorruptObjectError, MissingObjectError
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.nodes import DirectoryNode, Node, decode, encode, node_id
@@ -248,12 +248,12 @@ class ChunkSink:
         self,
         store: Store,
         *,
-        compress: bool = True,
         check: bool = False,
         batch_bytes: int = 6 << 20,
     ):
         self._store, self._check = store, check
-        self._compress = compress
+        with store.read() as reader:
+            self._level = read_compression(reader)
         self._batch_bytes = batch_bytes
         self._lock = threading.Lock()
         self._pending: dict[ChunkId, bytes] = {}
@@ -270,7 +270,11 @@ class ChunkSink:
                 self._check and _is_damaged(reader, identifier)
             ):
                 return identifier
-        packed = pack(data, self._compress)
+        self._keep(identifier, data)
+        return identifier
+
+    def _keep(self, identifier: ChunkId, data: bytes | memoryview) -> None:
+        packed = pack(data, self._level)
         full: dict[ChunkId, bytes] | None = None
         with self._lock:
             if identifier not in self._pending:
@@ -281,7 +285,6 @@ class ChunkSink:
                 full = self._take()
         if full:
             self._write(full)
-        return identifier
 
     def _take(self) -> dict[ChunkId, bytes]:
         full, self._pending, self._bytes = self._pending, {}, 0

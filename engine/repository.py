@@ -9,38 +9,66 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import Any, Unpack
 
 import msgspec
 
 from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
-from engine.collecting import CollectReport, collect
+from engine.codec import (
+    name_compression,
+    parse_compression,
+    read_compression,
+    write_compression,
+)
+from engine.collecting import PAUSE_SECONDS, Collection, CollectReport
 from engine.committing import CommitQueue
 from engine.diffing import Change, diff
 from engine.episodes import Episodes
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
 from engine.history import History, StoredLinks
+from engine.holders import Holder, Target, find_object, holders, object_at
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
 from engine.importing import ImportReport, ImportSourceError, Progress, import_directory
 from engine.insight import InsightDiff, InsightOptions, insight
-from engine.leases import Lease, acquire
+from engine.leases import Lease, LeaseHeldError, acquire
 from engine.lmdb_store import LmdbStore
 from engine.nodes import Entry
 from engine.objects import Objects
 from engine.pins import Pins
+from engine.repairing import (
+    RepairReport,
+    Source,
+    Wanted,
+    drop_unneeded,
+    from_directory,
+    from_store,
+    wanted_of,
+)
 from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
 from engine.snapshot_merging import MergeOptions, MergeReport, merge_snapshots
 from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
 from engine.store import Db, Reader, Store, Writer
 from engine.trajectories import holders_of
 from engine.upper import Upper
+from engine.usage import Usage, measure
 from engine.verifying import VerifyReport, verify
 from engine.workspace import Workspace, open_workspace
 
 GC_WAIT = 30.0
-"""Seconds that a write waits for a garbage collection to end, or the other way round."""
+"""Seconds that a write waits for a batch of a collection to end, or the other way round."""
+COMPACT_WAIT = 5.0
+"""Seconds that a compaction waits for other processes to close the store."""
+COLLECTED = b"collected"
+"""The key in `meta` of the time at which a collection last came to its end, decimal ns."""
+
+
+class CompactReport(msgspec.Struct, frozen=True):
+    """The size of the store's file before and after."""
+
+    bytes_before: int
+    bytes_after: int
 
 
 @contextmanager
@@ -427,17 +455,119 @@ class Repository:
             raise CheckoutRefusedError(target, "it is inside of the store")
         return check_out(self.objects, root, target, outside_links=outside_links, progress=progress)
 
-    def collect(self, *, dry_run: bool = False) -> CollectReport:
-        """Removes what nothing refers to. Raises LeaseHeldError while objects are stored."""
+    def collect(self, *, dry_run: bool = False, progress: Progress | None = None) -> CollectReport:
+        """Removes what nothing refers to, in batches, while others store and commit.
+
+        Raises LeaseHeldError while another collection runs, CorruptObjectError when the store
+        is damaged. Where somebody stores objects for longer than GC_WAIT, it ends early, and
+        the report says so.
+        """
+        what = "collecting garbage"
         self.commits.flush()
         self.pins.tidy()
-        with acquire(self.path, "objects", wait=GC_WAIT, what="collecting garbage"):
-            report = collect(self.store, self.objects, dry_run=dry_run)
-            if not dry_run:
-                report.session_directories = self.sessions.sweep()
+        with acquire(self.path, "gc", what=what):
+            collection = Collection(self.store, self.path, self.objects)
+            collection.mark(progress)
+            if dry_run:
+                return collection.survey()
+            report = collection.report
+            try:
+                while collection.prepare():
+                    with acquire(self.path, "objects", wait=GC_WAIT, what=what):
+                        collection.remove()
+                    time.sleep(PAUSE_SECONDS)
+                with acquire(self.path, "objects", wait=GC_WAIT, what=what):
+                    report.session_directories = self.sessions.sweep()
+            except LeaseHeldError:
+                report.ended_early = f"somebody has been storing objects for {GC_WAIT:.0f} seconds"
+            else:
+                stamp = str(time.time_ns()).encode()
+                self.store.write(lambda writer: writer.put(Db.META, COLLECTED, stamp))
         return report
+
+    def object_named(self, name: str) -> Target:
+        """Returns the object that a text means: an id or its beginning, or SNAPSHOT:PATH.
+
+        Raises NotFoundError, AmbiguousIdError.
+        """
+        snapshot, colon, path = name.partition(":")
+        if colon:
+            root = self.snapshot(self.resolve(snapshot)).root
+            return object_at(self.objects, root, os.fsencode(path).strip(b"/"))
+        with self.store.read() as reader:
+            return find_object(reader, name)
+
+    def holders(self, target: Target) -> Iterator[Holder]:
+        """Yields what keeps an object from being collected. A snapshot's record stays anyway."""
+        return holders(self.store, self.path, target)
+
+    def usage(
+        self, snapshots: Iterable[SnapshotId] = (), progress: Progress | None = None
+    ) -> Usage:
+        """Counts bytes: of the store, each root's own, and all of the given snapshots."""
+        return measure(self.store, self.path, snapshots, progress)
+
+    def compression(self) -> int:
+        """Returns the level that new chunks are packed with; 0 for not at all."""
+        with self.store.read() as reader:
+            return read_compression(reader)
+
+    def set_compression(self, level: int) -> None:
+        """Sets the level for new chunks, 0 to 19; those that are there stay as they are."""
+        parse_compression(name_compression(level))
+        self.store.write(lambda writer: write_compression(writer, level))
+
+    def collected_ns(self) -> int:
+        """Returns when a collection last came to its end, in ns since 1970; 0 if none has."""
+        with self.store.read() as reader:
+            raw = reader.get(Db.META, COLLECTED)
+            return int(bytes(raw)) if raw is not None and bytes(raw).isdigit() else 0
+
+    def compact(self, wait: float = COMPACT_WAIT) -> CompactReport:
+        """Makes the store's file as small as what is in it, and so gives room back to the disk.
+
+        Raises CompactionRefusedError while another process has the store open for longer than
+        `wait` seconds, StoreFullError without room for a copy, LeaseHeldError.
+        """
+        before = self.store.statistics()
+        with acquire(self.path, "gc", what="compacting"):
+            self.store.compact(wait)
+        return CompactReport(before.file_bytes, self.store.statistics().file_bytes)
 
     def verify(self, progress: Progress | None = None) -> VerifyReport:
         """Checks every object."""
         self.commits.flush()
         return verify(self.store, self.objects, progress)
+
+    def repair(self, source: str | None = None, progress: Progress | None = None) -> RepairReport:
+        """Puts right what can be: from another store, or a directory that holds the bytes.
+
+        Damaged objects that no tree needs are removed, and rows of the stat cache that lead to
+        nothing whole. The report says what is damaged afterwards. Raises LeaseHeldError during a
+        collection, and what opening or reading the source raises.
+        """
+        what = "repairing"
+        with acquire(self.path, "gc", what=what), ExitStack() as stack:
+            take: Source | None = None
+            if source is not None and os.path.isdir(os.path.join(source, "db")):
+                other = stack.enter_context(closing(LmdbStore(os.path.abspath(source))))
+                take = from_store(self.store, other)
+            elif source is not None:
+                take = from_directory(self.store, self.objects, source, self.path, progress)
+            report = self.verify(progress)
+            repaired = dropped = 0
+            asked: Wanted = {}
+            while take is not None and (wanted := wanted_of(report.damage)) != asked:
+                asked = wanted  # what was out of sight behind it shows up the next time
+                taken = take(wanted) if any(wanted.values()) else 0
+                if not taken:
+                    break
+                self.objects.shed()
+                repaired += taken
+                report = self.verify(progress)
+            if any(not damage.where for damage in report.damage):
+                with acquire(self.path, "objects", wait=GC_WAIT, what=what):
+                    dropped = drop_unneeded(self.store, report.damage)
+                self.objects.shed()
+                report = self.verify(progress)
+        return RepairReport(repaired, dropped, report)

@@ -64,6 +64,7 @@ class Control:
             messages.Lend: self._lend,
             messages.Refresh: self._refresh,
             messages.Shed: self._shed,
+            messages.Compact: self._compact,
             messages.Shutdown: self._shutdown,
         }
 
@@ -134,6 +135,10 @@ class Control:
             "ahead": msgspec.to_builtins(ahead.statistics()) if ahead else {},
             "messages": self._channel.counts(),
         }
+
+    def requests(self) -> int:
+        """Returns how many requests of the kernel were answered so far."""
+        return sum(timing.count for timing in self._operations.timings.values())
 
     def _metrics(self) -> str:
         """Returns the text of `/.amalgam/metrics`."""
@@ -256,6 +261,10 @@ class Control:
         self._vfs.shed()
         give_back()
         return messages.Done()
+
+    async def _compact(self, request: messages.Compact) -> messages.AnyReply:
+        report = await trio.to_thread.run_sync(self._vfs.repository.compact)
+        return messages.Compacted(report.bytes_before, report.bytes_after)
 
     async def _shutdown(self, request: messages.Shutdown) -> messages.AnyReply:
         """Unmounts and ends; refused while the mount is busy.

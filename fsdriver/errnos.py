@@ -4,6 +4,7 @@ import errno
 
 from engine.bisecting import BisectRefusedError
 from engine.checkout import CheckoutRefusedError, OutsideLinkError
+from engine.codec import CompressionError
 from engine.content import SourceChangedError
 from engine.diffing import DiffTooLargeError
 from engine.errors import (
@@ -33,6 +34,7 @@ from engine.paths import (
 from engine.snapshot_merging import NoMergeBaseError
 from engine.steps import CorruptStepError, InvalidStepError
 from engine.store import (
+    CompactionRefusedError,
     NewerFormatError,
     NotAStoreError,
     StoreDamagedError,
@@ -46,6 +48,8 @@ ERRNOS: dict[type[EngineError], int] = {
     AmbiguousIdError: errno.ENOENT,
     BisectRefusedError: errno.EINVAL,
     CheckoutRefusedError: errno.EIO,
+    CompactionRefusedError: errno.EBUSY,
+    CompressionError: errno.EINVAL,
     CorruptObjectError: errno.EIO,
     CorruptStepError: errno.EIO,
     DiffTooLargeError: errno.E2BIG,

@@ -23,6 +23,8 @@ COMMANDS = {
         "checkout": ("checkout", "Write a snapshot out as a real directory."),
         "gc": ("gc", "Remove what nothing refers to any more."),
         "verify": ("verify", "Read everything and name what is damaged."),
+        "stats": ("stats", "Show how many bytes trees have and take."),
+        "config": ("config", "Show or change a store's settings."),
     },
     "The mount": {
         "mount": ("mount", "Show the store as a filesystem."),

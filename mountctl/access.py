@@ -82,6 +82,20 @@ class StoreAccess:
         except EngineError as error:
             self._output.warning(f"done, but the mount may not show it yet: {error}")
 
+    def compact(self) -> tuple[int, int]:
+        """Makes the store's file smaller; a mount's daemon does it. Returns sizes: before, after.
+
+        This process closes the store for it: nothing can be asked of it afterwards.
+        """
+        daemon = self._daemon
+        if daemon is None:
+            report = self.repository.compact()
+            return report.bytes_before, report.bytes_after
+        self.repository.close()
+        reply = daemon.ask(messages.Compact())
+        assert isinstance(reply, messages.Compacted)
+        return reply.bytes_before, reply.bytes_after
+
     # Sessions.
 
     def commit(self, session: str, message: str, ref: str | None) -> CommitReport:

@@ -1,6 +1,7 @@
 """What all commands have in common: the global options anywhere, and help with an example."""
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -93,6 +94,38 @@ class _Text(click.ParamType[str]):
         return value
 
 
+class _Duration(click.ParamType[float]):
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = re.fullmatch(r"([0-9]{1,6})([smhd])", str(value))
+        if value == "off":
+            return 0.0
+        if found is None or not int(found[1]):
+            self.fail("give a time as 90s, 30m, 24h or 7d, or `off`", param, ctx)
+        return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+class _Share(click.ParamType[float]):
+    name = "share"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = re.fullmatch(r"([0-9]{1,2})%", str(value))
+        if value == "off":
+            return 0.0
+        if found is None or not int(found[1]):
+            self.fail("give a share as 5%, up to 99%, or `off`", param, ctx)
+        return int(found[1]) / 100
+
+
+DURATION = _Duration()
+"""A time in seconds; 0 for `off`."""
+SHARE = _Share()
+"""A share of a whole, of 1; 0 for `off`."""
 SESSION = _SessionName()
 """The name of a session, given as `name` or `@name`."""
 TEXT = _Text()

@@ -23,8 +23,8 @@ BUG, NOT_EXECUTABLE, NO_PROGRAM, INTERRUPTED, READER_GONE = 70, 126, 127, 130, 1
 
 EXIT_CODES = {
     DONE: "done",
-    FOUND: "verify found damage, doctor something missing, bisect several snapshots, or "
-    "merge-base none",
+    FOUND: "verify found damage or could not repair all of it, doctor something missing, bisect "
+    "several snapshots, or merge-base none",
     USAGE: "the command line is wrong, or a name that it gives cannot be used",
     UNKNOWN: "no such snapshot, ref, session or mount, or a shortened id fits several",
     REFUSED: "refused because of what is there: a name taken, a directory not empty",
@@ -89,6 +89,12 @@ ROWS = {
         DAMAGED, "restore its folder `db` from a copy; what sessions changed is in `sessions`"
     ),
     "StoreFullError": Row(FULL, "make room on that disk, then run the command again"),
+    "CompactionRefusedError": Row(
+        BUSY, "end what has the store open, then run it again; what was collected is collected"
+    ),
+    "CompressionError": Row(
+        USAGE, "give `off`, or `zstd:3`; a higher number is smaller and slower"
+    ),
     "CorruptObjectError": Row(
         DAMAGED, "`mountctl verify` names every path that is damaged; all others stay readable"
     ),

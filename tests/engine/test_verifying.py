@@ -161,7 +161,7 @@ def test_a_snapshot_record_that_a_ref_names(repository: Repository, base: Path):
     repository.set_ref("main", first)
     change(repository, Db.SNAPSHOTS, first, SPOILS["gone"])
     (damage,) = repository.verify().damage
-    assert damage == Damage("", b"", "ref 'main' names no snapshot")
+    assert damage == Damage("", b"", "ref 'main' names no snapshot", "snapshot", first)
 
 
 @pytest.mark.parametrize("spoil", [name for name in SPOILS if name != "gone"])
