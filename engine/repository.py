@@ -537,7 +537,7 @@ class Repository:
     def verify(self, progress: Progress | None = None) -> VerifyReport:
         """Checks every object."""
         self.commits.flush()
-        return verify(self.store, self.objects, progress)
+        return verify(self.store, progress)
 
     def repair(self, source: str | None = None, progress: Progress | None = None) -> RepairReport:
         """Puts right what can be: from another store, or a directory that holds the bytes.
