@@ -311,8 +311,8 @@ class LmdbStore(Store):
     def compact(self, wait: float = 0.0) -> None:
         """Copies what is in use to `db/new/data.mdb`, which takes the file's place by a rename.
 
-        The copy is of one transaction, made while others go on. The change takes milliseconds:
-        readers here wait, no other process has the file open (the lease `store`), and the last
+        The copy is of one transaction, made while others go on. The change takes a moment: readers
+        here wait, no other process has the file open (the lease `store`), and the last
         transaction is still the one that was copied. Killed at any moment, one whole file has
         the name; what else there is, the next compaction removes.
         """
@@ -366,30 +366,41 @@ class LmdbStore(Store):
             who = ", ".join(f"process {pid} ({_name_of(pid)})" for pid in
                             sharers(self.path, "store")) or "another process"  # fmt: skip
             raise CompactionRefusedError(self.path, f"{who} has it open")
+        # The old file's room is given back when this is closed, which takes long if it is large.
+        old = os.open(self._data, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with self._writer, self._gate:
-                while self._growing:
-                    self._gate.wait()
-                self._growing = True
-                try:
-                    while self._readers:
-                        self._gate.wait()
-                    info = self._env.info()
-                    if info["last_txnid"] != copied:
-                        return False
-                    self._env.close()
-                    try:
-                        os.rename(os.path.join(home, "data.mdb"), self._data)
-                        _sync_directory(os.path.dirname(self._data))
-                    finally:
-                        self._open(info["map_size"], False)
-                        self._open_databases()
-                finally:
-                    self._growing = False
-                    self._gate.notify_all()
+            with self._writer:
+                if not self._exchange(os.path.join(home, "data.mdb"), copied):
+                    return False
+                # Readers go on; but nothing may be committed to the new file before its name
+                # is durable, for the old one would come back after a power cut.
+                _sync_directory(os.path.dirname(self._data))
             return True
         finally:
             self._lease.downgrade()
+            os.close(old)
+
+    def _exchange(self, new: str, copied: int) -> bool:
+        with self._gate:
+            while self._growing:
+                self._gate.wait()
+            self._growing = True
+            try:
+                while self._readers:
+                    self._gate.wait()
+                info = self._env.info()
+                if info["last_txnid"] != copied:
+                    return False
+                self._env.close()
+                try:
+                    os.rename(new, self._data)
+                finally:
+                    self._open(info["map_size"], False)
+                    self._open_databases()
+                return True
+            finally:
+                self._growing = False
+                self._gate.notify_all()
 
     def close(self) -> None:
         self._env.close()

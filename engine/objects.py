@@ -56,8 +56,9 @@ class Pending:
 class Objects:
     """Reads objects of one store, and those that are on their way into it."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, *, strict: bool = False) -> None:
+        """With `strict`, nodes that are not canonical are damaged, too."""
+        self.store, self._strict = store, strict
         self.pending = Pending()
         self._lock = threading.Lock()
         self._nodes: OrderedDict[bytes, Node] = OrderedDict()
@@ -76,13 +77,13 @@ class Objects:
                 return node
         coming = self.pending.nodes.get(identifier)
         if coming is not None:
-            node = decode(identifier, coming)
+            node = decode(identifier, coming, strict=self._strict)
         else:
             with self.store.read() as reader:
                 raw = reader.get(Db.NODES, identifier)
                 if raw is None:
                     raise MissingObjectError("node", identifier)
-                node = decode(identifier, raw)
+                node = decode(identifier, raw, strict=self._strict)
         with self._lock:
             self._hits[1] += 1
             self._keep(identifier, node)

@@ -101,9 +101,9 @@ class Repository:
         self.path = path
         self.store = store
         self.objects = Objects(store)
-        self.episodes = Episodes(store)
         self.pins = Pins(path)
         self.commits = CommitQueue(self.objects, partial(_storing, path))
+        self.episodes = Episodes(store, self.commits.flush)
         self._sessions = Sessions(store, self.objects, path)
         # Also when the interpreter ends, or nobody refers to it any more.
         self._end = weakref.finalize(self, _end, self.commits, self.pins, os.getpid())
@@ -537,7 +537,7 @@ class Repository:
     def verify(self, progress: Progress | None = None) -> VerifyReport:
         """Checks every object."""
         self.commits.flush()
-        return verify(self.store, self.objects, progress)
+        return verify(self.store, progress)
 
     def repair(self, source: str | None = None, progress: Progress | None = None) -> RepairReport:
         """Puts right what can be: from another store, or a directory that holds the bytes.

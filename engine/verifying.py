@@ -59,12 +59,12 @@ class VerifyReport(msgspec.Struct):
     damage: list[Damage] = []
 
 
-def verify(store: Store, objects: Objects, progress: Progress | None = None) -> VerifyReport:
+def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
     """Checks the whole store; raises nothing for damage that it can name."""
+    objects = Objects(store, strict=True)
     report = VerifyReport()
     tell = progress or (lambda done, total: None)
     bad = _check_chunks(store, report, tell)
-    objects.shed()
     roots: list[tuple[str, Entry]] = []
     with store.read() as reader:
         for key, raw in reader.items(Db.SNAPSHOTS):

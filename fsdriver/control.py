@@ -173,7 +173,9 @@ class Control:
         if request.ref is not None:
             check_name("ref", request.ref)
         async with self._frozen(request.session) as (live, freeze):
-            report = live.held.commit(freeze, request.message, None, request.ref, live.overlay)
+            report = live.held.commit(
+                freeze, request.message, request.metadata, request.ref, live.overlay
+            )
             await trio.to_thread.run_sync(live.held.clean)
         return messages.Committed(
             report.snapshot.hex(), report.changed, report.new_bytes, list(report.warnings)

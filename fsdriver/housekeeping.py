@@ -3,7 +3,7 @@
 Due every so often, and when the disk has little room left. What is due for its time alone
 waits until nobody has used the mount for a while, but not for ever. The collection runs in a
 process of its own; the compaction that may follow is the daemon's, because only who has the
-store's file open can put another in its place, and takes milliseconds of its readers' time.
+store's file open can put another in its place; its readers wait for a tenth of a second.
 """
 
 import json

@@ -5,6 +5,8 @@ of the structs below with its class's name under `type`; so is a reply. Snapshot
 hexadecimal digits; `root` is the canonical encoding of a root's entry in base64.
 """
 
+from typing import Any
+
 import msgspec
 
 from fsdriver.metrics import Timing
@@ -28,6 +30,7 @@ class Commit(Request, frozen=True, tag=True):
     session: str
     message: str = ""
     ref: str | None = None
+    metadata: dict[str, Any] = {}
 
 
 class Fork(Request, frozen=True, tag=True):

@@ -9,6 +9,7 @@ only module that knows both ways.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import cbor2
 import msgspec
@@ -98,11 +99,13 @@ class StoreAccess:
 
     # Sessions.
 
-    def commit(self, session: str, message: str, ref: str | None) -> CommitReport:
+    def commit(
+        self, session: str, message: str, ref: str | None, metadata: dict[str, Any] | None = None
+    ) -> CommitReport:
         """Commits a session and goes on from the new snapshot."""
         if self._daemon is None:
-            return self.repository.commit(session, message=message, ref=ref)
-        reply = self._daemon.ask(messages.Commit(session, message, ref))
+            return self.repository.commit(session, message=message, ref=ref, metadata=metadata)
+        reply = self._daemon.ask(messages.Commit(session, message, ref, metadata or {}))
         assert isinstance(reply, messages.Committed)
         return CommitReport(
             bytes.fromhex(reply.snapshot), reply.changed, reply.new_bytes, tuple(reply.warnings)

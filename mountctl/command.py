@@ -1,6 +1,7 @@
 """What all commands have in common: the global options anywhere, and help with an example."""
 
 import inspect
+import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -138,6 +139,37 @@ def snapshot_argument(name: str = "snapshot", **settings: Any) -> Callable[[Func
     """Returns the argument that names a snapshot in all the ways there are."""
     settings.setdefault("help", "An id, the beginning of one, a ref, or @SESSION.")
     return click.argument(name, **settings)
+
+
+def metadata_option() -> Callable[[Function], Function]:
+    """Returns the option that gives facts to keep with a snapshot, `metadata`, a dict."""
+    return click.option(
+        "--meta", "metadata", metavar="KEY=VALUE", type=TEXT, multiple=True, callback=_metadata,
+        help="Keep a fact with the snapshot; with KEY:=VALUE, the value is JSON. Repeatable.",
+    )  # fmt: skip
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"JSON has no {constant}")
+
+
+def _metadata(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for value in values:
+        key, sign, text = value.partition("=")
+        is_json = key.endswith(":")
+        key = key.removesuffix(":")
+        if not key or not sign:
+            raise click.BadParameter("give it as KEY=VALUE", context, option)
+        try:
+            facts[key] = json.loads(text, parse_constant=_refuse) if is_json else text
+        except (ValueError, RecursionError):
+            raise click.BadParameter(
+                f"{text!r} is not JSON; give a text as {key}=TEXT", context, option
+            ) from None
+    return facts
 
 
 def session_argument(name: str = "session") -> Callable[[Function], Function]:

@@ -36,20 +36,20 @@ def test_the_guide_shows_what_the_commands_say(tmp_path: Path, guide: str) -> No
         assert lines[-1] == "number 4 3"
 
 
-def write() -> None:
-    """Puts what the commands say now into the guides."""
-    for guide in GUIDES:
-        file = DOCS / f"guide/{guide}.md"
-        page = file.read_text()
-        with tempfile.TemporaryDirectory() as folder:
-            blocks = iter(run_tour(page, folder))
-        head, rest = page.split("<!-- tour:begin -->")
-        body, tail = rest.split("<!-- tour:end -->")
-        for block in BLOCK.findall(body):
-            shown = "\n".join(next(blocks)) + "\n"
-            body = body.replace(f"```console\n{block}```", f"```console\n{shown}```")
-        file.write_text(f"{head}<!-- tour:begin -->{body}<!-- tour:end -->{tail}")
+def write(guide: str, folder: str) -> None:
+    """Puts what the commands say now, in this folder, into a guide."""
+    file = DOCS / f"guide/{guide}.md"
+    page = file.read_text()
+    blocks = iter(run_tour(page, folder))
+    head, rest = page.split("<!-- tour:begin -->")
+    body, tail = rest.split("<!-- tour:end -->")
+    for block in BLOCK.findall(body):
+        shown = "\n".join(next(blocks)) + "\n"
+        body = body.replace(f"```console\n{block}```", f"```console\n{shown}```")
+    file.write_text(f"{head}<!-- tour:begin -->{body}<!-- tour:end -->{tail}")
 
 
 if __name__ == "__main__":
-    write()
+    for each in GUIDES:
+        with tempfile.TemporaryDirectory() as place:
+            write(each, place)

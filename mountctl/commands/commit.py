@@ -1,8 +1,10 @@
 """`mountctl commit`."""
 
+from typing import Any
+
 import click
 
-from mountctl.command import TEXT, Command, pass_invocation, session_argument
+from mountctl.command import TEXT, Command, metadata_option, pass_invocation, session_argument
 from mountctl.invocation import Invocation
 from mountctl.text import short, size
 
@@ -12,13 +14,17 @@ from mountctl.text import short, size
     cls=Command,
     example="""
     $ mountctl commit work -m "built" --ref main
+    $ mountctl commit work --meta model=m1 --meta score:=0.75
     """,
 )
 @session_argument()
 @click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
 @click.option("--ref", metavar="NAME", type=TEXT, help="Make or move a ref to the snapshot.")
+@metadata_option()
 @pass_invocation
-def command(invocation: Invocation, session: str, message: str, ref: str | None) -> None:
+def command(
+    invocation: Invocation, session: str, message: str, ref: str | None, metadata: dict[str, Any]
+) -> None:
     """Store what a session changed as a snapshot.
 
     Writes the snapshot's id; a mount shows it at once. The session goes on from it. If it has
@@ -26,7 +32,7 @@ def command(invocation: Invocation, session: str, message: str, ref: str | None)
     """
     output = invocation.output
     with invocation.open() as store:
-        report = store.commit(session, message, ref)
+        report = store.commit(session, message, ref, metadata)
     if output.json:
         output.result(
             {

@@ -1,20 +1,12 @@
 """`mountctl import`."""
 
+from typing import Any
+
 import click
 
-from mountctl.command import TEXT, Command, pass_invocation
+from mountctl.command import TEXT, Command, metadata_option, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import count, short, size
-
-
-def _metadata(
-    context: click.Context, option: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    pairs = [value.partition("=") for value in values]
-    for key, sign, _ in pairs:
-        if not key or not sign:
-            raise click.BadParameter("give it as KEY=VALUE", context, option)
-    return {key: value for key, _, value in pairs}
 
 
 @click.command(
@@ -32,10 +24,7 @@ def _metadata(
     "--parent", "parents", metavar="SNAPSHOT", multiple=True,
     help="What it came from; else what --ref names, else the last import of DIR. Repeatable.",
 )  # fmt: skip
-@click.option(
-    "--meta", "metadata", metavar="KEY=VALUE", type=TEXT, multiple=True, callback=_metadata,
-    help="Keep a fact with the snapshot. Repeatable.",
-)  # fmt: skip
+@metadata_option()
 @click.option(
     "--no-cache",
     is_flag=True,
@@ -48,7 +37,7 @@ def command(
     ref: str | None,
     message: str,
     parents: tuple[str, ...],
-    metadata: dict[str, str],
+    metadata: dict[str, Any],
     no_cache: bool,
 ) -> None:
     """Store a directory as a snapshot.
@@ -69,7 +58,7 @@ def command(
         above = tuple(store.resolve(parent) for parent in parents)
         with output.progress("importing files") as progress:
             result = store.repository.import_directory(
-                directory, ref=ref, message=message, parents=above, metadata=dict(metadata),
+                directory, ref=ref, message=message, parents=above, metadata=metadata,
                 use_cache=not no_cache, progress=progress,
             )  # fmt: skip
         store.refresh()
