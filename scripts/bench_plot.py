@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-from scripts.bench_figures import RUN, US, Figure, amount, name_and_unit, plain
+from scripts.bench_figures import RUN, US, Figure, amount, briefly, name_and_unit, plain
 from scripts.bench_rivals import get
 from scripts.bench_setting import CannotError, run
 
@@ -126,14 +126,15 @@ def script(facts: dict[str, str], figures: list[Figure], output: str) -> str:
         row += 1
         one, called = base[0] or 1e-9, base[1]
         label = name_and_unit(figure.measure)[0]
-        names.append(f"{quoted(f'{label}  {{/*0.85 ({called} = 1)}}')} {row}")
+        names.append(f"{quoted(f'{label}  {{/*0.85 ({briefly(called)} = 1)}}')} {row}")
         said = []
+        telling = list(figure.samples)[-1] if called == figure.first else figure.first
         for side in figure.samples:
             ratio = figure.median(side) / one
             lowest, highest = min(lowest, ratio), max(highest, ratio)
             if side != "disk":
                 points[style_of(side, figure.first)].append((ratio, row))
-            if side == RUN or (side == figure.first) != (called == figure.first):
+            if side in {telling, RUN}:
                 said.append(plain(ratio))
         values.append(f"{quoted('  ' + '   run '.join(said))} {row}")
         bounds: dict[str, float] = {}
