@@ -11,10 +11,12 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Unpack
+from typing import IO, Any, Unpack
 
 import msgspec
 
+from engine.bundle_applying import ApplyReport, apply_bundle
+from engine.bundle_creating import BundleReport, create_bundle
 from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
 from engine.collecting import CollectReport, collect
 from engine.committing import CommitQueue
@@ -426,6 +428,51 @@ class Repository:
         if inside.startswith(os.path.realpath(self.path) + os.sep):
             raise CheckoutRefusedError(target, "it is inside of the store")
         return check_out(self.objects, root, target, outside_links=outside_links, progress=progress)
+
+    # Interchange.
+
+    def create_bundle(
+        self,
+        out: IO[bytes],
+        snapshots: Iterable[SnapshotId] | None = None,
+        *,
+        have: Iterable[SnapshotId] = (),
+        history: bool = False,
+        progress: Progress | None = None,
+    ) -> BundleReport:
+        """Writes snapshots, by default all, as a bundle; with the refs that name them.
+
+        `have` are snapshots that the receiver has: what they are made of is left out. With
+        `history`, their ancestors go along, up to those of `have`. See `bundle_creating`.
+        """
+        self.commits.flush()
+        base = tuple(have)
+        with self.storing():
+            wanted = tuple(self.snapshots() if snapshots is None else snapshots)
+            if history:
+                graph = self.history()
+                known = {each for each, _ in self.graph_log(graph, *base)} if base else set()
+                above = (each for each, _ in self.graph_log(graph, *wanted))
+                wanted = tuple(each for each in above if each not in known)
+            return create_bundle(
+                self.objects, out, wanted, have=base, refs=self.refs(), progress=progress
+            )
+
+    def apply_bundle(
+        self,
+        stream: IO[bytes],
+        *,
+        take_refs: bool = True,
+        move_refs: bool = False,
+        progress: Progress | None = None,
+    ) -> ApplyReport:
+        """Takes in what a bundle carries, all or nothing visible; see `bundle_applying`."""
+        self.commits.flush()
+        with self.storing():
+            return apply_bundle(
+                self.store, self.objects, stream,
+                take_refs=take_refs, move_refs=move_refs, progress=progress,
+            )  # fmt: skip
 
     def collect(self, *, dry_run: bool = False) -> CollectReport:
         """Removes what nothing refers to. Raises LeaseHeldError while objects are stored."""

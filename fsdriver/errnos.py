@@ -3,6 +3,13 @@
 import errno
 
 from engine.bisecting import BisectRefusedError
+from engine.bundle_applying import BundleBaseError
+from engine.bundles import (
+    BundleFormatError,
+    BundleTooLargeError,
+    BundleTruncatedError,
+    BundleVersionError,
+)
 from engine.checkout import CheckoutRefusedError, OutsideLinkError
 from engine.content import SourceChangedError
 from engine.diffing import DiffTooLargeError
@@ -45,6 +52,11 @@ from engine.store import (
 ERRNOS: dict[type[EngineError], int] = {
     AmbiguousIdError: errno.ENOENT,
     BisectRefusedError: errno.EINVAL,
+    BundleBaseError: errno.ENOENT,
+    BundleFormatError: errno.EINVAL,
+    BundleTooLargeError: errno.EFBIG,
+    BundleTruncatedError: errno.EINVAL,
+    BundleVersionError: errno.EINVAL,
     CheckoutRefusedError: errno.EIO,
     CorruptObjectError: errno.EIO,
     CorruptStepError: errno.EIO,

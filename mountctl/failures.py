@@ -106,6 +106,18 @@ ROWS = {
     "OutsideLinkError": Row(
         REFUSED, "--outside-links makes such links all the same; look at them before you use them"
     ),
+    # bundles
+    "BundleFormatError": Row(
+        DAMAGED, "get the bundle again; what has come of it is kept and not read twice"
+    ),
+    "BundleTruncatedError": Row(
+        DAMAGED, "get the rest of it and apply it again: what has come is kept until `gc`"
+    ),
+    "BundleVersionError": Row(NO_STORE, "use a later version of AmalgamFS for it"),
+    "BundleBaseError": Row(
+        UNKNOWN, "apply a bundle with those first, or have this one made without --have"
+    ),
+    "BundleTooLargeError": Row(REFUSED, "name fewer snapshots"),
     # history and episodes
     "InvalidStepError": Row(USAGE, "give what JSON has: text, finite numbers, lists, objects"),
     "CorruptStepError": Row(
