@@ -202,7 +202,7 @@ class BundleReader:
         return kind, length
 
     def _payload(self, kind: int, length: int) -> bytes:
-        return self._read(length, f"inside of a {_NAMES[kind]}")
+        return self._read(length, f"inside of its {_NAMES[kind]} record")
 
     def _read(self, size: int, where: str) -> bytes:
         parts = []

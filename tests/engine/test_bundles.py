@@ -568,3 +568,16 @@ def test_damage_in_the_store_makes_no_bundle():
     garden.store.write(lambda writer: writer.put(Db.CHUNKS, key, chunks[key][:-1] + b"!"))
     with pytest.raises(CorruptObjectError, match=key.hex()):
         bundled(garden, identifier)
+
+
+def test_the_vector_of_the_documentation():
+    page = (ROOT / "docs/reference/bundle.md").read_text()
+    data = bytes.fromhex(page.rpartition("## Test vector")[2].split("```")[1])
+    store = MemoryStore()
+    report = apply_bundle(store, Objects(store), io.BytesIO(data))
+    (identifier,) = report.new_snapshots
+    assert report.refs == {"main": identifier}
+    out = io.BytesIO()
+    names = {"main": SnapshotId(identifier)}
+    create_bundle(Objects(store), out, [SnapshotId(identifier)], refs=names)
+    assert out.getvalue() == data
