@@ -30,12 +30,14 @@ from engine.insight import InsightDiff, InsightOptions, insight
 from engine.leases import Lease, acquire
 from engine.lmdb_store import LmdbStore
 from engine.nodes import Entry
-from engine.objects import Objects
+from engine.objects import ChunkSink, NodeBuffer, Objects
 from engine.pins import Pins
 from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
 from engine.snapshot_merging import MergeOptions, MergeReport, merge_snapshots
 from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
 from engine.store import Db, Reader, Store, Writer
+from engine.tar_reading import TarReader
+from engine.tar_writing import TarReport, everything, write_tar
 from engine.trajectories import holders_of
 from engine.upper import Upper
 from engine.verifying import VerifyReport, verify
@@ -430,6 +432,75 @@ class Repository:
         return check_out(self.objects, root, target, outside_links=outside_links, progress=progress)
 
     # Interchange.
+
+    def import_tar(
+        self,
+        stream: IO[bytes],
+        *,
+        ref: str | None = None,
+        message: str = "",
+        parents: tuple[SnapshotId, ...] = (),
+        metadata: dict[str, Any] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> ImportResult:
+        """Imports a tar archive from a stream, compressed or not, as a snapshot.
+
+        Without `parents`, the parent is what `ref` names; if the tree is that one's, no snapshot
+        is made. `progress` is told bytes of the archive. Raises ArchiveDamagedError,
+        ArchiveRefusedError; nothing can be seen then.
+        """
+        return self._import_archive(
+            lambda reader: reader.read(stream, progress), False, ref, message, parents, metadata
+        )
+
+    def _import_archive(
+        self,
+        read: Callable[[TarReader], None],
+        layered: bool,
+        ref: str | None,
+        message: str,
+        parents: tuple[SnapshotId, ...],
+        metadata: dict[str, Any] | None,
+    ) -> ImportResult:
+        if ref is not None:
+            check_name("ref", ref)
+        self.commits.flush()
+        with self.storing():
+            sink, nodes = ChunkSink(self.store), NodeBuffer()
+            reader = TarReader(sink, nodes, layered=layered)
+            read(reader)
+            root = reader.draft.build(nodes)
+            sink.flush()
+
+            def finish(writer: Writer) -> tuple[bytes, bool]:
+                nodes.flush(writer)
+                above = parents
+                if not above and ref is not None:
+                    known = writer.get(Db.REFS, ref.encode())
+                    above = () if known is None else (SnapshotId(bytes(known)),)
+                if not parents and above and self._root_in(writer, above[0]) == root:
+                    identifier, changed = above[0], False
+                else:
+                    made = make_snapshot(root, above, message, metadata)
+                    identifier, record = encode_snapshot(made)
+                    writer.put(Db.SNAPSHOTS, identifier, record)
+                    changed = True
+                if ref is not None:
+                    writer.put(Db.REFS, ref.encode(), identifier)
+                return identifier, changed
+
+            identifier, changed = self.store.write(finish)
+        reader.report.files = root.totals.entries if root.totals else 0
+        reader.report.new_bytes = sink.stored_bytes
+        return ImportResult(identifier, root, changed, reader.report)
+
+    def export_tar(
+        self, root: Entry, out: IO[bytes], *, progress: Progress | None = None
+    ) -> TarReport:
+        """Writes a tree as a tar archive, uncompressed; the same bytes for the same tree."""
+        total = root.totals.entries + 1 if root.totals else None
+        members = everything(self.objects, root)
+        return write_tar(self.objects, members, out, total=total, progress=progress)
 
     def create_bundle(
         self,

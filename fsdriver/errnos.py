@@ -13,6 +13,7 @@ from engine.bundles import (
 from engine.checkout import CheckoutRefusedError, OutsideLinkError
 from engine.content import SourceChangedError
 from engine.diffing import DiffTooLargeError
+from engine.drafts import ArchiveRefusedError
 from engine.errors import (
     AmbiguousIdError,
     CorruptObjectError,
@@ -48,10 +49,13 @@ from engine.store import (
     StoreFullError,
     StorePermissionError,
 )
+from engine.tar_reading import ArchiveDamagedError
 
 ERRNOS: dict[type[EngineError], int] = {
     AmbiguousIdError: errno.ENOENT,
     BisectRefusedError: errno.EINVAL,
+    ArchiveDamagedError: errno.EINVAL,
+    ArchiveRefusedError: errno.EINVAL,
     BundleBaseError: errno.ENOENT,
     BundleFormatError: errno.EINVAL,
     BundleTooLargeError: errno.EFBIG,

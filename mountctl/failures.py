@@ -106,7 +106,9 @@ ROWS = {
     "OutsideLinkError": Row(
         REFUSED, "--outside-links makes such links all the same; look at them before you use them"
     ),
-    # bundles
+    # archives and bundles
+    "ArchiveDamagedError": Row(DAMAGED, "get the archive again; nothing was imported"),
+    "ArchiveRefusedError": Row(REFUSED, "look at it with `tar -tv`; nothing was imported"),
     "BundleFormatError": Row(
         DAMAGED, "get the bundle again; what has come of it is kept and not read twice"
     ),
