@@ -27,10 +27,13 @@ from engine.history import History, StoredLinks
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
 from engine.importing import ImportReport, ImportSourceError, Progress, import_directory
 from engine.insight import InsightDiff, InsightOptions, insight
+from engine.layers import fold
 from engine.leases import Lease, acquire
 from engine.lmdb_store import LmdbStore
 from engine.nodes import Entry
 from engine.objects import ChunkSink, NodeBuffer, Objects
+from engine.oci_reading import read_image
+from engine.oci_writing import OciReport, State, write_image
 from engine.pins import Pins
 from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
 from engine.snapshot_merging import MergeOptions, MergeReport, merge_snapshots
@@ -493,6 +496,67 @@ class Repository:
         reader.report.files = root.totals.entries if root.totals else 0
         reader.report.new_bytes = sink.stored_bytes
         return ImportResult(identifier, root, changed, reader.report)
+
+    def import_oci(
+        self,
+        path: str,
+        *,
+        image: str | None = None,
+        ref: str | None = None,
+        message: str = "",
+        parents: tuple[SnapshotId, ...] = (),
+        metadata: dict[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> ImportResult:
+        """Imports an image of an OCI layout, its layers merged, as a snapshot.
+
+        As `import_tar`; also raises ImageRefusedError and ImageDamagedError.
+        """
+
+        def read(reader: TarReader) -> None:
+            read_image(path, reader, image=image, progress=progress)
+
+        return self._import_archive(read, True, ref, message, parents, metadata)
+
+    def layers_of(self, name: str) -> list[State]:
+        """Returns the trees that the layers of `@session` make, each with those below it.
+
+        None for what is no session. Stores the folded ones; inside `storing` only.
+        """
+        if not name.startswith("@"):
+            return []
+        session = self.sessions.get(name[1:])
+        roots = [self.snapshot(SnapshotId(layer)).root for _, layer in session.layers]
+        states: list[State] = []
+        for at, (label, _) in enumerate(session.layers[:-1], 1):
+            nodes = NodeBuffer()
+            states.append((label, fold(self.objects, nodes.put, roots[:at])))
+            self.store.write(nodes.flush)
+        label = session.layers[-1][0] if session.layers else "base"
+        return [*states, (label, session.root)]
+
+    def export_oci(
+        self,
+        layers: list[State],
+        root: Entry,
+        target: str,
+        *,
+        image: str = "latest",
+        architecture: str = "amd64",
+        progress: Progress | None = None,
+    ) -> OciReport:
+        """Makes an OCI layout at `target`: a layer for each state of `layers`, and for `root`.
+
+        States that equal the one before make no layer. See `oci_writing`.
+        """
+        states: list[State] = []
+        for label, state in [*layers, ("session" if layers else "snapshot", root)]:
+            if not states or states[-1][1] != state:
+                states.append((label, state))
+        return write_image(
+            self.objects, states, target,
+            image=image, architecture=architecture, progress=progress,
+        )  # fmt: skip
 
     def export_tar(
         self, root: Entry, out: IO[bytes], *, progress: Progress | None = None

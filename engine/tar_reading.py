@@ -197,7 +197,7 @@ class TarReader:
         refs: list[Ref] = []
         at = 0
         small = bytearray()
-        for start, length in [*pieces, (size, 0)]:
+        for start, length in [*(each for each in pieces if each[1]), (size, 0)]:
             if start < at or length < 0:
                 raise ArchiveDamagedError(forward.tell(), "its map of a sparse file is wrong")
             if start > at:

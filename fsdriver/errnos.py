@@ -27,6 +27,8 @@ from engine.errors import (
 from engine.freezing import TooDeepError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
+from engine.oci_reading import ImageDamagedError
+from engine.oci_writing import ImageRefusedError
 from engine.patch_parsing import PatchFormatError
 from engine.patching import PatchRefusedError
 from engine.paths import (
@@ -66,6 +68,8 @@ ERRNOS: dict[type[EngineError], int] = {
     CorruptStepError: errno.EIO,
     DiffTooLargeError: errno.E2BIG,
     EngineError: errno.EIO,
+    ImageDamagedError: errno.EIO,
+    ImageRefusedError: errno.EINVAL,
     ImportSourceError: errno.EIO,
     InUseError: errno.EBUSY,
     InvalidNameError: errno.EINVAL,

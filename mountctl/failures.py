@@ -109,6 +109,8 @@ ROWS = {
     # archives and bundles
     "ArchiveDamagedError": Row(DAMAGED, "get the archive again; nothing was imported"),
     "ArchiveRefusedError": Row(REFUSED, "look at it with `tar -tv`; nothing was imported"),
+    "ImageRefusedError": Row(REFUSED, "look at the path that the message names"),
+    "ImageDamagedError": Row(DAMAGED, "get the image again; nothing was imported"),
     "BundleFormatError": Row(
         DAMAGED, "get the bundle again; what has come of it is kept and not read twice"
     ),

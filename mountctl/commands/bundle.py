@@ -1,16 +1,12 @@
 """`mountctl bundle`."""
 
-import os
-import secrets
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import click
 
 from mountctl.command import Group, pass_invocation
 from mountctl.invocation import Invocation
+from mountctl.streams import opened, refuse_terminal, written
 from mountctl.text import count, short, size, visible
 
 if TYPE_CHECKING:
@@ -32,42 +28,6 @@ def command() -> None:
 
     A bundle (.flpkg) carries snapshots with all that they are made of, as the store keeps it.
     """
-
-
-@contextmanager
-def written(path: str) -> Iterator[IO[bytes]]:
-    """Gives a stream to write a file that appears when it is whole; `-` is stdout."""
-    if path == "-":
-        yield sys.stdout.buffer
-        return
-    parent, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(parent, f".{name[:50]}.{secrets.token_hex(4)}")
-    try:
-        with open(temporary, "xb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        os.rename(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-
-
-@contextmanager
-def opened(path: str) -> Iterator[IO[bytes]]:
-    """Gives a stream to read a file; `-` is stdin."""
-    if path == "-":
-        yield sys.stdin.buffer
-        return
-    with open(path, "rb") as stream:
-        yield stream
-
-
-def refuse_terminal(path: str) -> None:
-    """Raises a usage error where bytes would be written to a terminal."""
-    if path == "-" and sys.stdout.isatty():
-        raise click.UsageError("stdout is a terminal: name a file, or write into a pipe")
 
 
 def _ids_in(path: str) -> list[str]:
