@@ -140,6 +140,8 @@ class Draft:
     def remove(self, path: bytes) -> None:
         """Removes what lower layers have at a path, if anything: a whiteout."""
         parts = parts_of(path)
+        if not parts:
+            raise ArchiveRefusedError(path, "removes the tree itself")
         folder = self._find(parts[:-1])
         found = folder.names.get(parts[-1]) if folder is not None else None
         if folder is None or found is None:

@@ -145,9 +145,10 @@ class _Layout:
             fd = os.open(path, _OPEN)
         except OSError as error:
             raise ImageRefusedError(path, error.strerror or "it cannot be opened") from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise ImageRefusedError(path, "it is not a regular file")
         with open(fd, "rb") as stream:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise ImageRefusedError(path, "it is not a regular file")
             yield stream
 
 

@@ -15,7 +15,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO
+from typing import IO, Any
 
 import zstandard
 
@@ -91,20 +91,41 @@ class _Forward:
                 raise ArchiveDamagedError(self._at, "it ends there, inside of a member")
 
 
+class _Begun:
+    """A stream of which the first bytes were read already."""
+
+    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
+        self._head, self._stream = head, stream
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._head:
+            return self._stream.read(size)
+        data = self._head if size < 0 else self._head[:size]
+        self._head = self._head[len(data) :]
+        return data
+
+
 def decompressed(stream: IO[bytes]) -> IO[bytes]:
-    """Returns what a stream holds, decompressed if its first bytes say that it is compressed."""
-    buffered = io.BufferedReader(stream, _PIECE)  # type: ignore[type-var]  # it has readinto
-    head = buffered.peek(6)[:6]
+    """Returns what a stream holds, decompressed if its first bytes say that it is compressed.
+
+    The stream is left open when what is returned is closed.
+    """
+    head = b""
+    while len(head) < 6 and (data := stream.read(6 - len(head))):
+        head += data
+    begun: Any = _Begun(head, stream)  # what the libraries call of a file is there
     if head.startswith(b"\x1f\x8b"):
-        return gzip.GzipFile(fileobj=buffered)  # type: ignore[return-value]  # all of IO that is read
+        return gzip.GzipFile(fileobj=begun, mode="rb")  # type: ignore[return-value]  # it reads
     if head.startswith(b"BZh"):
-        return bz2.BZ2File(buffered)
+        return bz2.BZ2File(begun)
     if head == b"\xfd7zXZ\x00":
-        return lzma.LZMAFile(buffered)
+        return lzma.LZMAFile(begun)
     if head.startswith(b"\x28\xb5\x2f\xfd"):
-        reader = zstandard.ZstdDecompressor().stream_reader(buffered, read_across_frames=True)
+        reader = zstandard.ZstdDecompressor().stream_reader(
+            begun, read_across_frames=True, closefd=False
+        )
         return io.BufferedReader(reader, _PIECE)
-    return buffered
+    return begun  # type: ignore[no-any-return]
 
 
 class TarReader:

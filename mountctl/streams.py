@@ -63,7 +63,7 @@ def compressing(out: IO[bytes], form: str) -> Iterator[IO[bytes]]:
         import zstandard
 
         with zstandard.ZstdCompressor(level=3).stream_writer(out, closefd=False) as writer:
-            yield writer  # type: ignore[misc]
+            yield writer
     else:
         yield out
     out.flush()

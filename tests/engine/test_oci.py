@@ -65,8 +65,8 @@ def test_a_layer_has_the_difference_and_whiteouts(tmp_path: Path):
                         b"same/y": Leaf(b"4")})  # fmt: skip
     report = write_image(garden.objects, [("0", old), ("1", new)], str(tmp_path / "image"))
     blob = tmp_path / "image/blobs/sha256" / report.layers[1].removeprefix("sha256:")
-    names = tarfile.open(blob).getnames()
-    assert names == [".", "a", "a/.wh.gone", "a/new", "dir"]
+    with tarfile.open(blob) as archive:
+        assert archive.getnames() == [".", "a", "a/.wh.gone", "a/new", "dir"]
 
 
 def test_a_session_is_a_layer_for_each_of_its_own(repository: Repository, tmp_path: Path):
@@ -146,8 +146,9 @@ def test_a_hard_link_to_what_a_lower_layer_has(tmp_path: Path):
     assert found[b"b"].names == (b"a", b"b")
 
 
-@pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_members(tmp_path: Path, data: bytes):
+@pytest.mark.parametrize("case", sorted(HOSTILE.keys() - {"hard link to itself"}))  # here a lower layer's
+def test_hostile_members(tmp_path: Path, case: str):
+    data = HOSTILE[case]
     with pytest.raises(ArchiveRefusedError):
         read(image(tmp_path / "i", member("x"), data))
 

@@ -17,7 +17,7 @@ def test_an_archive_out_and_in(mountctl, first, tmp_path, end):
     assert back["snapshot"] == first
     assert not back["changed"]
     other = mountctl.json("import", "--tar", file, "-m", "other")["snapshot"]
-    assert mountctl.json("diff", "main", other)["changes"] == []
+    assert mountctl.json("diff", "main", other)["entries"] == []
 
 
 def test_through_pipes(mountctl, first):
@@ -25,8 +25,8 @@ def test_through_pipes(mountctl, first):
         mountctl.command("export", "main:src", "--tar", "-"), env=mountctl.environment(),
         capture_output=True, check=True,
     ).stdout  # fmt: skip
-    names = tarfile.open(fileobj=io.BytesIO(archive)).getnames()
-    assert names == [".", "empty", "main.c", "tool.sh"]
+    with tarfile.open(fileobj=io.BytesIO(archive)) as found:
+        assert found.getnames() == [".", "empty", "main.c", "tool.sh"]
     done = subprocess.run(
         mountctl.command("import", "--tar", "-", "--json"), env=mountctl.environment(),
         input=archive, capture_output=True, check=True,
@@ -39,7 +39,7 @@ def test_an_image_out_and_in(mountctl, upper, tmp_path):
     made = mountctl.json("export", "@work", "--oci", tmp_path / "image")
     assert len(made["layers"]) == 2
     back = mountctl.json("import", "--oci", tmp_path / "image", "--ref", "image")
-    assert mountctl.json("diff", "image", "@work")["changes"] == []
+    assert mountctl.json("diff", "image", "@work")["entries"] == []
     assert back["ref"] == "image"
     assert "a/b" not in mountctl("export", "main", "--oci", tmp_path / "other").stdout
 
