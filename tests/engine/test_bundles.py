@@ -442,7 +442,7 @@ def test_pages_must_be_what_their_index_says():
 
 
 def test_a_tree_too_deep_and_one_of_a_million_million_paths():
-    objects = [(NODE, node_id(EMPTY), EMPTY)]
+    objects: list[tuple[int, bytes, bytes]] = [(NODE, node_id(EMPTY), EMPTY)]
     entry = directory(b"d", node_id(EMPTY))
     for depth in range(1, 515):
         made = node(directory_node((entry,)))
@@ -457,7 +457,7 @@ def test_a_tree_too_deep_and_one_of_a_million_million_paths():
     refused(forged(objects[-1], objects[-2], root=directory(b"", objects[-1][1], 0, 514)))
 
     objects, entries = [(NODE, node_id(EMPTY), EMPTY)], 0
-    below = node_id(EMPTY)
+    below: bytes = node_id(EMPTY)
     for _ in range(60):
         entries = 2 * (entries + 1)
         made = node(directory_node((directory(b"a", below, 0, (entries - 2) // 2),

@@ -146,7 +146,7 @@ def test_a_hard_link_to_what_a_lower_layer_has(tmp_path: Path):
     assert found[b"b"].names == (b"a", b"b")
 
 
-@pytest.mark.parametrize("case", sorted(HOSTILE.keys() - {"hard link to itself"}))  # here a lower layer's
+@pytest.mark.parametrize("case", sorted(HOSTILE.keys() - {"hard link to itself"}))
 def test_hostile_members(tmp_path: Path, case: str):
     data = HOSTILE[case]
     with pytest.raises(ArchiveRefusedError):
