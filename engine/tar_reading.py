@@ -14,16 +14,19 @@ import os
 import re
 import tarfile
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Any
 
 import zstandard
 
 from engine.chunking import SMALLEST_CHUNK, cut
-from engine.content import Content, fold, ingest_blocks
+from engine.content import Content, PutChunk, fold, ingest_blocks
 from engine.drafts import ArchiveRefusedError, Draft, Xattrs
 from engine.errors import EngineError
 from engine.hostfs import OVERLAY_PREFIX
+from engine.ids import ChunkId, digest
 from engine.importing import ImportReport
 from engine.nodes import EARLIEST_NS, INLINE_BYTES, LATEST_NS, Entry, Kind, Ref
 from engine.objects import ChunkSink, NodeBuffer
@@ -35,6 +38,7 @@ LONGEST_HEADER = 8 << 20
 """Extended headers of more bytes are refused: they would be read into memory."""
 
 _PIECE = 1 << 20
+_BATCH_BYTES, _BATCHES = 256 << 10, 32
 _EXTENDED = {
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
@@ -128,6 +132,44 @@ def decompressed(stream: IO[bytes]) -> IO[bytes]:
     return begun  # type: ignore[no-any-return]
 
 
+class _Packer:
+    """Gives chunks their ids at once and stores them in other threads, a bounded way behind."""
+
+    def __init__(self, sink: ChunkSink) -> None:
+        self._sink = sink
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "tar")
+        self._batch: list[bytes] = []
+        self._bytes = 0
+        self._coming: deque[Future[None]] = deque()
+
+    def put(self, data: bytes | memoryview) -> ChunkId:
+        """Stores a chunk, soon. Raises what storing one before it has."""
+        self._batch.append(bytes(data))
+        self._bytes += len(data)
+        if self._bytes >= _BATCH_BYTES:
+            self._submit()
+        return ChunkId(digest(data))
+
+    def _submit(self) -> None:
+        self._coming.append(self._pool.submit(self._store, self._batch))
+        self._batch, self._bytes = [], 0
+        while len(self._coming) > _BATCHES:
+            self._coming.popleft().result()
+
+    def _store(self, batch: list[bytes]) -> None:
+        for data in batch:
+            self._sink.put(data)
+
+    def finish(self) -> None:
+        """Waits until all chunks are in the sink."""
+        self._submit()
+        while self._coming:
+            self._coming.popleft().result()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
 class TarReader:
     """Reads archives into a draft: one, or with `layered` one layer over the other.
 
@@ -136,6 +178,7 @@ class TarReader:
 
     def __init__(self, sink: ChunkSink, nodes: NodeBuffer, *, layered: bool = False) -> None:
         self._sink, self._nodes = sink, nodes
+        self._put: PutChunk = sink.put
         self.draft = Draft()
         self.draft.layered = layered
         self.report = ImportReport()
@@ -144,6 +187,8 @@ class TarReader:
     def read(self, stream: IO[bytes], progress: Callable[[int], None] | None = None) -> None:
         """Reads a whole archive. Raises ArchiveDamagedError, ArchiveRefusedError."""
         forward = _Forward(decompressed(stream))
+        packer = _Packer(self._sink)
+        self._put = packer.put
         try:
             for member in _members(forward):
                 self._take(member, forward)
@@ -151,12 +196,15 @@ class TarReader:
                     progress(forward.tell())
             while forward.read(_PIECE):  # a checksum at the end of what is compressed
                 pass
+            packer.finish()
         except _DAMAGE as error:
             raise ArchiveDamagedError(forward.tell(), str(error)) from error
         except OSError as error:
             if error.errno is not None:
                 raise
             raise ArchiveDamagedError(forward.tell(), str(error)) from error  # bzip2
+        finally:
+            packer.close()
         self.draft.layer += 1
 
     def _take(self, member: tarfile.TarInfo, forward: _Forward) -> None:
@@ -205,10 +253,10 @@ class TarReader:
                 raise ArchiveDamagedError(forward.tell(), "it ends there, inside of a member")
             if size <= INLINE_BYTES:
                 return data, size
-            return (Ref(self._sink.put(data), size, 0),), size
+            return (Ref(self._put(data), size, 0),), size
         sparse = getattr(member, "sparse", None)  # typeshed has it as a number
         if sparse is None:
-            return ingest_blocks(_blocks(size, forward), self._sink.put, self._nodes.put)
+            return ingest_blocks(_blocks(size, forward), self._put, self._nodes.put)
         return self._sparse(sparse, size, forward)
 
     def _sparse(
@@ -235,7 +283,7 @@ class TarReader:
                 done = 0
                 for cut_length in cut(window, not left):
                     piece = window[done : done + cut_length]
-                    refs.append(Ref(self._sink.put(piece), cut_length, 0))
+                    refs.append(Ref(self._put(piece), cut_length, 0))
                     done += cut_length
                 rest = bytes(window[done:])
             at = start + length
