@@ -4,6 +4,8 @@ import tarfile
 
 import pytest
 
+from tests.engine.trees import noise
+
 
 @pytest.mark.parametrize("end", ["tar", "tar.gz", "tar.xz", "tar.zst"])
 def test_an_archive_out_and_in(mountctl, first, tmp_path, end):
@@ -66,3 +68,26 @@ def test_what_is_wrong_is_said(mountctl, first, tmp_path):
     assert "leads out of the tree" in mountctl.fails(4, "import", "--tar", bad)
     assert len(mountctl.json("snapshot", "list")) == 1
     assert not (tmp_path / "x").exists()
+
+
+def test_killed_while_it_reads_a_pipe(mountctl, first, tmp_path):
+    random = tmp_path / "noise"
+    random.mkdir()
+    (random / "long").write_bytes(noise(20_000_000))
+    file = tmp_path / "x.tar"
+    subprocess.run(["tar", "-cf", file, "-C", random, "."], check=True)
+    for words in (["import", "--tar", "-", "--ref", "killed"], ["import", "--tar", "-"]):
+        child = subprocess.Popen(
+            mountctl.command(*words), env=mountctl.environment(), stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert child.stdin is not None
+        child.stdin.write(file.read_bytes()[:15_000_000])
+        child.kill()
+        child.stdin.close()
+        assert child.wait() == -9
+        assert [each["snapshot"] for each in mountctl.json("snapshot", "list")] == [first]
+        assert [each["ref"] for each in mountctl.json("ref", "list")] == ["main"]
+        assert mountctl.json("verify")["damage"] == []
+    mountctl("import", "--tar", file)
+    assert mountctl.json("verify")["damage"] == []
