@@ -2,11 +2,12 @@
 
 Every object is checked against its id, and every node against what it names: that is there
 already, from the bundle or in the store, and is what the node says of it (kind, level, length,
-sums, order of pages). What is in a store has all that it names, so nothing need be walked, and
-objects are stored in batches as they come. Snapshots and refs come into the store together, in
-the last transaction, after the bundle's end was checked: a bundle that is damaged, cut short or
-forged leaves nothing that can be seen. What it stored stays until a collection, so applying it
-again goes on where it ended. The caller keeps garbage collection away meanwhile.
+sums, order of pages). Objects are stored in batches as they come. At the end the subtrees that
+the bundle names and does not carry, because the receiver has them, are walked in the store.
+Snapshots and refs come into the store together, in the last transaction, after the bundle's end
+was checked: a bundle that is damaged, cut short or forged leaves nothing that can be seen. What
+it stored stays until a collection, so applying it again goes on where it ended. The caller keeps
+garbage collection away meanwhile.
 """
 
 from collections import OrderedDict
@@ -15,6 +16,7 @@ from typing import IO, NamedTuple
 
 import msgspec
 
+from engine.bundle_creating import below
 from engine.bundles import (
     CHUNK,
     MOST_SNAPSHOT_BYTES,
@@ -26,7 +28,7 @@ from engine.bundles import (
 from engine.chunking import LARGEST_CHUNK
 from engine.codec import plain_length, unpack
 from engine.directory import directory_id, sums
-from engine.errors import CorruptObjectError, EngineError
+from engine.errors import CorruptObjectError, EngineError, MissingObjectError
 from engine.ids import ChunkId, NodeId, SnapshotId
 from engine.nodes import (
     DEEPEST,
@@ -102,7 +104,8 @@ def apply_bundle(
     """Stores what a bundle carries and makes its snapshots visible; durable when it returns.
 
     With `take_refs`, refs that are not there are made; `move_refs` also moves those that name
-    another snapshot. Memory is bounded, whatever the bundle says. Raises BundleBaseError, a
+    another snapshot. Memory holds a batch, the ids of the nodes that came, and those of what the
+    bundle builds on. Raises BundleBaseError, a
     BundleFormatError, StoreFullError: then there is no new snapshot and no ref has changed.
     """
     reader = BundleReader(stream)
@@ -120,6 +123,12 @@ def apply_bundle(
             raise BundleFormatError(record.offset, str(error)) from error
         if not reader.done & 63:
             tell(reader.done, reader.total)
+    try:
+        job.check_outside()
+    except CorruptObjectError as error:
+        raise BundleFormatError(
+            reader.offset, f"what it builds on is not whole: {error}"
+        ) from error
     unsent = set(manifest.snapshots) - job.snapshots.keys()
     if unsent:
         raise BundleFormatError(reader.offset, f"snapshot {min(unsent).hex()} is not in it")
@@ -160,6 +169,8 @@ class _Apply:
         self.bytes = 0
         self.facts: OrderedDict[bytes, _Facts] = OrderedDict()
         self.fits: dict[bytes, int] = {}
+        self.carried: set[bytes] = set()
+        self.outside: set[bytes] = set()
 
     def take(self, record: Record) -> None:
         """Checks an object and keeps it, to be stored soon. Raises CorruptObjectError."""
@@ -183,12 +194,13 @@ class _Apply:
         self.count(len(value))
 
     def take_node(self, identifier: NodeId, value: bytes) -> None:
-        if self.knows(Db.NODES, self.nodes, identifier):
-            return
         node = decode(identifier, value)
         with self.store.read() as reader:
             facts = self.check(reader, identifier, node)
         self.remember(identifier, facts)
+        self.carried.add(identifier)
+        if self.knows(Db.NODES, self.nodes, identifier):
+            return
         self.nodes[identifier] = value
         self.report.new_nodes += 1
         self.count(len(value))
@@ -291,9 +303,11 @@ class _Apply:
     def facts_of(self, reader: Reader, above: bytes, identifier: NodeId) -> _Facts:
         """Returns the facts of a node that came before, or is in the store.
 
-        One of the store was checked when it came there, so what it names is not looked at; only
-        a directory in pages has its sums in these.
+        Of one in the store only the pages of a directory are looked at, for its sums are in these;
+        `check_outside` walks it in the end.
         """
+        if identifier not in self.carried:
+            self.outside.add(identifier)
         facts = self.facts.get(identifier)
         if facts is None:
             raw = self.nodes.get(identifier) or reader.get(Db.NODES, identifier)
@@ -306,6 +320,20 @@ class _Apply:
                 facts = _facts_alone(node)
         self.remember(identifier, facts)
         return facts
+
+    def check_outside(self) -> None:
+        """Walks what the bundle names and does not carry: all of it must be in the store.
+
+        That a node is there says nothing of those below it: a collection may have removed some.
+        """
+        self.flush()
+        seen: set[bytes] = set()
+        for node in sorted(self.outside):
+            for kind, identifier in below(self.objects, NodeId(node), seen):
+                if kind == CHUNK:
+                    with self.store.read() as reader:
+                        if not reader.has(Db.CHUNKS, identifier):
+                            raise MissingObjectError("chunk", identifier)
 
     def remember(self, identifier: bytes, facts: _Facts) -> None:
         self.facts[identifier] = facts

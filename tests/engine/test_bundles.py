@@ -581,3 +581,22 @@ def test_the_vector_of_the_documentation():
     names = {"main": SnapshotId(identifier)}
     create_bundle(Objects(store), out, [SnapshotId(identifier)], refs=names)
     assert out.getvalue() == data
+
+
+def test_a_node_in_the_store_whose_parts_are_gone():
+    """A collection that was ended half-way leaves such."""
+    plain = b"x" * 200
+    pieces = node(list_node((Ref(digest(plain), 200, 0),)))
+    above = node(directory_node((file(b"f", (Ref(pieces[1], 200, 1),)),)))
+    root = directory(b"", above[1], 200, 1)
+    whole = forged(chunk(plain), pieces, above, root=root)
+    for left in ([pieces, above], [above]):
+        store = MemoryStore()
+        pairs = sorted(each[1:] for each in left)
+        store.write(lambda writer, pairs=pairs: writer.put_many(Db.NODES, pairs))
+        refused(forged(root=root), "not whole", store)
+        refused(forged(above, root=root), store=store)
+        apply_bundle(store, Objects(store), io.BytesIO(whole))
+        found = everything(store)
+        assert found[Db.CHUNKS].keys() == {digest(plain)}
+        assert found[Db.NODES].keys() == {pieces[1], above[1]}
