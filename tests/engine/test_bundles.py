@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ from engine.nodes import (
 )
 from engine.objects import Objects
 from engine.snapshots import encode_snapshot, make_snapshot
-from engine.store import Db
+from engine.store import Db, Writer
 from tests.conftest import ROOT
 from tests.engine.planted import trees
 from tests.engine.plants import Garden, Leaf
@@ -583,6 +584,10 @@ def test_the_vector_of_the_documentation():
     assert out.getvalue() == data
 
 
+def _put_node(identifier: bytes, value: bytes, writer: Writer) -> None:
+    writer.put(Db.NODES, identifier, value)
+
+
 def test_a_node_in_the_store_whose_parts_are_gone():
     """A collection that was ended half-way leaves such."""
     plain = b"x" * 200
@@ -592,8 +597,8 @@ def test_a_node_in_the_store_whose_parts_are_gone():
     whole = forged(chunk(plain), pieces, above, root=root)
     for left in ([pieces, above], [above]):
         store = MemoryStore()
-        pairs = sorted(each[1:] for each in left)
-        store.write(lambda writer, pairs=pairs: writer.put_many(Db.NODES, pairs))
+        for _, identifier, value in left:
+            store.write(partial(_put_node, identifier, value))
         refused(forged(root=root), "not whole", store)
         refused(forged(above, root=root), store=store)
         apply_bundle(store, Objects(store), io.BytesIO(whole))
