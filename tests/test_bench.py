@@ -42,7 +42,8 @@ def test_the_smallest_run(tmp_path: Path) -> None:
     assert promised >= {
         "fork", "write a file, commit", "write a file, commit durably", "open a snapshot",
         "restore", "diff of ten files", "change one of the names, commit durably",
-        "new objects for it, KiB", "1,000 durable commits by 8 forks", "gc, for 1,000 unique nodes", "peak memory of gc, MB",
+        "new objects for it, KiB", "1,000 durable commits by 8 forks", "gc, for 1,000 unique nodes",
+        "peak memory of gc, MB",
         "import of large files, new",
     }  # fmt: skip
     assert "set object" in script({}, bench.figures, "picture.svg")
