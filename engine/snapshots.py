@@ -49,8 +49,10 @@ def make_snapshot(
     parents: tuple[SnapshotId, ...] = (),
     message: str = "",
     metadata: dict[str, Any] | None = None,
+    *,
+    time_ns: int | None = None,
 ) -> Snapshot:
-    """Makes a record of the present time. The root keeps everything but its name.
+    """Makes a record, of the present time unless another is given. The root keeps everything but its name.
 
     Raises ValueError for metadata that is no JSON.
     """
@@ -59,7 +61,7 @@ def make_snapshot(
         _VERSION,
         msgspec.structs.replace(root, name=b""),
         parents,
-        time.time_ns(),
+        time.time_ns() if time_ns is None else time_ns,
         plain_json(message),
         plain_json(metadata or {}),
     )
