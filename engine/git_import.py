@@ -6,7 +6,7 @@ first, in transactions of bounded size that hold their trees too; the refs come 
 """
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 
@@ -16,7 +16,6 @@ from engine.git_refs import KnownRef, known_ref, local_names, remember_ref
 from engine.git_repository import GitRef, GitRepository, GitSourceError
 from engine.git_trees import Base, GitTrees
 from engine.ids import SnapshotId
-from engine.nodes import Entry
 from engine.objects import ChunkSink
 from engine.snapshots import encode_snapshot, make_snapshot
 from engine.store import Db, Writer
@@ -50,6 +49,14 @@ class GitImport(msgspec.Struct):
     submodules: list[tuple[bytes, str]] = []
     lfs_pointers: list[bytes] = []
     warnings: list[str] = []
+
+
+class GitImportOptions(TypedDict, total=False):
+    """What `import_git` takes besides the repository and the revisions."""
+
+    prefix: str
+    force: bool
+    progress: Progress | None
 
 
 def import_git(

@@ -126,11 +126,9 @@ class GitRepository:
     def _ref(self, name: str) -> GitRef | None:
         git = self._git
         try:
-            target = self._repository.references[name].resolve().target
-            tag = None
-            if self._repository[target].type_str == "tag":
-                tag = self.read("tag", target.raw)
-            return GitRef(name, self._repository[target].peel(git.Commit).id.raw, tag)
+            found = self._repository.revparse_single(name)
+            tag = self.read("tag", found.id.raw) if found.type_str == "tag" else None
+            return GitRef(name, found.peel(git.Commit).id.raw, tag)
         except (git.GitError, KeyError, ValueError):
             return None
 
@@ -187,7 +185,10 @@ class GitRepository:
             reference = self._repository.references.get(name)
         except (self._git.GitError, ValueError) as error:
             raise GitRefusedError(self.path, f"{name!r} cannot name a branch") from error
-        return None if reference is None else reference.resolve().target.raw
+        if reference is None:
+            return None
+        target: bytes = reference.resolve().raw_target.raw  # type: ignore[union-attr]  # an Oid, resolved
+        return target
 
     def check_ref(self, name: str, commit: bytes, *, force: bool) -> None:
         """Raises GitRefusedError if a ref may not be made to name a commit that is there."""
@@ -199,10 +200,10 @@ class GitRepository:
         if now == commit:
             return
         if not repository.is_bare:
-            head = repository.references.get("HEAD")
-            shown = head is not None and head.raw_target == name.encode()
-            if not shown and name.startswith(HEADS) and now is not None:
-                shown = repository.branches.local[short].is_checked_out()
+            # A branch that HEAD names need not be there yet.
+            shown = bool(repository.references["HEAD"].raw_target == name.encode())
+            if name.startswith(HEADS) and now is not None:
+                shown = shown or repository.branches.local[short].is_checked_out()
             if shown:
                 why = f"branch {short!r} is checked out there, and work trees are left alone"
                 raise GitRefusedError(self.path, why)

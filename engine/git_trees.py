@@ -49,8 +49,11 @@ _NODE_BYTES = 1000
 
 
 class _Piece(NamedTuple):
-    """An entry, encoded. `size` is what it adds to its directory's; `below` counts what is in it;
-    `height` is how many directories stand inside each other in it."""
+    """An entry, encoded.
+
+    `size` is what it adds to its directory's, `below` how many entries are in it, `height` how
+    many directories stand inside each other there.
+    """
 
     encoded: bytes
     name: bytes
@@ -114,9 +117,8 @@ class GitTrees:
         done = self._folders.get(tree)
         if done is None:
             if base is not None and base.tree == tree and base.entry.totals is not None:
-                entry = base.entry
-                below = entry.totals.entries
-                done = _Folder(directory_id(entry), entry.size, below, self._height(tree))
+                below, height = base.entry.totals.entries, self._height(tree)
+                done = _Folder(directory_id(base.entry), base.entry.size, below, height)
             else:
                 done = self._store(tree, path, base, depth)
             self._folders[tree] = done

@@ -52,9 +52,9 @@ def make_snapshot(
     *,
     time_ns: int | None = None,
 ) -> Snapshot:
-    """Makes a record, of the present time unless another is given. The root keeps everything but its name.
+    """Makes a record, of the present time unless another is given.
 
-    Raises ValueError for metadata that is no JSON.
+    The root keeps everything but its name. Raises ValueError for metadata that is no JSON.
     """
     check_json(metadata or {}, "metadata")
     return Snapshot(

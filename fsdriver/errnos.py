@@ -17,6 +17,7 @@ from engine.errors import (
     NotFoundError,
 )
 from engine.freezing import TooDeepError
+from engine.git_repository import GitMissingError, GitRefusedError, GitSourceError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
 from engine.patch_parsing import PatchFormatError
@@ -50,6 +51,9 @@ ERRNOS: dict[type[EngineError], int] = {
     CorruptStepError: errno.EIO,
     DiffTooLargeError: errno.E2BIG,
     EngineError: errno.EIO,
+    GitMissingError: errno.EIO,
+    GitRefusedError: errno.EIO,
+    GitSourceError: errno.EIO,
     ImportSourceError: errno.EIO,
     InUseError: errno.EBUSY,
     InvalidNameError: errno.EINVAL,

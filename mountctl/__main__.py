@@ -20,6 +20,7 @@ COMMANDS = {
     "The store": {
         "init": ("init", "Make an empty store."),
         "import": ("importing", "Store a directory as a snapshot."),
+        "git": ("git", "Snapshots from git's commits, and commits from snapshots."),
         "checkout": ("checkout", "Write a snapshot out as a real directory."),
         "gc": ("gc", "Remove what nothing refers to any more."),
         "verify": ("verify", "Read everything and name what is damaged."),

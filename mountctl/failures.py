@@ -106,6 +106,17 @@ ROWS = {
     "OutsideLinkError": Row(
         REFUSED, "--outside-links makes such links all the same; look at them before you use them"
     ),
+    # git
+    "GitMissingError": Row(
+        SYSTEM,
+        "install it beside AmalgamFS: `pip install 'amalgamfs[git]'`, or `pip install pygit2`",
+    ),
+    "GitSourceError": Row(
+        REFUSED, "`git fsck` in that repository tells more; what was imported until then is kept"
+    ),
+    "GitRefusedError": Row(
+        REFUSED, "`--author`, another branch (`SNAPSHOT:BRANCH`) or --force may be what you want"
+    ),
     # history and episodes
     "InvalidStepError": Row(USAGE, "give what JSON has: text, finite numbers, lists, objects"),
     "CorruptStepError": Row(
