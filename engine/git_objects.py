@@ -139,7 +139,8 @@ def to_record(identifier: bytes, data: bytes, commit: Commit) -> tuple[str, dict
     if not message.endswith("\n"):
         fields["newline"] = False
     message = message.removesuffix("\n")
-    if _from_fields(message, fields, commit.tree, commit.parents) != data:
+    again = _from_fields(message, fields, commit.tree, commit.parents)
+    if again != data or not _is_commit(fields):
         fields["raw"] = base64.b64encode(data).decode()
     return message, fields
 
@@ -153,20 +154,26 @@ def from_record(
     or one that git would not take.
     """
     fields = metadata.get(GIT)
-    if not isinstance(fields, dict) or not _is_commit(fields):
+    if not isinstance(fields, dict):
         return None
-    data: bytes | None = None
-    if isinstance(fields.get("raw"), str):
-        try:
-            data = base64.b64decode(fields["raw"], validate=True)
-            kept = parse_commit(data)
-        except (ValueError, binascii.Error):
-            return None
-        if kept.tree != tree or kept.parents != parents:
-            data = None
+    data = _raw(fields.get("raw"), tree, parents)
     if data is None:
+        if not _is_commit(fields):
+            return None
         data = _from_fields(message, fields, tree, parents)
-    return data, object_id("commit", data).hex() == fields["commit"]
+    return data, object_id("commit", data).hex() == fields.get("commit")
+
+
+def _raw(text: object, tree: bytes, parents: tuple[bytes, ...]) -> bytes | None:
+    """Returns the commit that was kept as a whole, if it is one of that tree and parents."""
+    if not isinstance(text, str):
+        return None
+    try:
+        data = base64.b64decode(text, validate=True)
+        kept = parse_commit(data)
+    except (ValueError, binascii.Error):
+        return None
+    return data if (kept.tree, kept.parents) == (tree, parents) else None
 
 
 def commit_id(metadata: dict[str, Any]) -> bytes | None:

@@ -124,12 +124,19 @@ class GitRepository:
         return found, others
 
     def _ref(self, name: str) -> GitRef | None:
-        git = self._git
         try:
-            found = self._repository.revparse_single(name)
-            tag = self.read("tag", found.id.raw) if found.type_str == "tag" else None
-            return GitRef(name, found.peel(git.Commit).id.raw, tag)
-        except (git.GitError, KeyError, ValueError):
+            reference = self._repository.references[name].resolve()
+            identifier: bytes = reference.raw_target.raw  # type: ignore[union-attr]  # resolved
+            tag = None
+            while True:  # by its bytes: what git once took need not be what libgit2 parses
+                kind, data = self._read(self._oid(raw=identifier))[:2]
+                if kind.name == "COMMIT":
+                    return GitRef(name, identifier, tag)
+                if kind.name != "TAG":
+                    return None
+                tag = tag or data
+                identifier = bytes.fromhex(data[7:47].decode())
+        except (self._git.GitError, KeyError, ValueError):
             return None
 
     def revision(self, text: str) -> tuple[bytes, GitRef | None]:
@@ -140,11 +147,10 @@ class GitRepository:
             commit = found.peel(git.Commit).id.raw
         except (git.GitError, KeyError, ValueError) as error:
             raise GitSourceError(self.path, f"{text!r} is no commit of it") from error
-        if reference is not None and text == "HEAD":
-            reference = reference.resolve()
-        if reference is not None and reference.name.startswith((HEADS, TAGS)):
-            return commit, self._ref(reference.name)
-        return commit, None
+        name = getattr(reference, "name", "")  # None for an id, whatever the types say
+        if name == "HEAD" and not self._repository.head_is_detached:
+            name = self._repository.head.name
+        return commit, self._ref(name) if name.startswith((HEADS, TAGS)) else None
 
     def ancestors(self, commit: bytes) -> Iterator[bytes]:
         """Yields a commit and all that it came from."""

@@ -8,6 +8,8 @@ the parent commit became, by walking both side by side.
 """
 
 from functools import lru_cache
+from itertools import pairwise
+from operator import attrgetter
 from typing import NamedTuple
 
 from engine.content import Content, ingest_blocks
@@ -46,6 +48,7 @@ _LONGEST_LFS = 1024
 _LONGEST_TARGET = 4095
 _MOST_KNOWN = 400_000
 _NODE_BYTES = 1000
+_NAME = attrgetter("name")
 
 
 class _Piece(NamedTuple):
@@ -74,6 +77,17 @@ class Base(NamedTuple):
 
     tree: bytes
     entry: Entry
+
+
+class _Visit:
+    """A tree on the way: what is in it, and what of that was not seen before."""
+
+    __slots__ = ("base", "depth", "items", "new", "path", "tree")
+
+    def __init__(self, tree: bytes, path: bytes, base: Base | None, depth: int) -> None:
+        self.tree, self.path, self.base, self.depth = tree, path, base, depth
+        self.items: list[TreeEntry] | None = None
+        self.new: list[TreeEntry] = []
 
 
 class GitTrees:
@@ -109,23 +123,63 @@ class GitTrees:
 
         Raises GitSourceError.
         """
-        folder = self._folder(tree, b"", base, 0)
+        folder = self._folder(tree, base)
         return Entry(b"", Kind.DIRECTORY, MODE, TIME_NS, folder.size, folder.node, (), None,
                      Totals(folder.below, 0))  # fmt: skip
 
-    def _folder(self, tree: bytes, path: bytes, base: Base | None, depth: int) -> _Folder:
-        done = self._folders.get(tree)
-        if done is None:
-            if base is not None and base.tree == tree and base.entry.totals is not None:
-                below, height = base.entry.totals.entries, self._height(tree)
-                done = _Folder(directory_id(base.entry), base.entry.size, below, height)
-            else:
-                done = self._store(tree, path, base, depth)
-            self._folders[tree] = done
-        if depth + done.height > DEEPEST:
+    def _folder(self, tree: bytes, base: Base | None) -> _Folder:
+        """Stores a tree after those in it; a stack of our own, because they may be 512 deep."""
+        stack = [_Visit(tree, b"", base, 0)]
+        while stack:
+            visit = stack[-1]
+            done = self._folders.get(visit.tree)
+            if done is None and visit.items is None:
+                done = self._same(visit)
+                if done is None:
+                    below = self._look(visit)
+                    if below:
+                        stack += below
+                        continue
+            if done is None:
+                done = self._store(visit)
+            self._folders[visit.tree] = done
+            self._check_depth(visit.path, visit.depth + done.height)
+            stack.pop()
+        return self._folders[tree]
+
+    def _check_depth(self, path: bytes, depth: int) -> None:
+        if depth > DEEPEST:
             why = f"{path[:200]!r}… has more than {DEEPEST} directories inside each other"
             raise GitSourceError(self._source.path, why)
-        return done
+
+    def _same(self, visit: _Visit) -> _Folder | None:
+        """Returns what a tree is that its base is, too."""
+        base = visit.base
+        if base is None or base.tree != visit.tree or base.entry.totals is None:
+            return None
+        below, height = base.entry.totals.entries, self._height(visit.tree)
+        return _Folder(directory_id(base.entry), base.entry.size, below, height)
+
+    def _look(self, visit: _Visit) -> list[_Visit]:
+        """Reads a tree; returns the trees in it that must be stored first."""
+        known, before = self._known, self._before
+        self._check_depth(visit.path, visit.depth)
+        visit.items = self._entries(visit.tree)
+        new = [item for item in visit.items if item not in known]
+        if new and before:
+            known.update((item, before[item]) for item in new if item in before)
+            new = [item for item in new if item not in known]
+        if new and visit.base is not None:
+            bases = self._learn(visit.base)
+            new = [item for item in new if item not in known]
+        else:
+            bases = {}
+        visit.new = new
+        return [
+            _Visit(item[2], _join(visit.path, item[1]), bases.get(item[1]), visit.depth + 1)
+            for item in new
+            if int(item[0], 8) >> 12 == 0o04 and item[2] not in self._folders
+        ]
 
     def _height(self, tree: bytes) -> int:
         """Returns how many directories stand inside each other in a tree that is stored."""
@@ -141,36 +195,29 @@ class GitTrees:
         except ValueError as error:
             raise GitSourceError(self._source.path, f"tree {tree.hex()}: {error}") from error
 
-    def _store(self, tree: bytes, path: bytes, base: Base | None, depth: int) -> _Folder:
-        if depth > DEEPEST:
-            why = f"{path[:200]!r}… has more than {DEEPEST} directories inside each other"
-            raise GitSourceError(self._source.path, why)
+    def _store(self, visit: _Visit) -> _Folder:
         known = self._known
-        pieces: dict[bytes, _Piece] = {}
-        below: dict[bytes, Base] | None = None
-        for item in self._entries(tree):
-            piece = known.get(item)
-            if piece is None and item not in known:
-                if item in self._before:
-                    piece = self._before[item]
-                else:
-                    if below is None:
-                        below = self._learn(base) if base is not None else {}
-                    piece = known.get(item) or self._make(item, path, below, depth)
-                known[item] = piece
-            if piece is None:
-                continue
-            if piece.name in pieces:
-                self._leave_out(path, piece.name, "its name is in the tree twice")
-                continue
-            pieces[piece.name] = piece
-        ordered = [pieces[name] for name in sorted(pieces)]
+        for item in visit.new:
+            if item not in known:  # twice in the tree
+                known[item] = self._make(item, visit.path)
+        found = [known[item] for item in visit.items or ()]
+        pieces = [piece for piece in found if piece is not None]
+        pieces.sort(key=_NAME)
+        if len({piece.name for piece in pieces}) != len(pieces):
+            pieces = self._once(visit.path, pieces)
         return _Folder(
-            self._node(ordered),
-            sum([piece.size for piece in ordered]),
-            len(ordered) + sum([piece.below for piece in ordered]),
-            1 + max([piece.height for piece in ordered], default=0),
+            self._node(pieces),
+            sum([piece.size for piece in pieces]),
+            len(pieces) + sum([piece.below for piece in pieces]),
+            1 + max([piece.height for piece in pieces], default=0),
         )
+
+    def _once(self, path: bytes, pieces: list[_Piece]) -> list[_Piece]:
+        kept = {piece.name: piece for piece in reversed(pieces)}
+        for before, piece in pairwise(pieces):
+            if before.name == piece.name:
+                self._leave_out(path, piece.name, "its name is in the tree twice")
+        return [kept[name] for name in sorted(kept)]
 
     def _learn(self, base: Base) -> dict[bytes, Base]:
         """Remembers what a stored directory has; returns the directories in it."""
@@ -205,12 +252,10 @@ class GitTrees:
         parts = [_head(len(pieces)), *[piece.encoded for piece in pieces]]
         return self.nodes.put_bytes(b"".join(parts))
 
-    def _make(
-        self, item: TreeEntry, path: bytes, below: dict[bytes, Base], depth: int
-    ) -> _Piece | None:
+    def _make(self, item: TreeEntry, path: bytes) -> _Piece | None:
         """Stores what an entry names; None if it must be left out."""
         mode, name, identifier = item
-        place = path + b"/" + name if path else name
+        place = _join(path, name)
         if name.lower() == b".git":
             self._leave_out(path, name, "git reserves the name")
             return None
@@ -227,8 +272,7 @@ class GitTrees:
         totals = None
         content: Content
         if kind == 0o04:
-            base = below.get(name)
-            folder = self._folder(identifier, place, base, depth + 1)
+            folder = self._folders[identifier]
             entry = Entry(
                 name, Kind.DIRECTORY, MODE, TIME_NS, folder.size, folder.node, xattrs, None,
                 Totals(folder.below, 0),
@@ -274,7 +318,11 @@ class GitTrees:
         return done
 
     def _leave_out(self, path: bytes, name: bytes, why: str) -> None:
-        self.left_out[(path + b"/" + name if path else name)[:1000], why] = None
+        self.left_out[_join(path, name)[:1000], why] = None
+
+
+def _join(path: bytes, name: bytes) -> bytes:
+    return path + b"/" + name if path else name
 
 
 def file_mode(mode: bytes) -> int:
