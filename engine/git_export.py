@@ -9,6 +9,7 @@ attributes, fifos, permission bits but the owner's x, that names are one file, a
 """
 
 import io
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypedDict
@@ -51,6 +52,7 @@ Progress = Callable[[int, int | None], None]
 _WHOLE_BYTES = 8 << 20
 """A file longer than this is handed over in pieces."""
 _EXAMPLES = 20
+_COMMIT = re.compile(rb"[0-9a-f]{40}")
 
 
 class Loss(msgspec.Struct):
@@ -341,10 +343,20 @@ class GitTreeWriter:
             before, item = old.get(below.name), old_items.get(below.name)
             if item is not None and before is not None and _is_like(before, below):
                 items.append(item)
-                continue
-            made = self._entry(below, place, before, item)
-            if made is not None:
-                items.append(made)
+            elif below.name.lower() == b".git":
+                self._lose("name that git reserves", place)
+            elif below.kind == Kind.DIRECTORY and not _is_module(below):
+                # In this function, so that 512 directories are as many calls inside each other.
+                mode = self._attributes(below, place)
+                tree = self._directory(below, place, _tree_below(before, item))
+                if tree is None:
+                    self._lose("empty directory", place)
+                else:
+                    items.append((_mode(mode, 0o04) or TREE_MODE, below.name, tree))
+            else:
+                made = self._entry(below, place)
+                if made is not None:
+                    items.append(made)
         tree = self._put("tree", format_tree(items)) if items else None
         self._trees[identifier] = tree
         return tree
@@ -356,40 +368,25 @@ class GitTreeWriter:
         items = parse_tree(self._target.read("tree", base.tree))
         return {entry.name: entry for entry in entries}, {item[1]: item for item in items}
 
-    def _entry(
-        self, entry: Entry, path: bytes, before: Entry | None, item: TreeEntry | None
-    ) -> TreeEntry | None:
-        if entry.name.lower() == b".git":
-            self._lose("name that git reserves", path)
-            return None
+    def _attributes(self, entry: Entry, path: bytes) -> bytes | None:
+        """Counts what git has no word for; returns the mode that an import has kept."""
         xattrs = dict(entry.xattrs)
         mode = xattrs.pop(MODE_ATTRIBUTE, None)
-        module = xattrs.pop(MODULE_ATTRIBUTE, b"")
+        if _is_module(entry):
+            del xattrs[MODULE_ATTRIBUTE]
         if xattrs:
             self._lose("extended attribute", path)
         if entry.mtime_ns != TIME_NS:
             self._lose("time", path)
         if entry.link is not None:
             self._lose("hard link", path)
+        return mode
+
+    def _entry(self, entry: Entry, path: bytes) -> TreeEntry | None:
+        mode = self._attributes(entry, path)
         if entry.kind == Kind.DIRECTORY:
-            if module and entry.totals is not None and not entry.totals.entries:
-                try:
-                    commit = bytes.fromhex(module.decode())
-                    if len(commit) == 20:
-                        return mode or MODULE_MODE, entry.name, commit
-                except ValueError:
-                    pass
-                self._lose("extended attribute", path)
-            base = None
-            if before is not None and item is not None and before.kind == Kind.DIRECTORY and (
-                int(item[0], 8) >> 12 == 0o04
-            ):  # fmt: skip
-                base = _Tree(before, item[2])
-            tree = self._directory(entry, path, base)
-            if tree is None:
-                self._lose("empty directory", path)
-                return None
-            return _mode(mode, 0o04) or TREE_MODE, entry.name, tree
+            commit = bytes.fromhex(dict(entry.xattrs)[MODULE_ATTRIBUTE].decode())
+            return _mode(mode, 0o16) or MODULE_MODE, entry.name, commit
         if entry.kind == Kind.SYMLINK and isinstance(entry.content, bytes):
             blob = self._put("blob", entry.content)
             return _mode(mode, 0o12) or LINK_MODE, entry.name, blob
@@ -434,6 +431,24 @@ def _is_like(before: Entry, entry: Entry) -> bool:
         and entry.xattrs == before.xattrs
         and entry.link is None
     )
+
+
+def _is_module(entry: Entry) -> bool:
+    """Tells whether a directory stands for a submodule: one with something in it does not."""
+    value = dict(entry.xattrs).get(MODULE_ATTRIBUTE)
+    return (
+        value is not None
+        and _COMMIT.fullmatch(value) is not None
+        and entry.totals is not None
+        and not entry.totals.entries
+    )
+
+
+def _tree_below(before: Entry | None, item: TreeEntry | None) -> _Tree | None:
+    """Returns what the base has under a name, if that is a directory on both sides."""
+    if before is None or item is None or before.kind != Kind.DIRECTORY:
+        return None
+    return _Tree(before, item[2]) if int(item[0], 8) >> 12 == 0o04 else None
 
 
 def _mode(mode: bytes | None, kind: int) -> bytes | None:

@@ -28,6 +28,8 @@ Progress = Callable[[int, int | None], None]
 
 _BATCH_COMMITS = 4096
 _BATCH_BYTES = 16 << 20
+_MOST_READ = 20_000
+"""Commits kept in memory between the look at the graph and the import; others are read twice."""
 
 
 class GitImport(msgspec.Struct):
@@ -40,7 +42,6 @@ class GitImport(msgspec.Struct):
 
     commits: int = 0
     known: int = 0
-    trees_read: int = 0
     blobs: int = 0
     read_bytes: int = 0
     new_bytes: int = 0
@@ -93,6 +94,7 @@ class _GitImport:
         self.rows: list[tuple[bytes, bytes]] = []
         self.done: dict[bytes, git_links.KnownCommit] = {}
         self.hidden: set[bytes] = set()
+        self.read: dict[bytes, tuple[bytes, Commit]] = {}
         self.last: tuple[bytes, Base] | None = None
 
     def run(self, revisions: list[str], prefix: str, force: bool) -> GitImport:
@@ -167,7 +169,10 @@ class _GitImport:
                 if len(order) % 1000 == 0:
                     self.progress(len(order), None)
                 stack.append((identifier, True))
-                parents = self._read(identifier)[1].parents
+                found = self._read(identifier)
+                if len(self.read) < _MOST_READ:
+                    self.read[identifier] = found
+                parents = found[1].parents
                 # The first parent is looked at first, so that a line of history is in order.
                 stack += [(p, False) for p in reversed(parents) if self._is_wanted(p)]
         return order
@@ -198,7 +203,10 @@ class _GitImport:
     # One commit.
 
     def _commit(self, identifier: bytes) -> None:
-        data, commit = self._read(identifier)
+        if identifier in self.read:
+            data, commit = self.read.pop(identifier)
+        else:
+            data, commit = self._read(identifier)
         parents = [self.done.get(parent) for parent in commit.parents]
         there = tuple(dict.fromkeys(known.snapshot for known in parents if known is not None))
         message, fields = to_record(identifier, data, commit)

@@ -323,6 +323,20 @@ def test_trees_that_are_too_deep_are_refused_and_nothing_is_lost(repository, git
     assert repository.verify().damage == []
 
 
+def test_as_deep_as_a_tree_may_be_goes_both_ways(repository, git, tmp_path):
+    tree = git("mktree", data=b"")
+    blob = git("hash-object", "-w", "--stdin", data=b"x")
+    tree = git("mktree", data=f"100644 blob {blob}\tx\n".encode())
+    for _ in range(511):
+        tree = git("mktree", data=f"040000 tree {tree}\td\n".encode())
+    git("update-ref", "refs/heads/main", git("commit-tree", "-m", "deep", tree))
+    repository.import_git(str(git.path))
+    repository.export_git(str(tmp_path / "out.git"), wanted(repository))
+    assert Git(tmp_path / "out.git", bare=True).refs() == git.refs()
+    git("update-ref", "refs/heads/main", git("commit-tree", "-p", "main", "-m", "again", tree))
+    assert repository.import_git(str(git.path)).commits == 1
+
+
 @pytest.mark.parametrize("harm", ["missing", "damaged"])
 def test_a_damaged_repository_gives_what_is_whole_and_an_error(repository, git, harm):
     git.write("a", b"1" * 500)
