@@ -95,7 +95,7 @@ class _GitImport:
         self.done: dict[bytes, git_links.KnownCommit] = {}
         self.hidden: set[bytes] = set()
         self.read: dict[bytes, tuple[bytes, Commit]] = {}
-        self.last: tuple[bytes, Base] | None = None
+        self.bases: dict[bytes, Base | None] = {}
 
     def run(self, revisions: list[str], prefix: str, force: bool) -> GitImport:
         refs, tips = self._tips(revisions)
@@ -213,7 +213,8 @@ class _GitImport:
         is_cut = any(known is None or known.cut for known in parents)
         if len(there) != len(commit.parents):
             fields["parents"] = [parent.hex() for parent in commit.parents]
-        root = self.trees.root(commit.tree, self._base(commit))
+        base = self.bases[identifier] = self._base(commit)
+        root = self.trees.root(commit.tree, base)
         record = make_snapshot(root, there, message, {GIT: fields}, time_ns=time_of(commit))
         snapshot, encoded = encode_snapshot(record)
         self.done[identifier] = git_links.KnownCommit(snapshot, is_cut)
@@ -221,20 +222,19 @@ class _GitImport:
         self.rows.append(git_links.imported(identifier, snapshot, root, is_cut))
 
     def _base(self, commit: Commit) -> Base | None:
-        """Returns the tree of a stored parent, for what is not in memory."""
+        """Returns the tree of the nearest ancestor that is stored, for what is not in memory.
+
+        What came between the two is of this batch, and so in memory.
+        """
         for parent in commit.parents:
+            if parent in self.bases:
+                return self.bases[parent]
             known = self.done.get(parent)
-            if known is None:
-                continue
-            if self.last is not None and self.last[0] == parent:
-                return self.last[1]
-            with self.store.read() as reader:
-                if not reader.has(Db.SNAPSHOTS, known.snapshot):
-                    continue  # of this batch: what it has is in memory
-            record = self.repository.snapshot(known.snapshot)
-            base = Base(self._read(parent)[1].tree, record.root)
-            self.last = parent, base
-            return base
+            if known is not None:
+                record = self.repository.snapshot(known.snapshot)
+                base = Base(self._read(parent)[1].tree, record.root)
+                self.bases[parent] = base
+                return base
         return None
 
     def _flush(self) -> None:
@@ -252,7 +252,7 @@ class _GitImport:
         self.store.write(change)
         self.store.trim()
         self.report.new_bytes += trees.sink.stored_bytes
-        self.snapshots, self.rows = [], []
+        self.snapshots, self.rows, self.bases = [], [], {}
         trees.renew(ChunkSink(self.store, batch_bytes=32 << 20))
 
     # Refs.

@@ -183,11 +183,20 @@ class GitTrees:
 
     def _height(self, tree: bytes) -> int:
         """Returns how many directories stand inside each other in a tree that is stored."""
-        done = self._heights.get(tree)
-        if done is None:
-            below = [item[2] for item in self._entries(tree) if int(item[0], 8) >> 12 == 0o04]
-            done = self._heights[tree] = 1 + max(map(self._height, below), default=0)
-        return done
+        heights = self._heights
+        below: dict[bytes, list[bytes]] = {}
+        stack = [tree]
+        while stack:
+            at = stack[-1]
+            if at not in below:
+                below[at] = [i for mode, _, i in self._entries(at) if int(mode, 8) >> 12 == 0o04]
+            missing = [each for each in below[at] if each not in heights]
+            if missing:
+                stack += missing
+            else:
+                heights[at] = 1 + max([heights[each] for each in below[at]], default=0)
+                stack.pop()
+        return heights[tree]
 
     def _entries(self, tree: bytes) -> list[TreeEntry]:
         try:

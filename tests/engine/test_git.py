@@ -180,6 +180,11 @@ def test_a_second_import_reads_what_is_new_only(repository, git):
     third = repository.import_git(str(git.path))
     assert (third.commits, third.known, third.blobs) == (0, 1, 0)
     assert third.refs == second.refs
+    git.commit("nothing changed")
+    git.write("d2/f2", b"newer")
+    git.commit()
+    fourth = repository.import_git(str(git.path))
+    assert (fourth.commits, fourth.known, fourth.blobs) == (2, 1, 1)
 
 
 def test_without_its_rows_an_import_makes_the_same_snapshots(repository, git):
