@@ -29,6 +29,9 @@ from engine.committing import CommitQueue
 from engine.diffing import Change, diff
 from engine.episodes import Episodes
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
+from engine.git_export import GitExport, GitExportOptions, ToExport, export_git
+from engine.git_import import GitImport, GitImportOptions, import_git
+from engine.git_refs import known_ref
 from engine.history import History, StoredLinks
 from engine.holders import Holder, Target, find_object, holders, object_at
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
@@ -447,6 +450,24 @@ class Repository:
     ) -> MergeReport:
         """Merges two snapshots into one with both as parents; see `snapshot_merging`."""
         return merge_snapshots(self, ours, theirs, **options)
+
+    def import_git(
+        self, path: str, revisions: Iterable[str] = (), **options: Unpack[GitImportOptions]
+    ) -> GitImport:
+        """Imports commits of a git repository as snapshots; see `git_import`."""
+        return import_git(self, path, revisions, **options)
+
+    def git_names(self) -> dict[str, str]:
+        """Returns the refs that an import from git has set, with git's full names for them."""
+        with self.store.read() as reader:
+            known = {ref: known_ref(reader, ref) for ref in self.refs()}
+        return {ref: each.name for ref, each in known.items() if each is not None}
+
+    def export_git(
+        self, path: str, wanted: list[ToExport], **options: Unpack[GitExportOptions]
+    ) -> GitExport:
+        """Writes snapshots to a git repository as commits; see `git_export`."""
+        return export_git(self, path, wanted, **options)
 
     def check_out(
         self,

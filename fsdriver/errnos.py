@@ -26,6 +26,7 @@ from engine.errors import (
     NotFoundError,
 )
 from engine.freezing import TooDeepError
+from engine.git_repository import GitMissingError, GitRefusedError, GitSourceError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
 from engine.oci_reading import ImageDamagedError
@@ -74,6 +75,9 @@ ERRNOS: dict[type[EngineError], int] = {
     EngineError: errno.EIO,
     ImageDamagedError: errno.EIO,
     ImageRefusedError: errno.EINVAL,
+    GitMissingError: errno.EIO,
+    GitRefusedError: errno.EIO,
+    GitSourceError: errno.EIO,
     ImportSourceError: errno.EIO,
     InUseError: errno.EBUSY,
     InvalidNameError: errno.EINVAL,

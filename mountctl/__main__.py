@@ -20,6 +20,7 @@ COMMANDS = {
     "The store": {
         "init": ("init", "Make an empty store."),
         "import": ("importing", "Store a directory as a snapshot."),
+        "git": ("git", "Snapshots from git's commits, and commits from snapshots."),
         "checkout": ("checkout", "Write a snapshot out as a real directory."),
         "export": ("export", "Write a snapshot out as a tar archive or an OCI image."),
         "bundle": ("bundle", "Snapshots as one file, whole or what another store lacks."),

@@ -128,6 +128,17 @@ ROWS = {
         UNKNOWN, "apply a bundle with those first, or have this one made without --have"
     ),
     "BundleTooLargeError": Row(REFUSED, "name fewer snapshots"),
+    # git
+    "GitMissingError": Row(
+        SYSTEM,
+        "install it beside AmalgamFS: `pip install 'amalgamfs[git]'`, or `pip install pygit2`",
+    ),
+    "GitSourceError": Row(
+        REFUSED, "`git fsck` in that repository tells more; what was imported until then is kept"
+    ),
+    "GitRefusedError": Row(
+        REFUSED, "`--author`, another branch (`SNAPSHOT:BRANCH`) or --force may be what you want"
+    ),
     # history and episodes
     "InvalidStepError": Row(USAGE, "give what JSON has: text, finite numbers, lists, objects"),
     "CorruptStepError": Row(
