@@ -100,3 +100,13 @@ def unpack(identifier: ChunkId, value: memoryview) -> bytes | memoryview:
     if digest(plain) != identifier:
         raise CorruptObjectError("chunk", identifier, "its bytes do not match its id")
     return plain
+
+
+def plain_length(value: bytes | memoryview) -> int:
+    """Returns how many plain bytes a stored chunk says it has; -1 if it does not say."""
+    if value[0] == RAW:
+        return len(value) - 1
+    try:
+        return zstandard.frame_content_size(value[1:])
+    except zstandard.ZstdError:
+        return -1

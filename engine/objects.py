@@ -225,6 +225,12 @@ class NodeBuffer:
         self.nodes[identifier] = data
         return identifier
 
+    def put_bytes(self, data: bytes) -> NodeId:
+        """Keeps a node that its caller has encoded and returns its id."""
+        identifier = node_id(data)
+        self.nodes[identifier] = data
+        return identifier
+
     def flush(self, writer: Writer) -> None:
         """Stores what was collected and is not there yet, or is there but damaged."""
         pairs = sorted(self.nodes.items())

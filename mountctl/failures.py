@@ -112,6 +112,33 @@ ROWS = {
     "OutsideLinkError": Row(
         REFUSED, "--outside-links makes such links all the same; look at them before you use them"
     ),
+    # archives and bundles
+    "ArchiveDamagedError": Row(DAMAGED, "get the archive again; nothing was imported"),
+    "ArchiveRefusedError": Row(REFUSED, "look at it with `tar -tv`; nothing was imported"),
+    "ImageRefusedError": Row(REFUSED, "look at the path that the message names"),
+    "ImageDamagedError": Row(DAMAGED, "get the image again; nothing was imported"),
+    "BundleFormatError": Row(
+        DAMAGED, "get the bundle again; what has come of it is kept and not read twice"
+    ),
+    "BundleTruncatedError": Row(
+        DAMAGED, "get the rest of it and apply it again: what has come is kept until `gc`"
+    ),
+    "BundleVersionError": Row(NO_STORE, "use a later version of AmalgamFS for it"),
+    "BundleBaseError": Row(
+        UNKNOWN, "apply a bundle with those first, or have this one made without --have"
+    ),
+    "BundleTooLargeError": Row(REFUSED, "name fewer snapshots"),
+    # git
+    "GitMissingError": Row(
+        SYSTEM,
+        "install it beside AmalgamFS: `pip install 'amalgamfs[git]'`, or `pip install pygit2`",
+    ),
+    "GitSourceError": Row(
+        REFUSED, "`git fsck` in that repository tells more; what was imported until then is kept"
+    ),
+    "GitRefusedError": Row(
+        REFUSED, "`--author`, another branch (`SNAPSHOT:BRANCH`) or --force may be what you want"
+    ),
     # history and episodes
     "InvalidStepError": Row(USAGE, "give what JSON has: text, finite numbers, lists, objects"),
     "CorruptStepError": Row(

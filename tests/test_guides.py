@@ -1,4 +1,4 @@
-"""The guides to history and episodes, run as a person would type them, and as a program.
+"""The guides to history, episodes and git, run as a person would type them, and as a program.
 
 `python -m tests.test_guides` puts what the commands say now into them.
 """
@@ -14,7 +14,11 @@ import pytest
 
 from tests.test_readme import BLOCK, DOCS, plain, run_tour, tour
 
-GUIDES = {"history": "[True] True\n", "episodes": "[1, 11] 0.9\n[10, 11]\n8 3\n"}
+GUIDES = {
+    "history": "[True] True\n",
+    "episodes": "[1, 11] 0.9\n[10, 11]\n8 3\n",
+    "git": "0 ['feature.x', 'feature.y', 'main', 'tags.v1']\n1 ['refs/heads/best']\n",
+}
 STORE = ".local/share/amalgamfs/store"
 
 
