@@ -693,6 +693,7 @@ class Repository:
 
         Raises NotFoundError, AmbiguousIdError.
         """
+        self.commits.flush()
         snapshot, colon, path = name.partition(":")
         if colon:
             root = self.snapshot(self.resolve(snapshot)).root
@@ -702,12 +703,14 @@ class Repository:
 
     def holders(self, target: Target) -> Iterator[Holder]:
         """Yields what keeps an object from being collected. A snapshot's record stays anyway."""
+        self.commits.flush()
         return holders(self.store, self.path, target)
 
     def usage(
         self, snapshots: Iterable[SnapshotId] = (), progress: Progress | None = None
     ) -> Usage:
         """Counts bytes: of the store, each root's own, and all of the given snapshots."""
+        self.commits.flush()
         return measure(self.store, self.path, snapshots, progress)
 
     def compression(self) -> int:
