@@ -20,9 +20,9 @@ This module knows the bytes; what they mean for a store, `bundle_creating` and
 `bundle_applying` know.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeVar
 
 import cbor2
 import msgspec
@@ -32,6 +32,8 @@ from engine.chunking import LARGEST_CHUNK
 from engine.errors import EngineError, InvalidNameError
 from engine.ids import ID_BYTES, check_name
 from engine.nodes import encode
+
+_Sorted = TypeVar("_Sorted", bytes, str)
 
 MAGIC = b"\x89flpkg\r\n"
 VERSION = 1
@@ -253,5 +255,5 @@ def _check_manifest(manifest: Manifest) -> None:
         raise ValueError("its counts are negative")
 
 
-def _ascend(values: tuple[bytes, ...] | list[str]) -> bool:
-    return all(a < b for a, b in pairwise(values))  # type: ignore[operator]
+def _ascend(values: Sequence[_Sorted]) -> bool:
+    return all(a < b for a, b in pairwise(values))

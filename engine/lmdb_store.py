@@ -252,8 +252,9 @@ class LmdbStore(Store):
                 self._readers += 1
         return self._env.begin(buffers=True)
 
-    def _resize(self, map_bytes: int) -> None:
-        """Sets the map's size (0: what the file says) once no transaction is open here."""
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no transaction is open here, and lets none begin meanwhile."""
         with self._gate:
             while self._growing:
                 self._gate.wait()
@@ -261,10 +262,15 @@ class LmdbStore(Store):
             try:
                 while self._readers:
                     self._gate.wait()
-                self._env.set_mapsize(map_bytes)
+                yield
             finally:
                 self._growing = False
                 self._gate.notify_all()
+
+    def _resize(self, map_bytes: int) -> None:
+        """Sets the map's size (0: what the file says)."""
+        with self._alone():
+            self._env.set_mapsize(map_bytes)
 
     def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
         if getattr(self._thread, "reads", 0):
@@ -381,26 +387,17 @@ class LmdbStore(Store):
             os.close(old)
 
     def _exchange(self, new: str, copied: int) -> bool:
-        with self._gate:
-            while self._growing:
-                self._gate.wait()
-            self._growing = True
+        with self._alone():
+            info = self._env.info()
+            if info["last_txnid"] != copied:
+                return False
+            self._env.close()
             try:
-                while self._readers:
-                    self._gate.wait()
-                info = self._env.info()
-                if info["last_txnid"] != copied:
-                    return False
-                self._env.close()
-                try:
-                    os.rename(new, self._data)
-                finally:
-                    self._open(info["map_size"], False)
-                    self._open_databases()
-                return True
+                os.rename(new, self._data)
             finally:
-                self._growing = False
-                self._gate.notify_all()
+                self._open(info["map_size"], False)
+                self._open_databases()
+            return True
 
     def close(self) -> None:
         self._env.close()

@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import IO, Any
 
 from engine.errors import EngineError
@@ -54,14 +55,13 @@ def read_image(
     done = 0
     for layer in layers:
         with job.blob(layer) as stream:
-            before = done
-            reader.read(stream, lambda at, start=before: _tell(progress, start + at, total))  # type: ignore[misc]
+            reader.read(stream, partial(_tell, progress, total, done))
         done += _size(layer, path)
 
 
-def _tell(progress: Progress | None, done: int, total: int) -> None:
+def _tell(progress: Progress | None, total: int, before: int, at: int) -> None:
     if progress is not None:
-        progress(min(done, total), total)
+        progress(min(before + at, total), total)
 
 
 class _Layout:

@@ -119,8 +119,8 @@ class _Image:
         with open(path, "xb") as file:
             packed = _Hashing(file)
             zipped = gzip.GzipFile("", "wb", 6, packed, mtime=0)
-            plain = _Hashing(zipped)  # type: ignore[arg-type]
-            writer = TarWriter(self.objects, plain)  # type: ignore[arg-type]
+            plain = _Hashing(zipped)  # type: ignore[arg-type]  # both write, and no more is asked
+            writer = TarWriter(self.objects, plain)  # type: ignore[arg-type]  # likewise
             members = everything(self.objects, state) if before is None else (
                 difference(self.objects, before, state))  # fmt: skip
             for where, entry in members:

@@ -129,7 +129,7 @@ def decompressed(stream: IO[bytes]) -> IO[bytes]:
             begun, read_across_frames=True, closefd=False
         )
         return io.BufferedReader(reader, _PIECE)
-    return begun  # type: ignore[no-any-return]
+    return begun  # type: ignore[no-any-return]  # it reads, and no more is asked
 
 
 class _Packer:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -21,7 +20,6 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from engine import Repository, SnapshotId, collecting, importing
@@ -36,6 +34,7 @@ from engine.nodes import Entry, Kind, Ref
 from engine.objects import node_putter
 from engine.snapshots import encode_snapshot, make_snapshot
 from engine.store import Db, Writer
+from tests.engine.machines import run_machine
 from tests.engine.trees import Tree, noise, of_entry
 
 FILES = ["a", "b", "d/a", "d/b", "d/e/a", "f/a"]
@@ -402,25 +401,6 @@ class CollectingMachine(RuleBasedStateMachine):
         assert self.repository.verify().damage == []
 
 
-def run(machine: type[CollectingMachine], examples: int, steps: int) -> None:
-    if os.environ.get("AMALGAMFS_EXAMPLES"):
-        examples = int(os.environ["AMALGAMFS_EXAMPLES"])
-    elif os.environ.get("AMALGAMFS_EXAMPLES_FEW"):
-        examples //= 4
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            deadline=None,
-            derandomize="AMALGAMFS_EXAMPLES" not in os.environ,
-            database=None,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 @pytest.fixture
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "FRESH_NS", -(10**18))
@@ -431,7 +411,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.timeout(600)
 def test_nothing_that_is_reachable_is_ever_lost(small_batches: None) -> None:
-    run(CollectingMachine, 60, 60)
+    run_machine(CollectingMachine, 60, 60)
 
 
 @pytest.mark.parametrize("pinned", [False, True])
