@@ -12,11 +12,29 @@ import click
 
 @contextmanager
 def written(path: str) -> Iterator[IO[bytes]]:
-    """Gives a stream to write a file that appears when it is whole; `-` is stdout."""
+    """Gives a stream to write a file that appears when it is whole; `-` is stdout.
+
+    A device or a pipe is written to as it is, and a link stays one.
+    """
     if path == "-":
         yield sys.stdout.buffer
         return
-    parent, name = os.path.split(os.path.abspath(path))
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            with open(path, "wb") as out:
+                yield out
+        else:
+            with _appearing(os.path.realpath(path)) as out:
+                yield out
+    except OSError as error:
+        if error.filename is None:
+            error.filename = path
+        raise
+
+
+@contextmanager
+def _appearing(path: str) -> Iterator[IO[bytes]]:
+    parent, name = os.path.split(path)
     temporary = os.path.join(parent, f".{name[:50]}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as out:
@@ -24,9 +42,11 @@ def written(path: str) -> Iterator[IO[bytes]]:
             out.flush()
             os.fsync(out.fileno())
         os.rename(temporary, path)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename == temporary:
+            error.filename = path  # what was asked for, not what it is called meanwhile
         raise
 
 

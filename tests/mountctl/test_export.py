@@ -1,4 +1,6 @@
 import io
+import os
+import stat
 import subprocess
 import tarfile
 
@@ -34,6 +36,41 @@ def test_through_pipes(mountctl, first):
         input=archive, capture_output=True, check=True,
     )  # fmt: skip
     assert b'"entries": 3' in done.stdout
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(mountctl, first, tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(
+        mountctl.command("export", "main", "--tar", pipe), env=mountctl.environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as child:  # fmt: skip
+        archive = pipe.read_bytes()
+        child.communicate(timeout=30)
+    assert child.returncode == 0
+    assert stat.S_ISFIFO(pipe.lstat().st_mode)
+    with tarfile.open(fileobj=io.BytesIO(archive)) as found:
+        assert "src/main.c" in found.getnames()
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    assert f"{full}: No space" in mountctl.fails(8, "export", "main", "--tar", full)
+    assert "space" in mountctl.fails(8, "bundle", "create", full, "main")
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+    nowhere = tmp_path / "none" / "x"
+    said = mountctl.fails(11, "export", "main", "--tar", nowhere)
+    assert f"{nowhere}: No such file" in said
+
+
+def test_a_link_to_a_file_stays_one(mountctl, first, tmp_path):
+    (tmp_path / "old.tar").write_bytes(b"old")
+    link = tmp_path / "latest.tar"
+    link.symlink_to("old.tar")
+    mountctl("export", "main", "--tar", link)
+    assert link.is_symlink()
+    assert tarfile.is_tarfile(tmp_path / "old.tar")
+    assert sorted(p.name for p in tmp_path.iterdir() if "tar" in p.name) == [
+        "latest.tar", "old.tar"
+    ]  # fmt: skip
 
 
 def test_an_image_out_and_in(mountctl, upper, tmp_path):
