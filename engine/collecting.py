@@ -9,6 +9,7 @@ after it. Who stores objects in steps, before something refers to them, holds th
 
 import msgspec
 
+from engine.checkout_records import records
 from engine.content import chunk_ids
 from engine.directory import Directory, directory_id
 from engine.errors import CorruptObjectError
@@ -17,6 +18,7 @@ from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import Objects
 from engine.sessions import decode_record
 from engine.snapshots import decode_snapshot
+from engine.stat_cache import split_folder
 from engine.store import Db, Reader, Store, Writer
 
 
@@ -48,6 +50,8 @@ class _Marks:
                 roots.append(decode_snapshot(SnapshotId(key), raw).root)
         for key, raw in reader.items(Db.SESSIONS):
             roots.append(decode_record(key, raw).root)
+        for _, record in records(reader):
+            roots += [root for root in (record.root, record.towards) if root is not None]
         return roots
 
     def mark(self, entry: Entry, depth: int = 0) -> None:
@@ -112,11 +116,10 @@ def _sweep(writer: Writer, marks: _Marks) -> CollectReport | None:
 
 
 def _node_of(raw: memoryview) -> bytes:
-    """Returns the node that a record of the stat cache stands for (see `importing`)."""
-    end = 4 + int.from_bytes(raw[:4], "big")
+    """Returns the node that a value of the stat cache stands for."""
     try:
-        return bytes(msgspec.msgpack.decode(raw[end:])[0])
-    except (msgspec.DecodeError, IndexError, TypeError):
+        return split_folder(raw)[1].node
+    except msgspec.DecodeError:
         return b""
 
 

@@ -291,6 +291,26 @@ def write_out(objects: Objects, entry: Entry, fd: int) -> None:
         os.ftruncate(fd, at)
 
 
+def write_range(objects: Objects, entry: Entry, fd: int, offset: int, end: int) -> None:
+    """Writes the bytes of a file from `offset` up to `end` in their place, holes left as holes.
+
+    For files in pieces, whose ranges several threads write; the caller gives the file its length.
+    Raises what `write_out` does.
+    """
+    if isinstance(entry.content, bytes):
+        raise ValueError(f"{entry.name!r} has no pieces")
+    with objects.chunks() as chunk:
+        for ref, start, stop in _parts(objects, entry.content, offset, end - offset):
+            if ref.id is not None:
+                plain = chunk(ChunkId(ref.id))
+                _check_length(ref, plain)
+                view, at = memoryview(plain)[start:stop], offset
+                while view:
+                    count = os.pwrite(fd, view, at)
+                    view, at = view[count:], at + count
+            offset += stop - start
+
+
 def _write_all(fd: int, data: bytes | memoryview) -> None:
     view = memoryview(data)
     while view:

@@ -15,7 +15,8 @@ from typing import Any, Unpack
 
 import msgspec
 
-from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
+from engine.checkout import CheckoutReport
+from engine.checkouts import CheckoutOptions, Checkouts
 from engine.collecting import CollectReport, collect
 from engine.committing import CommitQueue
 from engine.diffing import Change, diff
@@ -75,6 +76,7 @@ class Repository:
         self.objects = Objects(store)
         self.episodes = Episodes(store)
         self.pins = Pins(path)
+        self.checkouts = Checkouts(self)
         self.commits = CommitQueue(self.objects, partial(_storing, path))
         self._sessions = Sessions(store, self.objects, path)
         # Also when the interpreter ends, or nobody refers to it any more.
@@ -414,18 +416,10 @@ class Repository:
         return merge_snapshots(self, ours, theirs, **options)
 
     def check_out(
-        self,
-        root: Entry,
-        target: str,
-        *,
-        outside_links: bool = False,
-        progress: Callable[[int, int | None], None] | None = None,
+        self, root: Entry, target: str, **options: Unpack[CheckoutOptions]
     ) -> CheckoutReport:
-        """Makes a tree at `target`; see `checkout`."""
-        inside = os.path.realpath(target) + os.sep
-        if inside.startswith(os.path.realpath(self.path) + os.sep):
-            raise CheckoutRefusedError(target, "it is inside of the store")
-        return check_out(self.objects, root, target, outside_links=outside_links, progress=progress)
+        """Makes a tree at `target`; see `checkouts`."""
+        return self.checkouts.make(root, target, **options)
 
     def collect(self, *, dry_run: bool = False) -> CollectReport:
         """Removes what nothing refers to. Raises LeaseHeldError while objects are stored."""

@@ -3,7 +3,7 @@
 import errno
 
 from engine.bisecting import BisectRefusedError
-from engine.checkout import CheckoutRefusedError, OutsideLinkError
+from engine.checkout import CheckoutRefusedError
 from engine.content import SourceChangedError
 from engine.diffing import DiffTooLargeError
 from engine.errors import (
@@ -19,6 +19,7 @@ from engine.errors import (
 from engine.freezing import TooDeepError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
+from engine.outside_links import OutsideLinkError
 from engine.patch_parsing import PatchFormatError
 from engine.patching import PatchRefusedError
 from engine.paths import (
