@@ -71,6 +71,15 @@ class ImportReport(msgspec.Struct):
     warnings: list[str] = []
 
 
+class ImportResult(msgspec.Struct, frozen=True):
+    """What an import made. `changed` is False if the tree is the last import's."""
+
+    snapshot: bytes
+    root: Entry
+    changed: bool
+    report: ImportReport
+
+
 class _Folder:
     __slots__ = (
         "entries", "folders", "name", "old_rows", "parent", "path", "result", "rows", "status",

@@ -31,7 +31,7 @@ def check_links(objects: Objects, root: Entry) -> None:
         for entry in Directory(objects, directory_id(stack[-1])):
             child = path + b"/" + entry.name if path else entry.name
             if entry.kind == Kind.SYMLINK and isinstance(entry.content, bytes):
-                if _leads_out(objects, stack, entry.content):
+                if leads_out(objects, stack, entry.content):
                     raise OutsideLinkError(child, entry.content)
             elif entry.kind == Kind.DIRECTORY:
                 if len(stack) > DEEPEST:
@@ -43,8 +43,11 @@ def check_links(objects: Objects, root: Entry) -> None:
     visit(b"")
 
 
-def _leads_out(objects: Objects, directories: list[Entry], target: bytes) -> bool:
-    """Follows a link's target inside the tree, through other links, as the kernel would."""
+def leads_out(objects: Objects, directories: list[Entry], target: bytes) -> bool:
+    """Tells whether a link in the last of `directories`, each inside the one before, leads out.
+
+    Follows its target inside the tree, through other links, as the kernel would.
+    """
     at: list[Entry | None] = list(directories)
     rest = [target]
     followed = 0

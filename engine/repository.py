@@ -13,8 +13,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Unpack
 
-import msgspec
-
 from engine.checkout import CheckoutReport
 from engine.checkouts import CheckoutOptions, Checkouts
 from engine.collecting import CollectReport, collect
@@ -24,7 +22,7 @@ from engine.episodes import Episodes
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
 from engine.history import History, StoredLinks
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
-from engine.importing import ImportReport, ImportSourceError, Progress, import_directory
+from engine.importing import ImportResult, ImportSourceError, Progress, import_directory
 from engine.insight import InsightDiff, InsightOptions, insight
 from engine.leases import Lease, acquire
 from engine.lmdb_store import LmdbStore
@@ -56,15 +54,6 @@ def _end(commits: CommitQueue, pins: Pins, pid: int) -> None:
             commits.close()
         finally:
             pins.close()
-
-
-class ImportResult(msgspec.Struct, frozen=True):
-    """What an import made. `changed` is False if the tree is the last import's."""
-
-    snapshot: bytes
-    root: Entry
-    changed: bool
-    report: ImportReport
 
 
 class Repository:
@@ -426,6 +415,8 @@ class Repository:
         self.commits.flush()
         self.pins.tidy()
         with acquire(self.path, "objects", wait=GC_WAIT, what="collecting garbage"):
+            if not dry_run:
+                self.checkouts.tidy()
             report = collect(self.store, self.objects, dry_run=dry_run)
             if not dry_run:
                 report.session_directories = self.sessions.sweep()
