@@ -20,13 +20,13 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import msgspec
 
 from engine import content
-from engine.checkout_records import mark, mark_of
+from engine.checkout_records import mark, mark_of, unmark
 from engine.directory import Directory, directory_id
 from engine.errors import EngineError
 from engine.hostfs import set_times, write_xattrs
@@ -85,6 +85,7 @@ def check_out(
     *,
     identifier: bytes,
     record: Recorder,
+    tracked: bool = True,
     outside_links: bool = False,
     progress: Progress | None = None,
 ) -> CheckoutReport:
@@ -115,7 +116,10 @@ def check_out(
             marked = mark(fd, identifier)
             job = Fill(objects, root, fd, target, progress)
             job.run()
-            _wait_for_tick()
+            if tracked:
+                _wait_for_tick()
+            if not tracked:
+                unmark(fd)
             record(os.fstat(fd), marked, job.rows)
             os.rename(temporary, target)
         finally:
@@ -123,7 +127,7 @@ def check_out(
     except BaseException:
         Upper(temporary, "").remove_tree(os.fsencode(temporary))
         raise
-    job.report.tracked = marked
+    job.report.tracked = marked and tracked
     return job.report
 
 
@@ -288,7 +292,7 @@ class Fill:
         return os.path.join(self.target, os.fsdecode(b"/".join(parts)))
 
     @contextlib.contextmanager
-    def _named(self, folder: _Folder, name: bytes):  # type: ignore[no-untyped-def]
+    def _named(self, folder: _Folder, name: bytes) -> Iterator[None]:
         """Gives errors about a name in a directory the whole path, and says what they mean."""
         try:
             yield

@@ -16,6 +16,7 @@ Which of the files were changed since, the stat cache tells (see `importing`): a
 its rows as an import would. Losing them costs time, nothing else.
 """
 
+import contextlib
 import errno
 import os
 import secrets
@@ -80,6 +81,12 @@ def mark(fd: int, identifier: bytes) -> bool:
             return False
         raise
     return True
+
+
+def unmark(fd: int) -> None:
+    """Makes an open directory a plain one again."""
+    with contextlib.suppress(OSError):
+        os.removexattr(fd, MARK)
 
 
 def mark_of(where: int | str | bytes) -> bytes | None:

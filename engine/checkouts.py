@@ -5,6 +5,7 @@ What `Repository.checkouts` gives; the ways to do it are in `checkout`, `local_e
 `checkout-<id>`; programs that write in the directory need none.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,10 +78,14 @@ class Checkout(msgspec.Struct, frozen=True):
 
 
 class CheckoutOptions(TypedDict, total=False):
-    """How a checkout is made; `snapshot` and `within` say where the tree comes from."""
+    """How a checkout is made; `snapshot` and `within` say where the tree comes from.
+
+    One that is not `tracked` is a plain directory, of which the store knows nothing.
+    """
 
     snapshot: SnapshotId | None
     within: bytes
+    tracked: bool
     outside_links: bool
     progress: Progress | None
 
@@ -105,10 +110,11 @@ class Checkouts:
         if root.kind != Kind.DIRECTORY:
             return check_out_file(self._objects, root, target)
         identifier = new_id()
+        tracked = options.get("tracked", True)
         path = os.path.realpath(target)
 
         def record(status: os.stat_result, marked: bool, rows: Rows) -> None:
-            if not marked:
+            if not marked or not tracked:
                 return
             made = new_record(
                 path, status, root, options.get("within", b""), options.get("snapshot")
@@ -125,6 +131,7 @@ class Checkouts:
         try:
             return check_out(
                 self._objects, root, target, identifier=identifier, record=record,
+                tracked=tracked,
                 outside_links=options.get("outside_links", False),
                 progress=options.get("progress"),
             )  # fmt: skip
@@ -293,14 +300,22 @@ class Checkouts:
         """Forgets the checkouts whose directories are gone; returns how many."""
         with self._store.read() as reader:
             gone = [
-                identifier for identifier, record in records(reader) if is_gone(identifier, record)
+                (identifier, os.fsdecode(record.path))
+                for identifier, record in records(reader)
+                if is_gone(identifier, record)
             ]
         if gone:
 
-
             def change(writer: Writer) -> None:
-                for identifier in gone:
+                for identifier, path in gone:
                     forget(writer, identifier)
+                    prefix = cache_prefix(path)
+                    rows = itertools.takewhile(
+                        lambda key, prefix=prefix: key.startswith(prefix),  # type: ignore[misc]
+                        writer.keys(Db.IMPORTS, prefix),
+                    )
+                    for key in list(rows):
+                        writer.delete(Db.IMPORTS, key)
 
             self._store.write(change)
         return len(gone)

@@ -7,8 +7,9 @@ however that dies. The file's text says who holds it (JSON), for messages only.
     objects         those who store objects that nothing refers to yet  shared
                     the sweep of a garbage collection                    exclusive
     session-<uid>   whoever writes or reads a session's upper           exclusive
+    checkout-<id>   whoever compares, switches or commits a checkout    exclusive
 
-Order: mount, then session (several: by uid), then objects; never the other way round.
+Order: mount, then session (several: by uid) or checkout, then objects; never the other way round.
 """
 
 import contextlib

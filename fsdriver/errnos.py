@@ -4,6 +4,8 @@ import errno
 
 from engine.bisecting import BisectRefusedError
 from engine.checkout import CheckoutRefusedError
+from engine.checkout_records import NotACheckoutError
+from engine.checkouts import PartialCheckoutError, SwitchInterruptedError
 from engine.content import SourceChangedError
 from engine.diffing import DiffTooLargeError
 from engine.errors import (
@@ -19,6 +21,7 @@ from engine.errors import (
 from engine.freezing import TooDeepError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
+from engine.local_edits import LocalEditsError
 from engine.outside_links import OutsideLinkError
 from engine.patch_parsing import PatchFormatError
 from engine.patching import PatchRefusedError
@@ -57,6 +60,7 @@ ERRNOS: dict[type[EngineError], int] = {
     InvalidStepError: errno.EINVAL,
     InvalidPathError: errno.EINVAL,
     LeaseHeldError: errno.EBUSY,
+    LocalEditsError: errno.EBUSY,
     MissingObjectError: errno.EIO,
     MissingPathError: errno.ENOENT,
     NameTakenError: errno.EEXIST,
@@ -64,15 +68,18 @@ ERRNOS: dict[type[EngineError], int] = {
     NoDirectoryError: errno.ENOTDIR,
     NoFileError: errno.EISDIR,
     NoMergeBaseError: errno.EINVAL,
+    NotACheckoutError: errno.EINVAL,
     NotAStoreError: errno.EIO,
     NotEmptyError: errno.ENOTEMPTY,
     NotFoundError: errno.ENOENT,
     OutsideLinkError: errno.EIO,
+    PartialCheckoutError: errno.EINVAL,
     PathError: errno.EIO,
     PathExistsError: errno.EEXIST,
     PatchFormatError: errno.EINVAL,
     PatchRefusedError: errno.EINVAL,
     SourceChangedError: errno.EAGAIN,
+    SwitchInterruptedError: errno.EBUSY,
     StoreDamagedError: errno.EIO,
     StoreError: errno.EIO,
     StoreExistsError: errno.EEXIST,
