@@ -73,6 +73,7 @@ class _Folder(msgspec.Struct):
     steps: list[_Step] = []
     folders: list["_Folder"] = []
     kept: bool = False
+    known: Known | None = None
 
 
 class Switch:
@@ -106,7 +107,7 @@ class Switch:
     def _plan(self, fd: int | None, folder: _Folder, way: tuple[bytes, ...]) -> None:
         if len(way) > DEEPEST:
             raise CorruptObjectError("node", directory_id(folder.olds[0]), "the tree is too deep")
-        known = Known(self.objects, self.prefix, joined(way))
+        known = folder.known = Known(self.objects, self.prefix, joined(way))
         for name, olds, new in self._differences(fd, folder):
             status = _look(fd, name)
             here = status is not None and stat.S_ISDIR(status.st_mode)
@@ -259,7 +260,7 @@ class Switch:
                 finally:
                     os.close(below)
         self._dress(fd, folder, stat.S_IMODE(before.st_mode))
-        self._remember(folder, way, rows)
+        self._remember(folder, rows)
 
     def _remove(self, fd: int, folder: _Folder, way: list[bytes]) -> None:
         below = os.open(folder.name, OPEN_DIRECTORY, dir_fd=fd)
@@ -340,13 +341,14 @@ class Switch:
         fresh = mtime_of(status) > self._fresh
         return (*row[:5], FRESH, row[6]) if fresh else row
 
-    def _remember(self, folder: _Folder, way: list[bytes], rows: list[Row]) -> None:
+    def _remember(self, folder: _Folder, rows: list[Row]) -> None:
         """Keeps what the cache says of a folder from now on.
 
         Its old rows hold on only if they were of the old tree: else something was imported
         meanwhile, and they are of that.
         """
-        known = Known(self.objects, self.prefix, b"/".join(way))
+        known = folder.known
+        assert known is not None
         self.values[known.key] = None
         new = folder.new
         if new is None or new.totals is None or folder.kept:

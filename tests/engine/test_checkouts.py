@@ -3,12 +3,14 @@
 import contextlib
 import os
 import shutil
+import subprocess
 import threading
 from pathlib import Path
 
 import pytest
 
 from engine import Repository, SnapshotId, importing
+from engine.checkout import OPEN_DIRECTORY, CheckoutRefusedError, Fill
 from engine.checkout_records import NotACheckoutError
 from engine.checkouts import PartialCheckoutError, SwitchInterruptedError
 from engine.diffing import ChangeKind
@@ -16,9 +18,10 @@ from engine.directory import find
 from engine.leases import LeaseHeldError
 from engine.local_edits import LocalEditsError
 from engine.store import Db
+from tests.conftest import Run
 from tests.engine.killing import KILLER, Killed
 from tests.engine.test_session_machine import make_base
-from tests.engine.trees import RECENT, age, clone, noise, of_directory, paths
+from tests.engine.trees import RECENT, age, clone, noise, of_directory, paths, without_times
 
 A, M, R, T, U = (
     ChangeKind.ADDED, ChangeKind.MODIFIED, ChangeKind.REMOVED, ChangeKind.TYPE, ChangeKind.METADATA,
@@ -346,3 +349,87 @@ def test_directories_that_others_swap_for_links(world: World, tmp_path: Path):
         stop.set()
         thread.join()
     assert os.listdir(outside) == []
+
+
+def test_what_a_dead_checkout_left_is_removed(world: World, tmp_path: Path):
+    for step in [3, 30]:
+        KILLER.arm(step)
+        try:
+            with pytest.raises(Killed):
+                world.check_out()
+        finally:
+            KILLER.disarm()
+    (left,) = tmp_path.glob(".target.checkout-*")  # the second has removed what the first left
+    (tmp_path / ".target.checkout-00000000").mkdir()  # nobody's checkout
+    world.check_out()
+    assert not left.exists()
+    assert [each.name for each in tmp_path.glob(".target*")] == [".target.checkout-00000000"]
+    assert of_directory(world.target) == world.trees[0]
+
+
+def test_a_large_file_is_written_in_ranges(repository: Repository, tmp_path: Path):
+    base = tmp_path / "base"
+    base.mkdir()
+    with (base / "large").open("wb") as file:
+        file.write(noise(20 << 20))
+        file.seek(70 << 20)
+        file.write(noise(9 << 20, 1))
+        file.truncate(100 << 20)
+    age(base)
+    root = repository.import_directory(str(base)).root
+    seen: list[int] = []
+    repository.check_out(root, str(tmp_path / "target"), progress=lambda n, total: seen.append(n))
+    assert of_directory(tmp_path / "target") == of_directory(base)
+    assert (tmp_path / "target/large").stat().st_blocks * 512 < 31 << 20
+    assert seen == sorted(seen)
+    assert (len(seen) > 6, seen[-1]) == (True, 100 << 20)
+
+
+def test_names_that_a_disk_takes_for_one(repository: Repository, tmp_path: Path):
+    """What a disk that folds case says of the second name, said here of one that is there."""
+    for kind in ["file", "directory"]:
+        base, target = tmp_path / kind, tmp_path / f"{kind} target"
+        (base / "d").mkdir(parents=True)
+        (target / "d/readme").mkdir(parents=True)
+        (base / "d/readme").mkdir() if kind == "directory" else (base / "d/readme").touch()
+        (target / "d/readme").rename(target / "readme")
+        (target / "d").rmdir()
+        root = repository.import_directory(str(base / "d")).root
+        fd = os.open(target, OPEN_DIRECTORY)
+        try:
+            with pytest.raises(CheckoutRefusedError, match="target/readme': the filesystem takes"):
+                Fill(repository.objects, root, fd, str(target), None).run()
+        finally:
+            os.close(fd)
+
+
+UNPRIVILEGED = """
+import os, sys
+from engine import Repository
+base = sys.argv[1] + "/base"
+os.makedirs(base + "/d")
+open(base + "/d/file", "w").write("first")
+os.chmod(base + "/d", 0o555); os.chmod(base, 0o555)
+with Repository.create(sys.argv[1] + "/store") as repository:
+    first = repository.import_directory(base).root
+    os.chmod(base, 0o755); os.chmod(base + "/d", 0o755)
+    open(base + "/d/file", "w").write("second"); open(base + "/d/new", "w").write("new")
+    os.utime(base + "/d/file", (7, 7)); os.utime(base + "/d/new", (7, 7))
+    os.chmod(base + "/d", 0o555); os.chmod(base, 0o555)
+    second = repository.import_directory(base).root
+    target = sys.argv[1] + "/target"
+    repository.check_out(first, target)
+    for root in [second, first, second]:
+        repository.checkouts.switch(target, root)
+        print([edit.path for edit in repository.checkouts.status(target)])
+"""
+
+
+@pytest.mark.unprivileged
+def test_directories_that_nobody_may_write(public_path: Path, as_user: Run):
+    done = as_user("-c", UNPRIVILEGED, str(public_path))
+    assert (done.stderr, done.stdout) == ("", "[]\n" * 3)
+    assert without_times(of_directory(public_path / "target")) == without_times(
+        of_directory(public_path / "base")
+    )
+    subprocess.run(["chmod", "-R", "u+rwx", str(public_path)], check=True)

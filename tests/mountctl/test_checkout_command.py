@@ -75,7 +75,7 @@ def test_wrong_words(mountctl, out: Path, tree: Path):
     mountctl.fails(4, "checkout", "--status", tree)
     mountctl.fails(4, "checkout", "--switch", "main", tree)
     mountctl.fails(4, "commit", "--from", tree)
-    for words in [
+    wrong: list[list[str | Path]] = [
         ["checkout", out],
         ["checkout", "--status", "main", out],
         ["checkout", "--keep", "main", out],
@@ -83,5 +83,6 @@ def test_wrong_words(mountctl, out: Path, tree: Path):
         ["checkout", "--switch", out],
         ["commit"],
         ["commit", "work", "--from", out],
-    ]:
-        mountctl.fails(2, *map(str, words))
+    ]
+    for words in wrong:
+        mountctl.fails(2, *words)
