@@ -176,7 +176,9 @@ def _wait_for_tick() -> None:
     time.sleep(_TICK)
 
 
-def write_entry(objects: Objects, fd: int, entry: Entry, name: bytes) -> os.stat_result | None:
+def write_entry(
+    objects: Objects, fd: int, entry: Entry, name: bytes, chunk: content.ReadChunk | None = None
+) -> os.stat_result | None:
     """Makes what is not a directory as `name` in an open directory, with all its attributes.
 
     Returns the status of a file, which is then as it will stay. Raises FileExistsError.
@@ -184,7 +186,7 @@ def write_entry(objects: Objects, fd: int, entry: Entry, name: bytes) -> os.stat
     if entry.kind == Kind.FILE:
         file = open_new(fd, entry, name)
         try:
-            content.write_out(objects, entry, file)
+            content.write_out(objects, entry, file, chunk)
             return dress_file(file, entry)
         finally:
             os.close(file)
@@ -389,16 +391,17 @@ class Fill:
     def _make(self, folder: _Folder, batch: list[Entry]) -> None:
         rows = []
         size = 0
-        for entry in batch:
-            try:
-                status = write_entry(self.objects, folder.fd, entry, entry.name)
-                if status is None:
-                    status = os.stat(entry.name, dir_fd=folder.fd, follow_symlinks=False)
-            except OSError as error:
-                raise self._explained(error, folder, entry.name) from error
-            rows.append(row_of(entry.name, status))
-            if entry.kind == Kind.FILE:
-                size += entry.size
+        with self.objects.chunks() as chunk:
+            for entry in batch:
+                try:
+                    status = write_entry(self.objects, folder.fd, entry, entry.name, chunk)
+                    if status is None:
+                        status = os.stat(entry.name, dir_fd=folder.fd, follow_symlinks=False)
+                except OSError as error:
+                    raise self._explained(error, folder, entry.name) from error
+                rows.append(row_of(entry.name, status))
+                if entry.kind == Kind.FILE:
+                    size += entry.size
         folder.rows += rows
         self._account(len(batch), size)
 
