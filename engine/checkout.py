@@ -96,16 +96,10 @@ def check_out(
     after which the target is as it was.
     """
     target = os.path.abspath(target)
-    if os.path.lexists(target):
-        if os.path.islink(target) or not os.path.isdir(target):
-            raise CheckoutRefusedError(target, "it exists and is not a directory")
-        if os.listdir(target):
-            raise CheckoutRefusedError(target, "the directory is not empty")
+    check_target(target)
     if not outside_links:
         check_links(objects, root)
     parent, name = os.path.split(target)
-    if not os.path.isdir(parent):
-        raise CheckoutRefusedError(target, f"{parent!r} is not a directory")
     _remove_dead(parent, name)
     temporary = os.path.join(parent, f".{name[:50]}.checkout-{secrets.token_hex(4)}")
     os.mkdir(temporary, 0o700)
@@ -129,6 +123,19 @@ def check_out(
         raise
     job.report.tracked = marked and tracked
     return job.report
+
+
+def check_target(target: str) -> None:
+    """Raises CheckoutRefusedError if a tree cannot be made at `target`."""
+    target = os.path.abspath(target)
+    parent = os.path.dirname(target)
+    if os.path.lexists(target):
+        if os.path.islink(target) or not os.path.isdir(target):
+            raise CheckoutRefusedError(target, "it exists and is not a directory")
+        if os.listdir(target):
+            raise CheckoutRefusedError(target, "the directory is not empty")
+    if not os.path.isdir(parent):
+        raise CheckoutRefusedError(target, f"{parent!r} is not a directory")
 
 
 def check_out_file(objects: Objects, entry: Entry, target: str) -> CheckoutReport:

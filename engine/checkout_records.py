@@ -56,6 +56,10 @@ class CheckoutRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True
     towards: Entry | None = None
     towards_snapshot: bytes | None = None
 
+    def trees(self) -> list[Entry]:
+        """Returns the trees that the directory may show now: one, or two in a switch."""
+        return [root for root in (self.root, self.towards) if root is not None]
+
 
 def new_id() -> bytes:
     """Returns the id of a checkout that is about to be made."""
@@ -113,18 +117,27 @@ def forget(writer: Writer, identifier: bytes) -> None:
 def load(reader: Reader, identifier: bytes) -> CheckoutRecord | None:
     """Returns a record, or None. Raises CorruptObjectError."""
     raw = reader.get(Db.META, PREFIX + identifier)
-    return None if raw is None else _decode(identifier, raw)
+    return None if raw is None else decode_checkout(identifier, raw)
+
+
+def checkout_ids(reader: Reader) -> Iterator[bytes]:
+    """Yields the ids of all records."""
+    for key in reader.keys(Db.META, PREFIX):
+        if not key.startswith(PREFIX):
+            return
+        yield key.removeprefix(PREFIX)
 
 
 def records(reader: Reader) -> Iterator[tuple[bytes, CheckoutRecord]]:
-    """Yields all records with their ids."""
-    for key, raw in reader.items(Db.META, PREFIX):
-        if not key.startswith(PREFIX):
-            return
-        yield key[len(PREFIX) :], _decode(key[len(PREFIX) :], raw)
+    """Yields all records with their ids. Raises CorruptObjectError."""
+    for identifier in checkout_ids(reader):
+        record = load(reader, identifier)
+        if record is not None:
+            yield identifier, record
 
 
-def _decode(identifier: bytes, raw: memoryview) -> CheckoutRecord:
+def decode_checkout(identifier: bytes, raw: memoryview) -> CheckoutRecord:
+    """Reads a record. Raises CorruptObjectError."""
     try:
         record = msgspec.convert(cbor2.loads(raw), CheckoutRecord)
         for entry in (record.root, record.towards):

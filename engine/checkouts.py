@@ -5,10 +5,11 @@ What `Repository.checkouts` gives; the ways to do it are in `checkout`, `local_e
 `checkout-<id>`; programs that write in the directory need none.
 """
 
-import itertools
+import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import msgspec
@@ -21,6 +22,7 @@ from engine.checkout import (
     Rows,
     check_out,
     check_out_file,
+    check_target,
 )
 from engine.checkout_records import (
     CheckoutRecord,
@@ -35,14 +37,16 @@ from engine.checkout_records import (
     records,
     save,
 )
-from engine.errors import EngineError
+from engine.directory import directory_id
+from engine.errors import EngineError, MissingObjectError
 from engine.ids import SnapshotId, check_name
 from engine.importing import ImportResult, import_directory
-from engine.leases import acquire
+from engine.leases import Lease, LeaseHeldError, acquire
 from engine.local_edits import Edit, local_edits
 from engine.nodes import Entry, Kind
+from engine.roots import stored_roots
 from engine.snapshots import encode_snapshot, make_snapshot
-from engine.stat_cache import cache_key, cache_prefix
+from engine.stat_cache import cache_key, cache_prefix, put_rows
 from engine.store import Db, Writer
 from engine.switching import EditPolicy, Switch, SwitchReport
 
@@ -109,9 +113,11 @@ class Checkouts:
             raise CheckoutRefusedError(target, "it is inside of the store")
         if root.kind != Kind.DIRECTORY:
             return check_out_file(self._objects, root, target)
+        check_target(target)
         identifier = new_id()
         tracked = options.get("tracked", True)
         path = os.path.realpath(target)
+        self._repository.commits.flush()
 
         def record(status: os.stat_result, marked: bool, rows: Rows) -> None:
             if not marked or not tracked:
@@ -120,27 +126,65 @@ class Checkouts:
                 path, status, root, options.get("within", b""), options.get("snapshot")
             )
             prefix = cache_prefix(path)
-            pairs = sorted((cache_key(prefix, folder), value) for folder, value in rows)
+            pairs = [(cache_key(prefix, folder), value) for folder, value in rows]
 
             def change(writer: Writer) -> None:
                 save(writer, identifier, made)
-                writer.put_many(Db.IMPORTS, pairs)
+                put_rows(writer, pairs)
 
             self._store.write(change)
 
-        try:
-            return check_out(
-                self._objects, root, target, identifier=identifier, record=record,
-                tracked=tracked,
-                outside_links=options.get("outside_links", False),
-                progress=options.get("progress"),
-            )  # fmt: skip
-        except BaseException:
+        with self._kept(root, options.get("snapshot")), self._lease(identifier, "making it"):
+            known = False
+            try:
+                report = check_out(
+                    self._objects, root, target, identifier=identifier, record=record,
+                    tracked=tracked,
+                    outside_links=options.get("outside_links", False),
+                    progress=options.get("progress"),
+                )  # fmt: skip
+                known = report.tracked
+            finally:
+                if not known:
+                    self._forget(identifier)
+        return report
+
+    @contextmanager
+    def _kept(self, root: Entry, snapshot: SnapshotId | None) -> Iterator[None]:
+        """Keeps a tree from collection while it is made; raises MissingObjectError if it is gone.
+
+        A snapshot's tree is whole when its record is there afterwards (see `pins`), or another
+        root leads to it; of a tree without a snapshot the caller knows.
+        """
+        node = directory_id(root)
+        pin = self._repository.pins.pin(node)
+        if snapshot is not None and not self._repository.has_snapshot(snapshot):
             with self._store.read() as reader:
-                known = load(reader, identifier) is not None
-            if known:
-                self._store.write(lambda writer: forget(writer, identifier))
-            raise
+                if all(each.node != node for each in stored_roots(reader)):
+                    raise MissingObjectError("snapshot", snapshot)
+        yield
+        del pin
+
+    def _lease(self, identifier: bytes, what: str) -> Lease:
+        return acquire(self._repository.path, _lease_name(identifier), what=what)
+
+    def _forget(self, identifier: bytes) -> None:
+        """Forgets a checkout, if it is known at all; the caller has its lease."""
+        with self._store.read() as reader:
+            record = load(reader, identifier)
+        if record is not None:
+            prefix = cache_prefix(os.fsdecode(record.path))
+
+            def change(writer: Writer) -> None:
+                forget(writer, identifier)
+                keys = writer.keys(Db.IMPORTS, prefix)
+                for key in list(takewhile(lambda key: key.startswith(prefix), keys)):
+                    writer.delete(Db.IMPORTS, key)
+
+            self._store.write(change)
+        lock = os.path.join(self._repository.path, "locks", _lease_name(identifier))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(lock)
 
     # Those that are there.
 
@@ -178,7 +222,7 @@ class Checkouts:
     def _hold(self, directory: str, what: str) -> Iterator[tuple[str, bytes, CheckoutRecord, int]]:
         """Keeps other processes away; gives path, id, record and the open directory."""
         path, identifier, _ = self._find(directory)
-        with acquire(self._repository.path, f"checkout-{identifier.decode()}", what=what):
+        with self._lease(identifier, what):
             path, identifier, record = self._find(directory)
             fd = os.open(path, OPEN_DIRECTORY)
             try:
@@ -217,8 +261,12 @@ class Checkouts:
         """
         if root.kind != Kind.DIRECTORY:
             raise NotACheckoutError(directory, "what it would become is not a directory")
-        with self._hold(directory, "switching it") as (path, identifier, record, fd):
-            olds = [record.root] + ([record.towards] if record.towards is not None else [])
+        self._repository.commits.flush()
+        with (
+            self._kept(root, snapshot),
+            self._hold(directory, "switching it") as (path, identifier, record, fd),
+        ):
+            olds = record.trees()
             root = msgspec.structs.replace(root, name=b"")
             job = Switch(
                 self._objects, cache_prefix(path), identifier, fd, path, olds, root,
@@ -238,11 +286,9 @@ class Checkouts:
 
             def change(writer: Writer) -> None:
                 save(writer, identifier, record)
-                for key, value in sorted(job.values.items()):
-                    if value is None:
-                        writer.delete(Db.IMPORTS, key)
-                    else:
-                        writer.put(Db.IMPORTS, key, value)
+                for key in sorted(key for key, value in job.values.items() if value is None):
+                    writer.delete(Db.IMPORTS, key)
+                put_rows(writer, [(k, value) for k, value in job.values.items() if value])
 
             self._store.write(change)
         return job.report
@@ -297,28 +343,25 @@ class Checkouts:
         return ImportResult(snapshot, root, changed, report)
 
     def tidy(self) -> int:
-        """Forgets the checkouts whose directories are gone; returns how many."""
+        """Forgets the checkouts whose directories are gone; returns how many.
+
+        One that is just being made, or worked on, is not gone.
+        """
         with self._store.read() as reader:
-            gone = [
-                (identifier, os.fsdecode(record.path))
-                for identifier, record in records(reader)
-                if is_gone(identifier, record)
-            ]
-        if gone:
+            gone = [each for each, record in records(reader) if is_gone(each, record)]
+        forgotten = 0
+        for identifier in gone:
+            with contextlib.suppress(LeaseHeldError), self._lease(identifier, "forgetting it"):
+                with self._store.read() as reader:
+                    record = load(reader, identifier)
+                if record is not None and is_gone(identifier, record):
+                    self._forget(identifier)
+                    forgotten += 1
+        return forgotten
 
-            def change(writer: Writer) -> None:
-                for identifier, path in gone:
-                    forget(writer, identifier)
-                    prefix = cache_prefix(path)
-                    rows = itertools.takewhile(
-                        lambda key, prefix=prefix: key.startswith(prefix),  # type: ignore[misc]
-                        writer.keys(Db.IMPORTS, prefix),
-                    )
-                    for key in list(rows):
-                        writer.delete(Db.IMPORTS, key)
 
-            self._store.write(change)
-        return len(gone)
+def _lease_name(identifier: bytes) -> str:
+    return f"checkout-{identifier.decode()}"
 
 
 def _public(path: str, record: CheckoutRecord) -> Checkout:

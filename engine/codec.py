@@ -5,30 +5,71 @@ saves at least an eighth. The id of a chunk is of its plain bytes, so the codec 
 without changing any id.
 """
 
+import re
 import threading
 
 import zstandard
 
 from engine.chunking import LARGEST_CHUNK
-from engine.errors import CorruptObjectError
+from engine.errors import CorruptObjectError, EngineError
 from engine.ids import ChunkId, digest
+from engine.store import Db, Reader, Writer
 
 RAW, ZSTD = 0, 1
 LEVEL = 3
-"""Measured on a kernel's source: level 1 is 4.9 times smaller, 3 is 5.1, 9 is 5.6 at a fifth
-of the speed."""
+"""What a store has that says nothing else; measured in docs/design/0008-gc.md."""
+OFF = 0
+"""Stands for no compression where a level is asked for."""
+
+_SETTING = b"compression"
+_TEXT = re.compile(r"zstd:([1-9]|1[0-9])")
 
 _SHORTEST = 64
 _thread = threading.local()
 
 
-def pack(data: bytes | memoryview, compress: bool = True) -> bytes:
+class CompressionError(EngineError):
+    """A compression that there is not was asked for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(f"{text!r} is no compression; there are `off` and `zstd:1` to `zstd:19`")
+        self.text = text
+
+
+def parse_compression(text: str) -> int:
+    """Returns the level that a setting means, OFF for `off`. Raises CompressionError."""
+    found = _TEXT.fullmatch(text)
+    if found is None and text != "off":
+        raise CompressionError(text)
+    return int(found[1]) if found else OFF
+
+
+def name_compression(level: int) -> str:
+    """Returns a setting as it is written."""
+    return f"zstd:{level}" if level else "off"
+
+
+def read_compression(reader: Reader) -> int:
+    """Returns the level that a store's new chunks are packed with."""
+    raw = reader.get(Db.META, _SETTING)
+    try:
+        return LEVEL if raw is None else parse_compression(bytes(raw).decode("ascii", "replace"))
+    except CompressionError:  # of a later version; only size depends on it
+        return LEVEL
+
+
+def write_compression(writer: Writer, level: int) -> None:
+    """Sets the level for new chunks; those that are there stay as they are."""
+    writer.put(Db.META, _SETTING, name_compression(level).encode())
+
+
+def pack(data: bytes | memoryview, level: int = LEVEL) -> bytes:
     """Returns the stored form of a chunk's plain bytes. Releases the GIL while compressing."""
-    if compress and len(data) >= _SHORTEST:
-        compressor = getattr(_thread, "compressor", None)
-        if compressor is None:
-            compressor = _thread.compressor = zstandard.ZstdCompressor(level=LEVEL)
-        packed: bytes = compressor.compress(data)
+    if level and len(data) >= _SHORTEST:
+        compressors = _thread.__dict__.setdefault("compressors", {})
+        if level not in compressors:
+            compressors[level] = zstandard.ZstdCompressor(level=level)
+        packed: bytes = compressors[level].compress(data)
         if len(packed) + len(data) // 8 < len(data):
             return b"\x01" + packed
     return b"\x00" + data
@@ -51,7 +92,7 @@ def unpack(identifier: ChunkId, value: memoryview) -> bytes | memoryview:
             size = zstandard.frame_content_size(value[1:])
             if not 0 <= size <= LARGEST_CHUNK:
                 raise CorruptObjectError("chunk", identifier, f"it says it has {size} bytes")
-            plain = decompressor.decompress(value[1:])
+            plain = decompressor.decompress(value[1:], allow_extra_data=False)
         except zstandard.ZstdError as error:
             raise CorruptObjectError("chunk", identifier, str(error)) from error
     else:
@@ -59,3 +100,13 @@ def unpack(identifier: ChunkId, value: memoryview) -> bytes | memoryview:
     if digest(plain) != identifier:
         raise CorruptObjectError("chunk", identifier, "its bytes do not match its id")
     return plain
+
+
+def plain_length(value: bytes | memoryview) -> int:
+    """Returns how many plain bytes a stored chunk says it has; -1 if it does not say."""
+    if value[0] == RAW:
+        return len(value) - 1
+    try:
+        return zstandard.frame_content_size(value[1:])
+    except zstandard.ZstdError:
+        return -1

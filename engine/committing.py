@@ -22,7 +22,7 @@ from functools import partial
 
 import msgspec
 
-from engine.codec import pack
+from engine.codec import pack, read_compression
 from engine.errors import EngineError
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.nodes import DirectoryNode, IndexNode, ListNode, Node, encode
@@ -89,7 +89,8 @@ class Batch(NodeBuffer):
             return
         with store.read() as reader:
             new = [i for i in self.chunks if not reader.has(Db.CHUNKS, i)]
-        self.packed = {identifier: pack(self.chunks[identifier]) for identifier in new}
+            level = read_compression(reader)
+        self.packed = {identifier: pack(self.chunks[identifier], level) for identifier in new}
         self.is_packed = True
 
     def size(self) -> int:
@@ -263,7 +264,8 @@ def _store_chunks(
 ) -> None:
     """Stores chunks that the store lacks; one that it had when it was asked may have gone."""
     lacking = [identifier for identifier in ids if not writer.has(Db.CHUNKS, identifier)]
-    writer.put_many(Db.CHUNKS, [(i, packed.get(i) or pack(plain[i])) for i in lacking])
+    level = read_compression(writer)
+    writer.put_many(Db.CHUNKS, [(i, packed.get(i) or pack(plain[i], level)) for i in lacking])
 
 
 def _portions(packed: Mapping[ChunkId, bytes]) -> Iterator[list[ChunkId]]:

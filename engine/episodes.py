@@ -6,7 +6,7 @@ leave only when they are pruned. A snapshot that a step names, and the root of a
 held: it cannot be removed while the step is there.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 
 from engine.errors import NotFoundError
@@ -44,10 +44,13 @@ PAGE = 1000
 
 
 class Episodes:
-    """The episodes of a store. What it changes is durable when it returns."""
+    """The episodes of a store. What it changes is durable when it returns.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    So are the commits before it: `flush` writes those that wait, for a step may name them.
+    """
+
+    def __init__(self, store: Store, flush: Callable[[], None]) -> None:
+        self._store, self._flush = store, flush
 
     def create(
         self,
@@ -64,6 +67,7 @@ class Episodes:
             create_episode(writer, name, root, metadata or {})
             return episode_of(writer, name)
 
+        self._flush()
         return self._store.write(change)
 
     def get(self, name: str) -> Episode:
@@ -84,11 +88,13 @@ class Episodes:
 
     def append(self, name: str, new: NewStep) -> Step:
         """Appends a step. Raises NotFoundError, InvalidStepError."""
+        self._flush()
         return self._store.write(lambda writer: append(writer, name, new))
 
     def append_many(self, name: str, steps: Iterable[NewStep]) -> list[Step]:
         """Appends steps in one transaction: all, or none if one cannot be. Raises as `append`."""
         steps = list(steps)
+        self._flush()
         return self._store.write(lambda writer: append_all(writer, name, steps))
 
     def observe(self, name: str, number: int, seen: Seen) -> Step:

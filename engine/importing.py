@@ -38,6 +38,7 @@ from engine.stat_cache import (
     decode_rows,
     encode_folder,
     encode_rows,
+    put_rows,
     split_folder,
 )
 from engine.store import Db, Reader, Store, Writer
@@ -98,11 +99,12 @@ class _Folder:
 
 
 class _Import:
-    def __init__(self, store: Store, objects: Objects, root: str, *, compress: bool,
-                 use_cache: bool, progress: Progress | None) -> None:  # fmt: skip
+    def __init__(self, store: Store, objects: Objects, root: str, *, use_cache: bool,
+                 progress: Progress | None, sink: ChunkSink | None = None,
+                 nodes: NodeBuffer | None = None) -> None:  # fmt: skip
         self.store, self.objects, self.root = store, objects, root
-        self.sink = ChunkSink(store, compress=compress, check=not use_cache)
-        self.nodes = NodeBuffer()
+        self.sink = sink or ChunkSink(store, check=not use_cache)
+        self.nodes = nodes or NodeBuffer()
         self.report = ImportReport()
         self.use_cache = use_cache
         self.progress = progress or (lambda done, total: None)
@@ -118,6 +120,18 @@ class _Import:
         self.records: list[tuple[bytes, bytes]] = []
         self.pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "import")
         self.root_fd = -1
+
+    def leave_out(self, store_path: str | None) -> None:
+        """Leaves stores and mounts of ours out. Raises ImportSourceError inside of the store."""
+        if store_path is not None:
+            inside = os.path.realpath(self.root)
+            home = os.path.realpath(store_path)
+            if inside == home or inside.startswith(home + os.sep):
+                raise ImportSourceError(self.root, "it is the store itself, or inside of it")
+            status = os.stat(store_path)
+            self.skip.add((status.st_dev, status.st_ino))
+        if os.path.isdir(self.root):
+            self.skip_devices = amalgam_devices() - {os.stat(self.root).st_dev}
 
     def run(self) -> Entry:
         """Does the three steps up to the nodes; nothing refers to what it stored yet."""
@@ -153,7 +167,7 @@ class _Import:
     def save(self, writer: Writer) -> None:
         """Stores the nodes and the cache in the caller's transaction."""
         self.nodes.flush(writer)
-        writer.put_many(Db.IMPORTS, sorted(self.records))
+        put_rows(writer, self.records)
 
     # The scan.
 
@@ -425,7 +439,6 @@ def import_directory(
     *,
     finish: Callable[[Writer, Entry], T],
     store_path: str | None = None,
-    compress: bool = True,
     use_cache: bool = True,
     progress: Progress | None = None,
 ) -> tuple[T, Entry, ImportReport]:
@@ -438,18 +451,8 @@ def import_directory(
 
     Raises ImportSourceError, SourceChangedError.
     """
-    job = _Import(
-        store, objects, os.path.abspath(path),
-        compress=compress, use_cache=use_cache, progress=progress,
-    )  # fmt: skip
-    if store_path is not None:
-        inside = os.path.realpath(path)
-        home = os.path.realpath(store_path)
-        if inside == home or inside.startswith(home + os.sep):
-            raise ImportSourceError(path, "it is the store itself, or inside of it")
-        status = os.stat(store_path)
-        job.skip.add((status.st_dev, status.st_ino))
-    job.skip_devices = amalgam_devices() - {os.stat(path).st_dev} if os.path.isdir(path) else set()
+    job = _Import(store, objects, os.path.abspath(path), use_cache=use_cache, progress=progress)
+    job.leave_out(store_path)
     root = job.run()
 
     def change(writer: Writer) -> T:
@@ -457,6 +460,28 @@ def import_directory(
         return finish(writer, root)
 
     return store.write(change), root, job.report
+
+
+def read_directory(
+    store: Store,
+    objects: Objects,
+    path: str,
+    *,
+    sink: ChunkSink,
+    nodes: NodeBuffer,
+    store_path: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Gives all chunks and nodes of the directory at `path` to `sink` and `nodes`, as an import.
+
+    Raises ImportSourceError, SourceChangedError.
+    """
+    job = _Import(
+        store, objects, os.path.abspath(path),
+        use_cache=False, progress=progress, sink=sink, nodes=nodes,
+    )  # fmt: skip
+    job.leave_out(store_path)
+    job.run()
 
 
 def amalgam_devices() -> set[int]:

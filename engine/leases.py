@@ -5,11 +5,15 @@ however that dies. The file's text says who holds it (JSON), for messages only.
 
     mount           the daemon that serves the store's sessions        exclusive
     objects         those who store objects that nothing refers to yet  shared
-                    the sweep of a garbage collection                    exclusive
+                    each batch of a garbage collection                   exclusive
     session-<uid>   whoever writes or reads a session's upper           exclusive
-    checkout-<id>   whoever compares, switches or commits a checkout    exclusive
+    checkout-<id>   whoever makes, compares, switches or commits one    exclusive
+    store           every process that has the store's file open        shared
+                    whoever puts a smaller file in its place             exclusive
+    gc              garbage collection, compaction, repair              exclusive
 
-Order: mount, then session (several: by uid) or checkout, then objects; never the other way round.
+Order: mount, then store, then session (several: by uid) or checkout, then gc, then objects; never
+the other way round. `store` held alone is only tried for, by who holds `gc`.
 """
 
 import contextlib
@@ -55,6 +59,27 @@ class Lease:
         """Returns its descriptor: a process that inherits it keeps the lease alive."""
         return self._fd
 
+    def upgrade(self, wait: float) -> bool:
+        """Makes a shared lease one held alone; False if others shared it for `wait` seconds.
+
+        It is shared again then. In between others may have taken it to share, or alone: who
+        upgrades holds another lease that all who do hold, so that nobody has had it alone.
+        """
+        until = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except BlockingIOError:
+                fcntl.flock(self._fd, fcntl.LOCK_SH)  # what was held is lost when it fails
+                if time.monotonic() >= until:
+                    return False
+                time.sleep(0.01)
+
+    def downgrade(self) -> None:
+        """Shares a lease that was held alone."""
+        fcntl.flock(self._fd, fcntl.LOCK_SH)
+
     def hand_on(self) -> None:
         """Leaves it to the processes that have inherited it; it ends with the last of them."""
         os.close(self._fd)
@@ -93,7 +118,7 @@ def acquire(
         except BlockingIOError:
             passed = time.monotonic() - started
             if passed < wait:
-                time.sleep(0.02)
+                time.sleep(0.01)
                 continue
             if passed < wait + _ASKING and not shared and _only_shared(fd):
                 time.sleep(0.001 * random.uniform(0.5, 1.5))  # not in step with another
@@ -125,7 +150,12 @@ def _only_shared(fd: int) -> bool:
 _ASKING = 0.2
 """Seconds after which somebody who shares a lease is no longer taken for one who only asks."""
 
-_PLAIN = {"mount": "the store's mount", "objects": "the store's garbage collection"}
+_PLAIN = {
+    "mount": "the store's mount",
+    "objects": "the store's garbage collection",
+    "gc": "the store's maintenance",
+    "store": "the store's file",
+}
 
 
 def holder_of(store_path: str, name: str) -> dict[str, Any]:
@@ -136,6 +166,22 @@ def holder_of(store_path: str, name: str) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def sharers(store_path: str, name: str) -> list[int]:
+    """Returns the processes that hold a lease now, as far as the kernel tells; not this one."""
+    try:
+        number = os.stat(os.path.join(store_path, "locks", name)).st_ino
+        with open("/proc/locks", encoding="ascii", errors="replace") as file:
+            rows = [line.split() for line in file]
+    except OSError:
+        return []
+    found = {
+        int(row[4])
+        for row in rows
+        if len(row) > 5 and row[1] == "FLOCK" and row[5].rpartition(":")[2] == str(number)
+    }
+    return sorted(found - {os.getpid()})
 
 
 def is_held(store_path: str, name: str) -> bool:

@@ -15,6 +15,7 @@ shows up as corrupt objects instead.
 import ctypes
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ from typing import TypeVar
 
 import lmdb
 
+from engine.leases import acquire, sharers
 from engine.store import (
+    CompactionRefusedError,
     Db,
     NewerFormatError,
     NotAStoreError,
@@ -49,6 +52,10 @@ FIRST_MAP_BYTES = 64 << 30
 LOCK_BYTES = 64 << 10
 """The size of LMDB's lock file: 1022 readers."""
 
+OPEN_WAIT = 30.0
+"""Seconds that opening waits while another process puts a compacted file in place."""
+
+_COPIES = 3
 _PARTS = {"db", "sessions", "locks", "log"}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DAMAGED = (
@@ -92,6 +99,9 @@ class _LmdbTransaction:
     def count(self, db: Db) -> int:
         return self._txn.stat(self._dbs[db])["entries"]
 
+    def number(self) -> int:
+        return self._txn.id()
+
     def put(self, db: Db, key: bytes, value: bytes) -> None:
         self._txn.put(key, value, db=self._dbs[db])
 
@@ -125,22 +135,15 @@ class LmdbStore(Store):
                 _prepare(path)
             size = 0 if create and not os.path.exists(data) else os.stat(data).st_size
             _reserve_lock(os.path.join(directory, "lock.mdb"))
-            with _translated(path):
-                self._env = lmdb.Environment(
-                    directory,
-                    map_size=max(map_bytes, 2 * size),
-                    max_dbs=len(Db),
-                    max_readers=LOCK_BYTES // 64 - 2,
-                    mode=0o600,
-                    create=create,
-                    readahead=False,
-                    lib_version=LIBRARY,
-                )
-                self._make_whole(data)
-                # What a later format lacks or adds is not looked at before its number.
-                self._dbs = {Db.META: self._env.open_db(b"meta", create=create)}
-                self._check_format(create)
-                self._env.reader_check()
+            self._lease = acquire(path, "store", shared=True, wait=OPEN_WAIT)
+            try:
+                self._open(max(map_bytes, 2 * size), create)
+                with _translated(path):
+                    self._check_format(create)
+                    self._env.reader_check()
+            except BaseException:
+                self._lease.release()
+                raise
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotAStoreError(path) from error
         except PermissionError as error:
@@ -151,6 +154,22 @@ class LmdbStore(Store):
             raise
         except lmdb.NotFoundError as error:
             raise NotAStoreError(path) from error
+
+    def _open(self, map_bytes: int, create: bool) -> None:
+        with _translated(self.path):
+            self._env = lmdb.Environment(
+                os.path.join(self.path, "db"),
+                map_size=map_bytes,
+                max_dbs=len(Db),
+                max_readers=LOCK_BYTES // 64 - 2,
+                mode=0o600,
+                create=create,
+                readahead=False,
+                lib_version=LIBRARY,
+            )
+            self._make_whole(self._data)
+            # What a later format lacks or adds is not looked at before its number.
+            self._dbs = {Db.META: self._env.open_db(b"meta", create=create)}
 
     def _make_whole(self, data: str) -> None:
         info, page = self._env.info(), self._env.stat()["psize"]
@@ -174,6 +193,9 @@ class LmdbStore(Store):
             raise StoreExistsError(self.path, "there is a store already")
         if int(found) < FORMAT:
             self.write(self._bring_up)
+        self._open_databases()
+
+    def _open_databases(self) -> None:
         for db in Db:
             if db not in self._dbs:
                 self._dbs[db] = self._env.open_db(db.value.encode(), create=False)
@@ -230,8 +252,9 @@ class LmdbStore(Store):
                 self._readers += 1
         return self._env.begin(buffers=True)
 
-    def _resize(self, map_bytes: int) -> None:
-        """Sets the map's size (0: what the file says) once no transaction is open here."""
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no transaction is open here, and lets none begin meanwhile."""
         with self._gate:
             while self._growing:
                 self._gate.wait()
@@ -239,10 +262,15 @@ class LmdbStore(Store):
             try:
                 while self._readers:
                     self._gate.wait()
-                self._env.set_mapsize(map_bytes)
+                yield
             finally:
                 self._growing = False
                 self._gate.notify_all()
+
+    def _resize(self, map_bytes: int) -> None:
+        """Sets the map's size (0: what the file says)."""
+        with self._alone():
+            self._env.set_mapsize(map_bytes)
 
     def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
         if getattr(self._thread, "reads", 0):
@@ -261,11 +289,12 @@ class LmdbStore(Store):
                     self._resize(0)
 
     def transaction_id(self) -> int:
-        return self._env.info()["last_txnid"]
+        with self._gate:
+            return self._env.info()["last_txnid"]
 
     def statistics(self) -> StoreStatistics:
-        info, page = self._env.info(), self._env.stat()["psize"]
         with self.read() as txn:
+            info, page = self._env.info(), self._env.stat()["psize"]
             counts = {db.value: txn.count(db) for db in Db}
             stats = [txn._txn.stat(handle) for handle in self._dbs.values()]
         pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
@@ -285,8 +314,110 @@ class LmdbStore(Store):
             start, end = (int(part, 16) for part in line.split(None, 1)[0].split("-"))
             libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 4)  # MADV_DONTNEED
 
+    def compact(self, wait: float = 0.0) -> None:
+        """Copies what is in use to `db/new/data.mdb`, which takes the file's place by a rename.
+
+        The copy is of one transaction, made while others go on. The change takes a moment: readers
+        here wait, no other process has the file open (the lease `store`), and the last
+        transaction is still the one that was copied. Killed at any moment, one whole file has
+        the name; what else there is, the next compaction removes.
+        """
+        if getattr(self._thread, "reads", 0):
+            raise RuntimeError("a compaction inside a read would wait for itself")
+        home = os.path.join(os.path.dirname(self._data), "new")
+        for _ in range(_COPIES):
+            copied = self.transaction_id()
+            try:
+                self._copy(home)
+                if self._take_over(home, copied, wait):
+                    return
+            finally:
+                shutil.rmtree(home, ignore_errors=True)
+        raise CompactionRefusedError(self.path, "it is written to all the time")
+
+    def _copy(self, home: str) -> None:
+        shutil.rmtree(home, ignore_errors=True)
+        facts = self.statistics()
+        disk = os.statvfs(os.path.dirname(self._data))
+        if disk.f_bavail * disk.f_frsize < facts.used_bytes * 1.05 + (1 << 20):
+            raise StoreFullError(self.path)
+        try:
+            os.mkdir(home, 0o700)
+            with self._gate:
+                while self._growing:
+                    self._gate.wait()
+                self._readers += 1  # nobody may change the map under the copy
+            try:
+                with _translated(self.path):
+                    self._env.copy(home, compact=True)
+            finally:
+                with self._gate:
+                    self._readers -= 1
+                    self._gate.notify_all()
+            path = os.path.join(home, "data.mdb")
+            os.chmod(path, 0o600)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StoreFullError(self.path) from error
+            raise
+
+    def _take_over(self, home: str, copied: int, wait: float) -> bool:
+        """Puts a copy of transaction `copied` in place; False if there has been another."""
+        if not self._lease.upgrade(wait):
+            who = ", ".join(f"process {pid} ({_name_of(pid)})" for pid in
+                            sharers(self.path, "store")) or "another process"  # fmt: skip
+            raise CompactionRefusedError(self.path, f"{who} has it open")
+        # The old file's room is given back when this is closed, which takes long if it is large.
+        old = os.open(self._data, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with self._writer:
+                if not self._exchange(os.path.join(home, "data.mdb"), copied):
+                    return False
+                # Readers go on; but nothing may be committed to the new file before its name
+                # is durable, for the old one would come back after a power cut.
+                _sync_directory(os.path.dirname(self._data))
+            return True
+        finally:
+            self._lease.downgrade()
+            os.close(old)
+
+    def _exchange(self, new: str, copied: int) -> bool:
+        with self._alone():
+            info = self._env.info()
+            if info["last_txnid"] != copied:
+                return False
+            self._env.close()
+            try:
+                os.rename(new, self._data)
+            finally:
+                self._open(info["map_size"], False)
+                self._open_databases()
+            return True
+
     def close(self) -> None:
         self._env.close()
+        self._lease.release()
+
+
+def _name_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return "?"
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def _prepare(path: str) -> None:

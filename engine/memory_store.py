@@ -27,8 +27,8 @@ class _Table:
 
 
 class _Transaction:
-    def __init__(self, tables: dict[Db, _Table]) -> None:
-        self._tables = tables
+    def __init__(self, tables: dict[Db, _Table], number: int) -> None:
+        self._tables, self._number = tables, number
         self._lent: list[memoryview] = []
         self._open = True
 
@@ -85,6 +85,9 @@ class _Transaction:
         del table.order[bisect_left(table.order, key)]
         return True
 
+    def number(self) -> int:
+        return self._number
+
     def end(self) -> None:
         self._open = False
         for view in self._lent:
@@ -115,7 +118,7 @@ class MemoryStore(Store):
         with self._lock:
             tables = dict(self._tables)
             self._readers += 1
-        transaction = _Transaction(tables)
+            transaction = _Transaction(tables, self._transaction)
         try:
             yield transaction
         finally:
@@ -127,7 +130,8 @@ class MemoryStore(Store):
             if self._writing or self._closed:
                 raise RuntimeError("a write inside a write, or on a closed store")
             self._writing = True
-            transaction = _Transaction({db: table.copy() for db, table in self._tables.items()})
+            tables = {db: table.copy() for db, table in self._tables.items()}
+            transaction = _Transaction(tables, self._transaction + 1)
             try:
                 result = change(transaction)
                 self._tables = transaction._tables
@@ -146,6 +150,9 @@ class MemoryStore(Store):
         return StoreStatistics(used, used, used, counts)
 
     def trim(self) -> None:
+        pass
+
+    def compact(self, wait: float = 0.0) -> None:
         pass
 
     def close(self) -> None:

@@ -20,12 +20,14 @@ its id is null; of level n, a list node of refs of level n - 1. `xattrs` is an a
 null, or for a directory [entries below it, of these with a link group].
 
 Decoding is strict: whatever does not encode to the same bytes again, or breaks a rule above,
-is a CorruptObjectError. cbor2 alone accepts trailing bytes and non-minimal integers. Who calls
+is a CorruptObjectError. A node that this store has let in is not encoded again each time it is
+read: see docs/design/0002. cbor2 alone accepts trailing bytes and non-minimal integers. Who calls
 it: the modules of the engine that walk trees; it knows nothing of where nodes are kept.
 """
 
+from collections.abc import Iterator
 from enum import IntEnum
-from typing import NewType
+from typing import Any, NewType
 
 import cbor2
 import msgspec
@@ -170,10 +172,12 @@ def node_id(encoded: bytes) -> NodeId:
     return NodeId(digest(encoded))
 
 
-def decode(identifier: NodeId, data: bytes | memoryview) -> Node:
+def decode(identifier: NodeId, data: bytes | memoryview, *, strict: bool = True) -> Node:
     """Returns the node that `data` encodes, having checked it against its id and every rule.
 
-    Raises CorruptObjectError.
+    Without `strict`, all but that the encoding is canonical, which takes longer than the rest:
+    for what is in a store, where only what was checked, or encoded here, comes in. Raises
+    CorruptObjectError.
     """
     data = bytes(data)
     if digest(data) != identifier:
@@ -190,12 +194,95 @@ def decode(identifier: NodeId, data: bytes | memoryview) -> Node:
             node = msgspec.convert(plain, ListNode)
         else:
             raise ValueError(f"it starts with {tag!r}")
-        if encode(node) != data:
+        if strict and encode(node) != data:
             raise ValueError("its encoding is not canonical")
         _check(node)
     except (ValueError, TypeError, RecursionError, OverflowError, cbor2.CBORError) as error:
         raise CorruptObjectError("node", identifier, str(error)) from error
     return node
+
+
+def child_ids(identifier: bytes, data: bytes | memoryview) -> tuple[set[bytes], set[bytes]]:
+    """Returns the ids of the nodes and of the chunks that a node names.
+
+    For walks that need no more: checked against the id, decoded no further, in a quarter of the
+    time of `decode`. Raises CorruptObjectError.
+    """
+    nodes: set[bytes] = set()
+    chunks: set[bytes] = set()
+    try:
+        plain = _plain(identifier, data)
+        if plain[0] == _DIRECTORY:
+            for entry in plain[1]:
+                content = entry[5]
+                if entry[1] == Kind.DIRECTORY:
+                    nodes.add(content)
+                elif type(content) is list:
+                    for ref in content:
+                        (nodes if ref[2] else chunks).add(ref[0])
+        elif plain[0] == _INDEX:
+            nodes.update(page[1] for page in plain[2])
+        else:
+            for ref in plain[1]:
+                (nodes if ref[2] else chunks).add(ref[0])
+        chunks.discard(None)  # holes
+        if not all(
+            type(i) is bytes and len(i) == ID_BYTES for found in (nodes, chunks) for i in found
+        ):
+            raise ValueError("a piece without an id")
+    except (ValueError, TypeError, LookupError) as error:
+        raise CorruptObjectError("node", identifier, str(error)) from error
+    return nodes, chunks
+
+
+def _plain(identifier: bytes, data: bytes | memoryview) -> Any:
+    data = bytes(data)
+    if digest(data) != identifier:
+        raise CorruptObjectError("node", identifier, "its bytes do not match its id")
+    try:
+        plain = cbor2.loads(data)
+        if not isinstance(plain, list) or plain[0] not in {_DIRECTORY, _INDEX, _LIST}:
+            raise ValueError("it is no node")
+    except (ValueError, TypeError, LookupError, RecursionError, cbor2.CBORError) as error:
+        raise CorruptObjectError("node", identifier, str(error)) from error
+    return plain
+
+
+def references(
+    identifier: bytes, data: bytes | memoryview
+) -> Iterator[tuple[bytes, bytes, bool, int]]:
+    """Yields (name, id, is it a node, length) of all that a node names.
+
+    A page has no name, only a piece of a file has a length.
+
+    As `child_ids`, for walks that need to know where. Raises CorruptObjectError.
+    """
+    try:
+        plain = _plain(identifier, data)
+        if plain[0] == _DIRECTORY:
+            for entry in plain[1]:
+                content = entry[5]
+                if entry[1] == Kind.DIRECTORY:
+                    yield entry[0], _checked_id(content), True, 0
+                elif isinstance(content, list):
+                    for ref in content:
+                        if ref[0] is not None:
+                            yield entry[0], _checked_id(ref[0]), ref[2] > 0, ref[1]
+        elif plain[0] == _INDEX:
+            for page in plain[2]:
+                yield b"", _checked_id(page[1]), True, 0
+        else:
+            for ref in plain[1]:
+                if ref[0] is not None:
+                    yield b"", _checked_id(ref[0]), ref[2] > 0, ref[1]
+    except (ValueError, TypeError, LookupError) as error:
+        raise CorruptObjectError("node", identifier, str(error)) from error
+
+
+def _checked_id(value: object) -> bytes:
+    if not isinstance(value, bytes) or len(value) != ID_BYTES:
+        raise ValueError("a piece without an id")
+    return value
 
 
 def _check(node: Node) -> None:

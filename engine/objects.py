@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import msgspec
 
-from engine.codec import pack, unpack
+from engine.codec import pack, read_compression, unpack
 from engine.errors import CorruptObjectError, MissingObjectError
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.nodes import DirectoryNode, Node, decode, encode, node_id
@@ -56,8 +56,9 @@ class Pending:
 class Objects:
     """Reads objects of one store, and those that are on their way into it."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, *, strict: bool = False) -> None:
+        """With `strict`, nodes that are not canonical are damaged, too."""
+        self.store, self._strict = store, strict
         self.pending = Pending()
         self._lock = threading.Lock()
         self._nodes: OrderedDict[bytes, Node] = OrderedDict()
@@ -76,13 +77,13 @@ class Objects:
                 return node
         coming = self.pending.nodes.get(identifier)
         if coming is not None:
-            node = decode(identifier, coming)
+            node = decode(identifier, coming, strict=self._strict)
         else:
             with self.store.read() as reader:
                 raw = reader.get(Db.NODES, identifier)
                 if raw is None:
                     raise MissingObjectError("node", identifier)
-                node = decode(identifier, raw)
+                node = decode(identifier, raw, strict=self._strict)
         with self._lock:
             self._hits[1] += 1
             self._keep(identifier, node)
@@ -224,6 +225,12 @@ class NodeBuffer:
         self.nodes[identifier] = data
         return identifier
 
+    def put_bytes(self, data: bytes) -> NodeId:
+        """Keeps a node that its caller has encoded and returns its id."""
+        identifier = node_id(data)
+        self.nodes[identifier] = data
+        return identifier
+
     def flush(self, writer: Writer) -> None:
         """Stores what was collected and is not there yet, or is there but damaged."""
         pairs = sorted(self.nodes.items())
@@ -248,12 +255,12 @@ class ChunkSink:
         self,
         store: Store,
         *,
-        compress: bool = True,
         check: bool = False,
         batch_bytes: int = 6 << 20,
     ):
         self._store, self._check = store, check
-        self._compress = compress
+        with store.read() as reader:
+            self._level = read_compression(reader)
         self._batch_bytes = batch_bytes
         self._lock = threading.Lock()
         self._pending: dict[ChunkId, bytes] = {}
@@ -270,7 +277,11 @@ class ChunkSink:
                 self._check and _is_damaged(reader, identifier)
             ):
                 return identifier
-        packed = pack(data, self._compress)
+        self._keep(identifier, data)
+        return identifier
+
+    def _keep(self, identifier: ChunkId, data: bytes | memoryview) -> None:
+        packed = pack(data, self._level)
         full: dict[ChunkId, bytes] | None = None
         with self._lock:
             if identifier not in self._pending:
@@ -281,7 +292,6 @@ class ChunkSink:
                 full = self._take()
         if full:
             self._write(full)
-        return identifier
 
     def _take(self) -> dict[ChunkId, bytes]:
         full, self._pending, self._bytes = self._pending, {}, 0

@@ -9,37 +9,77 @@ import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from typing import Any, Unpack
+from typing import IO, Any, Unpack
 
+import msgspec
+
+from engine.bundle_applying import ApplyReport, apply_bundle
+from engine.bundle_creating import BundleReport, create_bundle
 from engine.checkout import CheckoutReport
 from engine.checkouts import CheckoutOptions, Checkouts
-from engine.collecting import CollectReport, collect
+from engine.codec import (
+    name_compression,
+    parse_compression,
+    read_compression,
+    write_compression,
+)
+from engine.collecting import PAUSE_SECONDS, Collection, CollectReport
 from engine.committing import CommitQueue
 from engine.diffing import Change, diff
 from engine.episodes import Episodes
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
+from engine.git_export import GitExport, GitExportOptions, ToExport, export_git
+from engine.git_import import GitImport, GitImportOptions, import_git
+from engine.git_refs import known_ref
 from engine.history import History, StoredLinks
+from engine.holders import Holder, Target, find_object, holders, object_at
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
 from engine.importing import ImportResult, ImportSourceError, Progress, import_directory
 from engine.insight import InsightDiff, InsightOptions, insight
-from engine.leases import Lease, acquire
+from engine.layers import fold
+from engine.leases import Lease, LeaseHeldError, acquire
 from engine.lmdb_store import LmdbStore
 from engine.nodes import Entry
-from engine.objects import Objects
+from engine.objects import ChunkSink, NodeBuffer, Objects
+from engine.oci_reading import read_image
+from engine.oci_writing import OciReport, State, write_image
 from engine.pins import Pins
+from engine.repairing import (
+    RepairReport,
+    Source,
+    Wanted,
+    drop_unneeded,
+    from_directory,
+    from_store,
+    wanted_of,
+)
 from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
 from engine.snapshot_merging import MergeOptions, MergeReport, merge_snapshots
 from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
 from engine.store import Db, Reader, Store, Writer
+from engine.tar_reading import TarReader
+from engine.tar_writing import TarReport, everything, write_tar
 from engine.trajectories import holders_of
 from engine.upper import Upper
+from engine.usage import Usage, measure
 from engine.verifying import VerifyReport, verify
 from engine.workspace import Workspace, open_workspace
 
 GC_WAIT = 30.0
-"""Seconds that a write waits for a garbage collection to end, or the other way round."""
+"""Seconds that a write waits for a batch of a collection to end, or the other way round."""
+COMPACT_WAIT = 5.0
+"""Seconds that a compaction waits for other processes to close the store."""
+COLLECTED = b"collected"
+"""The key in `meta` of the time at which a collection last came to its end, decimal ns."""
+
+
+class CompactReport(msgspec.Struct, frozen=True):
+    """The size of the store's file before and after."""
+
+    bytes_before: int
+    bytes_after: int
 
 
 @contextmanager
@@ -63,10 +103,9 @@ class Repository:
         self.path = path
         self.store = store
         self.objects = Objects(store)
-        self.episodes = Episodes(store)
         self.pins = Pins(path)
-        self.checkouts = Checkouts(self)
         self.commits = CommitQueue(self.objects, partial(_storing, path))
+        self.episodes = Episodes(store, self.commits.flush)
         self._sessions = Sessions(store, self.objects, path)
         # Also when the interpreter ends, or nobody refers to it any more.
         self._end = weakref.finalize(self, _end, self.commits, self.pins, os.getpid())
@@ -404,25 +443,330 @@ class Repository:
         """Merges two snapshots into one with both as parents; see `snapshot_merging`."""
         return merge_snapshots(self, ours, theirs, **options)
 
+    def import_git(
+        self, path: str, revisions: Iterable[str] = (), **options: Unpack[GitImportOptions]
+    ) -> GitImport:
+        """Imports commits of a git repository as snapshots; see `git_import`."""
+        return import_git(self, path, revisions, **options)
+
+    def git_names(self) -> dict[str, str]:
+        """Returns the refs that an import from git has set, with git's full names for them."""
+        with self.store.read() as reader:
+            known = {ref: known_ref(reader, ref) for ref in self.refs()}
+        return {ref: each.name for ref, each in known.items() if each is not None}
+
+    def export_git(
+        self, path: str, wanted: list[ToExport], **options: Unpack[GitExportOptions]
+    ) -> GitExport:
+        """Writes snapshots to a git repository as commits; see `git_export`."""
+        return export_git(self, path, wanted, **options)
+
+    @property
+    def checkouts(self) -> Checkouts:
+        """The plain directories that were made of this store, and are to be switched."""
+        return Checkouts(self)
+
     def check_out(
         self, root: Entry, target: str, **options: Unpack[CheckoutOptions]
     ) -> CheckoutReport:
         """Makes a tree at `target`; see `checkouts`."""
         return self.checkouts.make(root, target, **options)
 
-    def collect(self, *, dry_run: bool = False) -> CollectReport:
-        """Removes what nothing refers to. Raises LeaseHeldError while objects are stored."""
+    # Interchange.
+
+    def import_tar(
+        self,
+        stream: IO[bytes],
+        *,
+        ref: str | None = None,
+        message: str = "",
+        parents: tuple[SnapshotId, ...] = (),
+        metadata: dict[str, Any] | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> ImportResult:
+        """Imports a tar archive from a stream, compressed or not, as a snapshot.
+
+        Without `parents`, the parent is what `ref` names; if the tree is that one's, no snapshot
+        is made. `progress` is told bytes of the archive. Raises ArchiveDamagedError,
+        ArchiveRefusedError; nothing can be seen then.
+        """
+        return self._import_archive(
+            lambda reader: reader.read(stream, progress), False, ref, message, parents, metadata
+        )
+
+    def _import_archive(
+        self,
+        read: Callable[[TarReader], None],
+        layered: bool,
+        ref: str | None,
+        message: str,
+        parents: tuple[SnapshotId, ...],
+        metadata: dict[str, Any] | None,
+    ) -> ImportResult:
+        if ref is not None:
+            check_name("ref", ref)
+        self.commits.flush()
+        with self.storing():
+            sink, nodes = ChunkSink(self.store), NodeBuffer()
+            reader = TarReader(sink, nodes, layered=layered)
+            read(reader)
+            root = reader.draft.build(nodes)
+            sink.flush()
+
+            def finish(writer: Writer) -> tuple[bytes, bool]:
+                nodes.flush(writer)
+                above = parents
+                if not above and ref is not None:
+                    known = writer.get(Db.REFS, ref.encode())
+                    above = () if known is None else (SnapshotId(bytes(known)),)
+                if not parents and above and self._root_in(writer, above[0]) == root:
+                    identifier, changed = above[0], False
+                else:
+                    made = make_snapshot(root, above, message, metadata)
+                    identifier, record = encode_snapshot(made)
+                    writer.put(Db.SNAPSHOTS, identifier, record)
+                    changed = True
+                if ref is not None:
+                    writer.put(Db.REFS, ref.encode(), identifier)
+                return identifier, changed
+
+            identifier, changed = self.store.write(finish)
+        reader.report.files = root.totals.entries if root.totals else 0
+        reader.report.new_bytes = sink.stored_bytes
+        return ImportResult(identifier, root, changed, reader.report)
+
+    def import_oci(
+        self,
+        path: str,
+        *,
+        image: str | None = None,
+        ref: str | None = None,
+        message: str = "",
+        parents: tuple[SnapshotId, ...] = (),
+        metadata: dict[str, Any] | None = None,
+        progress: Progress | None = None,
+    ) -> ImportResult:
+        """Imports an image of an OCI layout, its layers merged, as a snapshot.
+
+        As `import_tar`; also raises ImageRefusedError and ImageDamagedError.
+        """
+
+        def read(reader: TarReader) -> None:
+            read_image(path, reader, image=image, progress=progress)
+
+        return self._import_archive(read, True, ref, message, parents, metadata)
+
+    def layers_of(self, name: str) -> list[State]:
+        """Returns the trees that the layers of `@session` make, each with those below it.
+
+        None for what is no session. Stores the folded ones; inside `storing` only.
+        """
+        if not name.startswith("@"):
+            return []
+        session = self.sessions.get(name[1:])
+        roots = [self.snapshot(SnapshotId(layer)).root for _, layer in session.layers]
+        states: list[State] = []
+        for at, (label, _) in enumerate(session.layers[:-1], 1):
+            nodes = NodeBuffer()
+            states.append((label, fold(self.objects, nodes.put, roots[:at])))
+            self.store.write(nodes.flush)
+        label = session.layers[-1][0] if session.layers else "base"
+        return [*states, (label, session.root)]
+
+    def export_oci(
+        self,
+        layers: list[State],
+        root: Entry,
+        target: str,
+        *,
+        image: str = "latest",
+        architecture: str = "amd64",
+        progress: Progress | None = None,
+    ) -> OciReport:
+        """Makes an OCI layout at `target`: a layer for each state of `layers`, and for `root`.
+
+        States that equal the one before make no layer. See `oci_writing`.
+        """
+        states: list[State] = []
+        for label, state in [*layers, ("session" if layers else "snapshot", root)]:
+            if not states or states[-1][1] != state:
+                states.append((label, state))
+        return write_image(
+            self.objects, states, target,
+            image=image, architecture=architecture, progress=progress,
+        )  # fmt: skip
+
+    def export_tar(
+        self, root: Entry, out: IO[bytes], *, progress: Progress | None = None
+    ) -> TarReport:
+        """Writes a tree as a tar archive, uncompressed; the same bytes for the same tree."""
+        total = root.totals.entries + 1 if root.totals else None
+        members = everything(self.objects, root)
+        return write_tar(self.objects, members, out, total=total, progress=progress)
+
+    def create_bundle(
+        self,
+        out: IO[bytes],
+        snapshots: Iterable[SnapshotId] | None = None,
+        *,
+        have: Iterable[SnapshotId] = (),
+        history: bool = False,
+        progress: Progress | None = None,
+    ) -> BundleReport:
+        """Writes snapshots, by default all, as a bundle; with the refs that name them.
+
+        `have` are snapshots that the receiver has: what they are made of is left out. With
+        `history`, their ancestors go along, up to those of `have`. See `bundle_creating`.
+        """
+        self.commits.flush()
+        base = tuple(have)
+        with self.storing():
+            wanted = tuple(self.snapshots() if snapshots is None else snapshots)
+            if history:
+                graph = self.history()
+                known = {each for each, _ in self.graph_log(graph, *base)} if base else set()
+                above = (each for each, _ in self.graph_log(graph, *wanted))
+                wanted = tuple(each for each in above if each not in known)
+            return create_bundle(
+                self.objects, out, wanted, have=base, refs=self.refs(), progress=progress
+            )
+
+    def apply_bundle(
+        self,
+        stream: IO[bytes],
+        *,
+        take_refs: bool = True,
+        move_refs: bool = False,
+        progress: Progress | None = None,
+    ) -> ApplyReport:
+        """Takes in what a bundle carries, all or nothing visible; see `bundle_applying`."""
+        self.commits.flush()
+        with self.storing():
+            return apply_bundle(
+                self.store, self.objects, stream,
+                take_refs=take_refs, move_refs=move_refs, progress=progress,
+            )  # fmt: skip
+
+    def collect(self, *, dry_run: bool = False, progress: Progress | None = None) -> CollectReport:
+        """Removes what nothing refers to, in batches, while others store and commit.
+
+        Raises LeaseHeldError while another collection runs, CorruptObjectError when the store
+        is damaged. Where somebody stores objects for longer than GC_WAIT, it ends early, and
+        the report says so.
+        """
+        what = "collecting garbage"
         self.commits.flush()
         self.pins.tidy()
-        with acquire(self.path, "objects", wait=GC_WAIT, what="collecting garbage"):
-            if not dry_run:
-                self.checkouts.tidy()
-            report = collect(self.store, self.objects, dry_run=dry_run)
-            if not dry_run:
-                report.session_directories = self.sessions.sweep()
+        if not dry_run:
+            self.checkouts.tidy()
+        with acquire(self.path, "gc", what=what):
+            collection = Collection(self.store, self.path, self.objects)
+            collection.mark(progress)
+            if dry_run:
+                return collection.survey()
+            report = collection.report
+            try:
+                while collection.prepare():
+                    with acquire(self.path, "objects", wait=GC_WAIT, what=what):
+                        collection.remove()
+                    time.sleep(PAUSE_SECONDS)
+                with acquire(self.path, "objects", wait=GC_WAIT, what=what):
+                    report.session_directories = self.sessions.sweep()
+            except LeaseHeldError:
+                report.ended_early = f"somebody has been storing objects for {GC_WAIT:.0f} seconds"
+            else:
+                stamp = str(time.time_ns()).encode()
+                self.store.write(lambda writer: writer.put(Db.META, COLLECTED, stamp))
         return report
+
+    def object_named(self, name: str) -> Target:
+        """Returns the object that a text means: an id or its beginning, or SNAPSHOT:PATH.
+
+        Raises NotFoundError, AmbiguousIdError.
+        """
+        self.commits.flush()
+        snapshot, colon, path = name.partition(":")
+        if colon:
+            root = self.snapshot(self.resolve(snapshot)).root
+            return object_at(self.objects, root, os.fsencode(path).strip(b"/"))
+        with self.store.read() as reader:
+            return find_object(reader, name)
+
+    def holders(self, target: Target) -> Iterator[Holder]:
+        """Yields what keeps an object from being collected. A snapshot's record stays anyway."""
+        self.commits.flush()
+        self.pins.tidy()
+        return holders(self.store, self.path, target)
+
+    def usage(
+        self, snapshots: Iterable[SnapshotId] = (), progress: Progress | None = None
+    ) -> Usage:
+        """Counts bytes: of the store, each root's own, and all of the given snapshots."""
+        self.commits.flush()
+        self.pins.tidy()
+        return measure(self.store, self.path, snapshots, progress)
+
+    def compression(self) -> int:
+        """Returns the level that new chunks are packed with; 0 for not at all."""
+        with self.store.read() as reader:
+            return read_compression(reader)
+
+    def set_compression(self, level: int) -> None:
+        """Sets the level for new chunks, 0 to 19; those that are there stay as they are."""
+        parse_compression(name_compression(level))
+        self.store.write(lambda writer: write_compression(writer, level))
+
+    def collected_ns(self) -> int:
+        """Returns when a collection last came to its end, in ns since 1970; 0 if none has."""
+        with self.store.read() as reader:
+            raw = reader.get(Db.META, COLLECTED)
+            return int(bytes(raw)) if raw is not None and bytes(raw).isdigit() else 0
+
+    def compact(self, wait: float = COMPACT_WAIT) -> CompactReport:
+        """Makes the store's file as small as what is in it, and so gives room back to the disk.
+
+        Raises CompactionRefusedError while another process has the store open for longer than
+        `wait` seconds, StoreFullError without room for a copy, LeaseHeldError.
+        """
+        before = self.store.statistics()
+        with acquire(self.path, "gc", what="compacting"):
+            self.store.compact(wait)
+        return CompactReport(before.file_bytes, self.store.statistics().file_bytes)
 
     def verify(self, progress: Progress | None = None) -> VerifyReport:
         """Checks every object."""
         self.commits.flush()
-        return verify(self.store, self.objects, progress)
+        return verify(self.store, progress)
+
+    def repair(self, source: str | None = None, progress: Progress | None = None) -> RepairReport:
+        """Puts right what can be: from another store, or a directory that holds the bytes.
+
+        Damaged objects that no tree needs are removed, and rows of the stat cache that lead to
+        nothing whole. The report says what is damaged afterwards. Raises LeaseHeldError during a
+        collection, and what opening or reading the source raises.
+        """
+        what = "repairing"
+        with acquire(self.path, "gc", what=what), ExitStack() as stack:
+            take: Source | None = None
+            if source is not None and os.path.isdir(os.path.join(source, "db")):
+                other = stack.enter_context(closing(LmdbStore(os.path.abspath(source))))
+                take = from_store(self.store, other)
+            elif source is not None:
+                take = from_directory(self.store, self.objects, source, self.path, progress)
+            report = self.verify(progress)
+            repaired = dropped = 0
+            asked: Wanted = {}
+            while take is not None and (wanted := wanted_of(report.damage)) != asked:
+                asked = wanted  # what was out of sight behind it shows up the next time
+                taken = take(wanted) if any(wanted.values()) else 0
+                if not taken:
+                    break
+                self.objects.shed()
+                repaired += taken
+                report = self.verify(progress)
+            if any(not damage.where for damage in report.damage):
+                with acquire(self.path, "objects", wait=GC_WAIT, what=what):
+                    dropped = drop_unneeded(self.store, report.damage)
+                self.objects.shed()
+                report = self.verify(progress)
+        return RepairReport(repaired, dropped, report)

@@ -41,6 +41,7 @@ from engine.snapshots import encode_snapshot, make_snapshot
 from engine.store import LONGEST_KEY, Db, Reader, Store, Writer
 from engine.upper import Upper
 
+_ADD_WAIT = 30.0
 _UID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -99,6 +100,11 @@ class Sessions:
         return self._add(session, nodes.flush)
 
     def _add(self, session: Session, save: Callable[[Writer], None]) -> Session:
+        # The lease, for `sweep` removes directories that have no record.
+        with acquire(self._path, "objects", shared=True, wait=_ADD_WAIT):
+            return self._add_alone(session, save)
+
+    def _add_alone(self, session: Session, save: Callable[[Writer], None]) -> Session:
         self._make_upper(session)
 
         def change(writer: Writer) -> None:
@@ -217,7 +223,10 @@ class Sessions:
             os.unlink(lock)
 
     def sweep(self) -> int:
-        """Removes session directories that no record names; returns how many."""
+        """Removes session directories that no record names; returns how many.
+
+        The caller holds the lease on objects alone, so none is just being made.
+        """
         home = os.path.join(self._path, "sessions")
         if not os.path.isdir(home):
             return 0

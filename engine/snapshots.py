@@ -49,17 +49,19 @@ def make_snapshot(
     parents: tuple[SnapshotId, ...] = (),
     message: str = "",
     metadata: dict[str, Any] | None = None,
+    *,
+    time_ns: int | None = None,
 ) -> Snapshot:
-    """Makes a record of the present time. The root keeps everything but its name.
+    """Makes a record, of the present time unless another is given.
 
-    Raises ValueError for metadata that is no JSON.
+    The root keeps everything but its name. Raises ValueError for metadata that is no JSON.
     """
     check_json(metadata or {}, "metadata")
     return Snapshot(
         _VERSION,
         msgspec.structs.replace(root, name=b""),
         parents,
-        time.time_ns(),
+        time.time_ns() if time_ns is None else time_ns,
         plain_json(message),
         plain_json(metadata or {}),
     )

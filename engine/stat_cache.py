@@ -7,16 +7,19 @@ inode, size, mtime, ctime, links], ...] sorted by name, then MessagePack of the 
 name. A row whose ctime was too fresh to be trusted is stored with ctime -1 (the "racy git"
 problem: Documentation/technical/racy-git.txt). Import and checkout write the cache; import and
 whoever looks for changes in a checkout read it. A folder's value says of the folders in it what
-theirs say, so values are written together. GC removes those whose node it removes. Losing the
+theirs say, so values are written together. What a value leads to is taken unread, so it stands
+in the store for as long as the value does: GC removes values before their nodes. Losing the
 cache costs time, nothing else.
 """
 
 import os
+from collections.abc import Iterable
 
 import msgspec
 
 from engine.hostfs import mtime_of
 from engine.ids import digest
+from engine.store import Db, Writer
 
 Row = tuple[bytes, int, int, int, int, int, int]
 """name, mode, inode, size, mtime ns, ctime ns, links."""
@@ -25,6 +28,9 @@ FRESH_NS = 100_000_000
 """A ctime younger than this may hide a later change in the same tick."""
 FRESH = -1
 """Stands for such a ctime in a row, which then is like no other, nor like itself later."""
+
+ROWS_CHANGED = b"rows"
+"""The key in `meta` whose value changes with every transaction that stores rows."""
 
 encode_rows = msgspec.msgpack.Encoder().encode
 decode_rows = msgspec.msgpack.Decoder(list[Row]).decode
@@ -57,6 +63,32 @@ def split_folder(value: memoryview) -> tuple[bytes, FolderResult]:
     """Returns the encoded rows of a folder and its result. Raises msgspec.DecodeError."""
     end = 4 + int.from_bytes(value[:4], "big")
     return bytes(value[4:end]), msgspec.msgpack.decode(value[end:], type=FolderResult)
+
+
+def node_of_row(value: memoryview) -> bytes:
+    """Returns the node that a value of the database leads to; empty if it leads nowhere."""
+    end = 4 + int.from_bytes(value[:4], "big")
+    try:
+        return bytes(msgspec.msgpack.decode(value[end:])[0])
+    except (msgspec.DecodeError, LookupError, TypeError, ValueError):
+        return b""
+
+
+def sums_of_row(value: memoryview) -> tuple[int, int]:
+    """Returns the size and the number of entries that a value says of its node; -1 if none."""
+    try:
+        _, result = split_folder(value)
+    except msgspec.DecodeError:
+        return -1, -1
+    return result.size, result.entries
+
+
+def put_rows(writer: Writer, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    """Stores values of the database under their keys, and lets a collection know."""
+    ordered = sorted(pairs)
+    if ordered:
+        writer.put(Db.META, ROWS_CHANGED, os.urandom(8))
+        writer.put_many(Db.IMPORTS, ordered)
 
 
 def row_of(name: bytes, status: os.stat_result) -> Row:

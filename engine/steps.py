@@ -301,6 +301,13 @@ def decode_step(
     """Returns a step with what its last observation, of so many, says. Raises CorruptStepError."""
     record = _decode(step_key(name, number), raw, StepRecord, describe(name, number))
     assert isinstance(record, StepRecord)
+    return step_of(name, number, record, last, count)
+
+
+def step_of(
+    name: str, number: int, record: StepRecord, last: Observation | None = None, count: int = 0
+) -> Step:
+    """Returns the step of a record, with what its last observation, of so many, says."""
     known: StepRecord | Observation = record if last is None else last
     return Step(
         episode=name,

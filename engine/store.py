@@ -56,6 +56,9 @@ class Reader(Protocol):
     def count(self, db: Db) -> int:
         """Returns how many keys a database has."""
 
+    def number(self) -> int:
+        """Returns the number of the transaction whose state is seen; a writer's, of its own."""
+
 
 class Writer(Reader, Protocol):
     """A write transaction: sees its own changes; nobody else does until it is committed."""
@@ -98,7 +101,10 @@ class Store(ABC):
 
     @abstractmethod
     def transaction_id(self) -> int:
-        """Returns the number of the last committed transaction; grows with each."""
+        """Returns the number of the last committed transaction.
+
+        It grows with each; `compact` starts it anew.
+        """
 
     @abstractmethod
     def statistics(self) -> StoreStatistics:
@@ -107,6 +113,16 @@ class Store(ABC):
     @abstractmethod
     def trim(self) -> None:
         """Gives memory back that holds clean pages of the store's file, where there are any."""
+
+    @abstractmethod
+    def compact(self, wait: float = 0.0) -> None:
+        """Gives the room that nothing uses back to the disk; this thread may not be in a `read`.
+
+        Others read and write on meanwhile. The caller holds the lease `gc`. Waits up to `wait`
+        seconds for a moment in which no other process has the store open. Raises
+        CompactionRefusedError if there was none, or the store is written to again and again;
+        StoreFullError if the disk has no room for a second file.
+        """
 
     @abstractmethod
     def close(self) -> None:
@@ -164,3 +180,11 @@ class StoreFullError(StoreError):
 
     def __init__(self, path: str) -> None:
         super().__init__(path, f"no space left on the disk that holds the store at {path}")
+
+
+class CompactionRefusedError(StoreError):
+    """The store's file cannot be made smaller now; nothing was changed."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, f"cannot compact the store at {path}: {why}")
+        self.why = why

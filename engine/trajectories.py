@@ -38,6 +38,7 @@ from engine.steps import (
     reward_key,
     seal,
     step_key,
+    step_of,
 )
 from engine.store import Db, Reader, Writer
 
@@ -159,19 +160,7 @@ def _append(writer: Writer, name: str, number: int, new: NewStep, time_ns: int |
     writer.put(Db.EPISODES, child_key(name, parent, number), b"")
     if record.reward is not None:
         writer.put(Db.EPISODES, reward_key(name, record.reward, number), b"")
-    return Step(
-        episode=name,
-        number=number,
-        parent=parent,
-        action=record.action,
-        snapshot=new.snapshot,
-        summary=record.summary,
-        reward=record.reward,
-        verdict=record.verdict,
-        command=record.command,
-        time_ns=record.time_ns,
-        metadata=record.metadata,
-    )
+    return step_of(name, number, record)
 
 
 def observe(writer: Writer, name: str, number: int, seen: Seen, time_ns: int | None = None) -> Step:

@@ -13,7 +13,7 @@ rule about trees:
   kernel has checked permission. Without it, OPEN for reading is answered here, and OPEN for
   writing is for pyfuse3 to decide. IOCTL, which Python sends for every file it opens and
   pyfuse3 does not serve, is refused; so is GETXATTR for what is not in `user.`, which the
-  kernel sends before a first write and `ls -l` for every name;
+  kernel sends before a first write and `ls -l` for every name, and for overlayfs's own;
 - in place of a file handle it puts the inode's number: pyfuse3 passes only the handle on, and a
   kernel that does not send OPEN has none. The handle's first bit says whether set-user-ID and
   set-group-ID bits are to go, which the kernel then does not ask for beforehand;
@@ -417,7 +417,7 @@ class Channel:
             self._answer(connection, unique, -errno.ENOSYS)
         elif opcode == protocol.GETXATTR:
             at = protocol.XATTR_NAME_AT
-            if message[at : at + len(protocol.SERVED_XATTRS)] == protocol.SERVED_XATTRS:
+            if protocol.is_served(message[at:]):
                 return False
             self._answer(connection, unique, -errno.ENODATA)
         elif connection.mark:  # INIT: as the whole's was answered

@@ -64,6 +64,7 @@ class Control:
             messages.Lend: self._lend,
             messages.Refresh: self._refresh,
             messages.Shed: self._shed,
+            messages.Compact: self._compact,
             messages.Shutdown: self._shutdown,
         }
 
@@ -135,6 +136,10 @@ class Control:
             "messages": self._channel.counts(),
         }
 
+    def requests(self) -> int:
+        """Returns how many requests of the kernel were answered so far."""
+        return sum(timing.count for timing in self._operations.timings.values())
+
     def _metrics(self) -> str:
         """Returns the text of `/.amalgam/metrics`."""
         groups = self._groups()
@@ -168,7 +173,9 @@ class Control:
         if request.ref is not None:
             check_name("ref", request.ref)
         async with self._frozen(request.session) as (live, freeze):
-            report = live.held.commit(freeze, request.message, None, request.ref, live.overlay)
+            report = live.held.commit(
+                freeze, request.message, request.metadata, request.ref, live.overlay
+            )
             await trio.to_thread.run_sync(live.held.clean)
         return messages.Committed(
             report.snapshot.hex(), report.changed, report.new_bytes, list(report.warnings)
@@ -256,6 +263,10 @@ class Control:
         self._vfs.shed()
         give_back()
         return messages.Done()
+
+    async def _compact(self, request: messages.Compact) -> messages.AnyReply:
+        report = await trio.to_thread.run_sync(self._vfs.repository.compact)
+        return messages.Compacted(report.bytes_before, report.bytes_after)
 
     async def _shutdown(self, request: messages.Shutdown) -> messages.AnyReply:
         """Unmounts and ends; refused while the mount is busy.

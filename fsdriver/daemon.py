@@ -27,6 +27,7 @@ from engine.vfs import SNAPSHOTS, Vfs
 from fsdriver.channel import Channel, Part
 from fsdriver.client import socket_path
 from fsdriver.control import Control, listen
+from fsdriver.housekeeping import LOOK_SECONDS, Housekeeping, Schedule
 from fsdriver.launch import default_log
 from fsdriver.messages import Status
 from fsdriver.operations import Operations
@@ -54,7 +55,12 @@ def main(argv: list[str]) -> int:
                 _tell(options.ready_fd, {"pid": os.getpid()})
                 log.info("mounted", mountpoint=options.mountpoint, store=options.store)
 
-            trio.run(_serve, channel, control, listener, ready, options.life_fd)
+            house = Housekeeping(
+                vfs.repository,
+                Schedule(options.gc_every, options.gc_below, options.gc_look),
+                control.requests,
+            )
+            trio.run(_serve, channel, control, house, listener, ready, options.life_fd)
             del vfs
         if options.life_fd >= 0:
             with contextlib.suppress(OSError):
@@ -76,6 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--log", default=None)
     parser.add_argument("--ready-fd", type=int, default=-1)
     parser.add_argument("--life-fd", type=int, default=-1)
+    parser.add_argument("--gc-every", type=float, default=0.0, help="seconds; 0: never")
+    parser.add_argument("--gc-below", type=float, default=0.0, help="share of free room")
+    parser.add_argument("--gc-look", type=float, default=LOOK_SECONDS, help="seconds")
     return parser
 
 
@@ -153,6 +162,7 @@ def _remove(path: str) -> None:
 async def _serve(
     channel: Channel,
     control: Control,
+    house: Housekeeping,
     listener: socket.socket,
     ready: Callable[[], None],
     life: int,
@@ -160,6 +170,7 @@ async def _serve(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(control.serve, listener)
         nursery.start_soon(control.watch, WATCH_SECONDS, Pressure(sources()))
+        nursery.start_soon(house.run)
         nursery.start_soon(_end_on_signal, channel)
         if life >= 0:
             nursery.start_soon(_end_with, life, channel)

@@ -3,11 +3,20 @@
 import errno
 
 from engine.bisecting import BisectRefusedError
+from engine.bundle_applying import BundleBaseError
+from engine.bundles import (
+    BundleFormatError,
+    BundleTooLargeError,
+    BundleTruncatedError,
+    BundleVersionError,
+)
 from engine.checkout import CheckoutRefusedError
 from engine.checkout_records import NotACheckoutError
 from engine.checkouts import PartialCheckoutError, SwitchInterruptedError
+from engine.codec import CompressionError
 from engine.content import SourceChangedError
 from engine.diffing import DiffTooLargeError
+from engine.drafts import ArchiveRefusedError
 from engine.errors import (
     AmbiguousIdError,
     CorruptObjectError,
@@ -19,9 +28,12 @@ from engine.errors import (
     NotFoundError,
 )
 from engine.freezing import TooDeepError
+from engine.git_repository import GitMissingError, GitRefusedError, GitSourceError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
 from engine.local_edits import LocalEditsError
+from engine.oci_reading import ImageDamagedError
+from engine.oci_writing import ImageRefusedError
 from engine.outside_links import OutsideLinkError
 from engine.patch_parsing import PatchFormatError
 from engine.patching import PatchRefusedError
@@ -37,6 +49,7 @@ from engine.paths import (
 from engine.snapshot_merging import NoMergeBaseError
 from engine.steps import CorruptStepError, InvalidStepError
 from engine.store import (
+    CompactionRefusedError,
     NewerFormatError,
     NotAStoreError,
     StoreDamagedError,
@@ -45,15 +58,30 @@ from engine.store import (
     StoreFullError,
     StorePermissionError,
 )
+from engine.tar_reading import ArchiveDamagedError
 
 ERRNOS: dict[type[EngineError], int] = {
     AmbiguousIdError: errno.ENOENT,
     BisectRefusedError: errno.EINVAL,
+    ArchiveDamagedError: errno.EINVAL,
+    ArchiveRefusedError: errno.EINVAL,
+    BundleBaseError: errno.ENOENT,
+    BundleFormatError: errno.EINVAL,
+    BundleTooLargeError: errno.EFBIG,
+    BundleTruncatedError: errno.EINVAL,
+    BundleVersionError: errno.EINVAL,
     CheckoutRefusedError: errno.EIO,
+    CompactionRefusedError: errno.EBUSY,
+    CompressionError: errno.EINVAL,
     CorruptObjectError: errno.EIO,
     CorruptStepError: errno.EIO,
     DiffTooLargeError: errno.E2BIG,
     EngineError: errno.EIO,
+    ImageDamagedError: errno.EIO,
+    ImageRefusedError: errno.EINVAL,
+    GitMissingError: errno.EIO,
+    GitRefusedError: errno.EIO,
+    GitSourceError: errno.EIO,
     ImportSourceError: errno.EIO,
     InUseError: errno.EBUSY,
     InvalidNameError: errno.EINVAL,

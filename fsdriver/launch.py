@@ -35,14 +35,28 @@ def default_log(store_path: str) -> str:
 
 
 def daemon_command(
-    store_path: str, mountpoint: str, *, allow_other: bool = False, plain: bool = False
+    store_path: str,
+    mountpoint: str,
+    *,
+    allow_other: bool = False,
+    plain: bool = False,
+    gc_every: float = 0.0,
+    gc_below: float = 0.0,
 ) -> list[str]:
-    """Returns the command that serves a checked mount point, in the foreground."""
+    """Returns the command that serves a checked mount point, in the foreground.
+
+    It collects garbage every `gc_every` seconds, and when less than the share `gc_below` of the
+    disk is free; 0 is never.
+    """
     command = [sys.executable, "-m", "fsdriver.daemon", store_path, mountpoint]
     if allow_other:
         command.append("--allow-other")
     if plain:
         command.append("--plain")
+    if gc_every:
+        command += ["--gc-every", str(gc_every)]
+    if gc_below:
+        command += ["--gc-below", str(gc_below)]
     return command
 
 
@@ -54,6 +68,8 @@ def launch(
     plain: bool = False,
     log: str | None = None,
     life: int | None = None,
+    gc_every: float = 0.0,
+    gc_below: float = 0.0,
 ) -> int:
     """Starts a daemon for a checked mount point and returns its process id once it serves.
 
@@ -67,7 +83,10 @@ def launch(
     except OSError as error:
         raise StoreError(store_path, f"cannot write the log {log!r}: {error.strerror}") from error
     ready, told = os.pipe2(os.O_CLOEXEC)
-    command = daemon_command(store_path, mountpoint, allow_other=allow_other, plain=plain)
+    command = daemon_command(
+        store_path, mountpoint,
+        allow_other=allow_other, plain=plain, gc_every=gc_every, gc_below=gc_below,
+    )  # fmt: skip
     command += ["--ready-fd", str(told), "--log", log]
     if life is not None:
         command += ["--life-fd", str(life)]

@@ -5,6 +5,8 @@ of the structs below with its class's name under `type`; so is a reply. Snapshot
 hexadecimal digits; `root` is the canonical encoding of a root's entry in base64.
 """
 
+from typing import Any
+
 import msgspec
 
 from fsdriver.metrics import Timing
@@ -28,6 +30,7 @@ class Commit(Request, frozen=True, tag=True):
     session: str
     message: str = ""
     ref: str | None = None
+    metadata: dict[str, Any] = {}
 
 
 class Fork(Request, frozen=True, tag=True):
@@ -83,6 +86,10 @@ class Shed(Request, frozen=True, tag=True):
     """Asks the daemon to give memory back that it can miss, as it does when memory is short."""
 
 
+class Compact(Request, frozen=True, tag=True):
+    """Asks to make the store's file smaller; answered by Compacted."""
+
+
 class Shutdown(Request, frozen=True, tag=True):
     """Asks the daemon to unmount and end; answered by Done before it does."""
 
@@ -128,6 +135,13 @@ class Frozen(Reply, frozen=True, tag=True):
     root: bytes
 
 
+class Compacted(Reply, frozen=True, tag=True):
+    """The size of the store's file before and after."""
+
+    bytes_before: int
+    bytes_after: int
+
+
 class Failed(Reply, frozen=True, tag=True):
     """It was not done. `kind` is the error's class, `message` its sentence."""
 
@@ -147,6 +161,7 @@ AnyRequest = (
     | Lend
     | Refresh
     | Shed
+    | Compact
     | Shutdown
 )
-AnyReply = Done | Status | Statistics | Committed | Frozen | Failed
+AnyReply = Done | Status | Statistics | Committed | Frozen | Compacted | Failed

@@ -25,7 +25,7 @@ from engine.vfs import Vfs
 from fsdriver.abilities import Abilities
 from fsdriver.errnos import errno_of
 from fsdriver.metrics import Timing
-from fsdriver.protocol import KILL_SUIDGID, SERVED_XATTRS
+from fsdriver.protocol import KILL_SUIDGID, is_served
 from fsdriver.readahead import ReadAhead
 
 T = TypeVar("T")
@@ -357,7 +357,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        if not name.startswith(SERVED_XATTRS):
+        if not is_served(name):
             raise FUSEError(errno.ENODATA)
         try:
             return self.vfs.inode(inode).xattrs()[name]
@@ -366,7 +366,7 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
-        return list(self.vfs.inode(inode).xattrs())
+        return [name for name in self.vfs.inode(inode).xattrs() if is_served(name)]
 
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:

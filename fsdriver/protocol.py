@@ -58,8 +58,15 @@ KILL_SUIDGID = 1 << 63
 """In a file handle that pyfuse3 gets: that was asked for. No inode has this bit."""
 
 XATTR_NAME_AT = BODY_AT + 8
-SERVED_XATTRS = b"user."
-"""Extended attributes of other namespaces do not exist."""
+SERVED_XATTRS, OVERLAY_XATTRS = b"user.", b"user.overlay."
+"""Extended attributes of other namespaces do not exist; nor do those that overlayfs, mounted over a
+snapshot, asks for with each file and would obey."""
+
+
+def is_served(name: bytes | memoryview) -> bool:
+    """Tells whether an extended attribute may exist."""
+    return bytes(name[:5]) == SERVED_XATTRS and bytes(name[:13]) != OVERLAY_XATTRS
+
 
 KEEP_CACHE, NO_FLUSH = 1 << 1, 1 << 5
 """Flags of a reply to OPEN."""

@@ -20,9 +20,14 @@ COMMANDS = {
     "The store": {
         "init": ("init", "Make an empty store."),
         "import": ("importing", "Store a directory as a snapshot."),
+        "git": ("git", "Snapshots from git's commits, and commits from snapshots."),
         "checkout": ("checkout", "Write a snapshot out as a real directory."),
+        "export": ("export", "Write a snapshot out as a tar archive or an OCI image."),
+        "bundle": ("bundle", "Snapshots as one file, whole or what another store lacks."),
         "gc": ("gc", "Remove what nothing refers to any more."),
         "verify": ("verify", "Read everything and name what is damaged."),
+        "stats": ("stats", "Show how many bytes trees have and take."),
+        "config": ("config", "Show or change a store's settings."),
     },
     "The mount": {
         "mount": ("mount", "Show the store as a filesystem."),

@@ -9,6 +9,7 @@ only module that knows both ways.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import cbor2
 import msgspec
@@ -82,13 +83,29 @@ class StoreAccess:
         except EngineError as error:
             self._output.warning(f"done, but the mount may not show it yet: {error}")
 
+    def compact(self) -> tuple[int, int]:
+        """Makes the store's file smaller; a mount's daemon does it. Returns sizes: before, after.
+
+        This process closes the store for it: nothing can be asked of it afterwards.
+        """
+        daemon = self._daemon
+        if daemon is None:
+            report = self.repository.compact()
+            return report.bytes_before, report.bytes_after
+        self.repository.close()
+        reply = daemon.ask(messages.Compact())
+        assert isinstance(reply, messages.Compacted)
+        return reply.bytes_before, reply.bytes_after
+
     # Sessions.
 
-    def commit(self, session: str, message: str, ref: str | None) -> CommitReport:
+    def commit(
+        self, session: str, message: str, ref: str | None, metadata: dict[str, Any] | None = None
+    ) -> CommitReport:
         """Commits a session and goes on from the new snapshot."""
         if self._daemon is None:
-            return self.repository.commit(session, message=message, ref=ref)
-        reply = self._daemon.ask(messages.Commit(session, message, ref))
+            return self.repository.commit(session, message=message, ref=ref, metadata=metadata)
+        reply = self._daemon.ask(messages.Commit(session, message, ref, metadata or {}))
         assert isinstance(reply, messages.Committed)
         return CommitReport(
             bytes.fromhex(reply.snapshot), reply.changed, reply.new_bytes, tuple(reply.warnings)

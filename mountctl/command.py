@@ -1,6 +1,8 @@
 """What all commands have in common: the global options anywhere, and help with an example."""
 
 import inspect
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -93,8 +95,41 @@ class _Text(click.ParamType[str]):
         return value
 
 
+class _Duration(click.ParamType[float]):
+    name = "duration"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = re.fullmatch(r"([0-9]{1,6})([smhd])", str(value))
+        if value == "off":
+            return 0.0
+        if found is None or not int(found[1]):
+            self.fail("give a time as 90s, 30m, 24h or 7d, or `off`", param, ctx)
+        return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+class _Share(click.ParamType[float]):
+    name = "share"
+
+    def convert(
+        self, value: str | float, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        found = re.fullmatch(r"([0-9]{1,2})%", str(value))
+        if value == "off":
+            return 0.0
+        if found is None or not int(found[1]):
+            self.fail("give a share as 5%, up to 99%, or `off`", param, ctx)
+        return int(found[1]) / 100
+
+
+DURATION = _Duration()
+"""A time in seconds; 0 for `off`."""
+SHARE = _Share()
+"""A share of a whole, of 1; 0 for `off`."""
 SESSION = _SessionName()
 """The name of a session, given as `name` or `@name`."""
+_SESSION_HELP = "A session, as NAME or @NAME."
 TEXT = _Text()
 """Text that goes into the store, and so must be UTF-8."""
 
@@ -107,6 +142,39 @@ def snapshot_argument(name: str = "snapshot", **settings: Any) -> Callable[[Func
     return click.argument(name, **settings)
 
 
-def session_argument(name: str = "session") -> Callable[[Function], Function]:
+def metadata_option() -> Callable[[Function], Function]:
+    """Returns the option that gives facts to keep with a snapshot, `metadata`, a dict."""
+    return click.option(
+        "--meta", "metadata", metavar="KEY=VALUE", type=TEXT, multiple=True, callback=_metadata,
+        help="Keep a fact with the snapshot; with KEY:=VALUE, the value is JSON. Repeatable.",
+    )  # fmt: skip
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"JSON has no {constant}")
+
+
+def _metadata(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for value in values:
+        key, sign, text = value.partition("=")
+        is_json = key.endswith(":")
+        key = key.removesuffix(":")
+        if not key or not sign:
+            raise click.BadParameter("give it as KEY=VALUE", context, option)
+        try:
+            facts[key] = json.loads(text, parse_constant=_refuse) if is_json else text
+        except (ValueError, RecursionError):
+            raise click.BadParameter(
+                f"{text!r} is not JSON; give a text as {key}=TEXT", context, option
+            ) from None
+    return facts
+
+
+def session_argument(
+    name: str = "session", *, required: bool = True
+) -> Callable[[Function], Function]:
     """Returns the argument that names a session."""
-    return click.argument(name, type=SESSION, help="A session, as NAME or @NAME.")
+    return click.argument(name, type=SESSION, required=required, help=_SESSION_HELP)

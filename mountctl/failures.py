@@ -23,8 +23,8 @@ BUG, NOT_EXECUTABLE, NO_PROGRAM, INTERRUPTED, READER_GONE = 70, 126, 127, 130, 1
 
 EXIT_CODES = {
     DONE: "done",
-    FOUND: "verify found damage, doctor something missing, bisect several snapshots, or "
-    "merge-base none",
+    FOUND: "verify found damage or could not repair all of it, doctor something missing, bisect "
+    "several snapshots, or merge-base none",
     USAGE: "the command line is wrong, or a name that it gives cannot be used",
     UNKNOWN: "no such snapshot, ref, session or mount, or a shortened id fits several",
     REFUSED: "refused because of what is there: a name taken, a directory not empty",
@@ -89,6 +89,12 @@ ROWS = {
         DAMAGED, "restore its folder `db` from a copy; what sessions changed is in `sessions`"
     ),
     "StoreFullError": Row(FULL, "make room on that disk, then run the command again"),
+    "CompactionRefusedError": Row(
+        BUSY, "end what has the store open, then run it again; what was collected is collected"
+    ),
+    "CompressionError": Row(
+        USAGE, "give `off`, or `zstd:3`; a higher number is smaller and slower"
+    ),
     "CorruptObjectError": Row(
         DAMAGED, "`mountctl verify` names every path that is damaged; all others stay readable"
     ),
@@ -118,6 +124,33 @@ ROWS = {
     ),
     "OutsideLinkError": Row(
         REFUSED, "--outside-links makes such links all the same; look at them before you use them"
+    ),
+    # archives and bundles
+    "ArchiveDamagedError": Row(DAMAGED, "get the archive again; nothing was imported"),
+    "ArchiveRefusedError": Row(REFUSED, "look at it with `tar -tv`; nothing was imported"),
+    "ImageRefusedError": Row(REFUSED, "look at the path that the message names"),
+    "ImageDamagedError": Row(DAMAGED, "get the image again; nothing was imported"),
+    "BundleFormatError": Row(
+        DAMAGED, "get the bundle again; what has come of it is kept and not read twice"
+    ),
+    "BundleTruncatedError": Row(
+        DAMAGED, "get the rest of it and apply it again: what has come is kept until `gc`"
+    ),
+    "BundleVersionError": Row(NO_STORE, "use a later version of AmalgamFS for it"),
+    "BundleBaseError": Row(
+        UNKNOWN, "apply a bundle with those first, or have this one made without --have"
+    ),
+    "BundleTooLargeError": Row(REFUSED, "name fewer snapshots"),
+    # git
+    "GitMissingError": Row(
+        SYSTEM,
+        "install it beside AmalgamFS: `pip install 'amalgamfs[git]'`, or `pip install pygit2`",
+    ),
+    "GitSourceError": Row(
+        REFUSED, "`git fsck` in that repository tells more; what was imported until then is kept"
+    ),
+    "GitRefusedError": Row(
+        REFUSED, "`--author`, another branch (`SNAPSHOT:BRANCH`) or --force may be what you want"
     ),
     # history and episodes
     "InvalidStepError": Row(USAGE, "give what JSON has: text, finite numbers, lists, objects"),

@@ -33,6 +33,15 @@ class NotMountedError(EngineError):
         super().__init__(f"{what} is not mounted")
 
 
+class Service(NamedTuple):
+    """How a mount is to be served."""
+
+    allow_other: bool
+    plain: bool
+    gc_every: float
+    gc_below: float
+
+
 class Prepared(NamedTuple):
     """A store and a directory that were found good for a mount."""
 
@@ -65,24 +74,18 @@ def _clear(path: str, output: Output) -> bool:
     return True
 
 
-def start(prepared: Prepared, *, allow_other: bool, plain: bool, log: str | None) -> int:
+def start(prepared: Prepared, service: Service, log: str | None) -> int:
     """Starts a daemon in the background and returns its process id once it serves."""
-    return launch(
-        prepared.store, prepared.mountpoint, allow_other=allow_other, plain=plain, log=log
-    )
+    return launch(prepared.store, prepared.mountpoint, log=log, **service._asdict())
 
 
-def become_daemon(
-    prepared: Prepared, *, allow_other: bool, plain: bool, log: str | None
-) -> NoReturn:
+def become_daemon(prepared: Prepared, service: Service, log: str | None) -> NoReturn:
     """Turns this process into the daemon, with this terminal as its log unless `log` is given.
 
     A fresh interpreter in the same process: signals reach it directly, and trio and pyfuse3
     need not be loaded here.
     """
-    command = daemon_command(
-        prepared.store, prepared.mountpoint, allow_other=allow_other, plain=plain
-    )
+    command = daemon_command(prepared.store, prepared.mountpoint, **service._asdict())
     if log is not None:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(descriptor, 2)

@@ -9,12 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 
-from engine.directory import directory_entry
-from engine.nodes import Entry, Kind
-from engine.objects import NodeBuffer
 from engine.repository import Repository
-from engine.snapshots import encode_snapshot, make_snapshot
-from engine.store import Db, Writer
 from fsdriver.client import find_daemon
 from fsdriver.messages import GetStatistics, Statistics
 from scripts.bench_figures import RUN, US, Bench, Side
@@ -22,6 +17,7 @@ from scripts.bench_groups import words_before, writable
 from scripts.bench_mount import snapshot_in
 from scripts.bench_rivals import RIVALS, ours, theirs
 from scripts.bench_setting import CannotError, mountctl, note, run, shell
+from scripts.bench_trees import add_snapshot
 
 BIG = 4 << 30
 PIECE = 64 << 20
@@ -150,32 +146,6 @@ def measure_many_files(bench: Bench) -> None:
 # ---------------------------------------------------------------- memory
 
 
-def add_wide_snapshot(store: str) -> str:
-    """Adds a snapshot of 1,000 directories of 1,000 empty files; returns its id."""
-    with Repository.open(store) as repository:
-        nodes = NodeBuffer()
-        now = time.time_ns()
-        names = sorted(b"file-%06d" % number for number in range(FILES_EACH))
-        below = [
-            directory_entry(
-                nodes.put,
-                # No two directories are the same node.
-                [Entry(name, Kind.FILE, 0o644, now + at, 0, b"") for name in names],
-                name=b"directory-%06d" % at, mode=0o755, mtime_ns=now,
-            )
-            for at in range(DIRECTORIES)
-        ]  # fmt: skip
-        root = directory_entry(nodes.put, below, name=b"", mode=0o755, mtime_ns=now)
-        identifier, record = encode_snapshot(make_snapshot(root))
-
-        def change(writer: Writer) -> None:
-            nodes.flush(writer)
-            writer.put(Db.SNAPSHOTS, identifier, record)
-
-        repository.store.write(change)
-    return identifier.hex()
-
-
 def measure_memory(bench: Bench) -> None:
     """What the daemon has resident after a million files were listed, and once they are forgotten.
 
@@ -183,7 +153,8 @@ def measure_memory(bench: Bench) -> None:
     """
     store, at = bench.path("store-wide"), bench.path("on-wide")
     mountctl(store, "init")
-    identifier = add_wide_snapshot(store)
+    with Repository.open(store) as repository:
+        identifier = add_snapshot(repository, DIRECTORIES, FILES_EACH).hex()
 
     def resident() -> float:
         client = find_daemon(store, 10.0)

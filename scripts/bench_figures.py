@@ -1,17 +1,33 @@
 """Figures: how sides are measured in turn, what is promised, how it is written down."""
 
 import functools
+import math
 import os
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from scripts.bench_setting import CannotError, kernel_source, mountctl, note, size_of
+from scripts.bench_setting import (
+    CannotError,
+    kernel_source,
+    mountctl,
+    note,
+    run,
+    shell,
+    size_of,
+)
 
-Side = Callable[[], dict[str, float]]
-"""Does its part once; returns seconds (or MB, where its name says so) by the measure's name."""
+Sample = float | list[float]
+Side = Callable[[], Mapping[str, Sample]]
+"""Does its part once, or many times; returns seconds by the measure's name, or what else the name
+ends with, one of UNITS."""
+
+UNITS = (", MB", ", KiB")
+
+MANY = 100
+"""Of so many samples a percentile is told, of fewer the extremes."""
 
 US = "AmalgamFS"
 RUN = "mountctl run"
@@ -32,6 +48,18 @@ class Target(NamedTuple):
 _DISK = ("disk",)
 _OTHERS = ("squashfuse", "bindfs", "fuse-overlayfs")
 _WARM = (Target(1.05, _DISK), Target(1.0, _OTHERS))
+
+
+_GROWN = [f"{US}, {many}" for many in (
+    "10,000 files", "100,000 files", "1,000,000 files", "100 commits", "1,000 commits",
+    "10,000 commits")]  # fmt: skip
+_FLAT = tuple(Target(2.0, (f"{US}, 1,000 files", f"{US}, 1 commit"), who=who) for who in _GROWN)
+"""The same, within two times, however many there are."""
+_NAMES = tuple(f"{US}, {many} names" for many in ("10,000", "100,000", "1,000,000"))
+_SNAPSHOTS = tuple(f"{US}, {many}" for many in (
+    "10 snapshots", "100 snapshots", "1,000 snapshots", "10,000 snapshots"))  # fmt: skip
+_FORKS = tuple(Target(1 / 3, who=f"{US}, {many}") for many in ("8 processes", "2 processes"))
+_CHUNKING = (Target(1 / 0.7, ("the slower of both",)),)
 
 
 def _build(in_sessions: float, by_run: float) -> tuple[Target, ...]:
@@ -61,7 +89,29 @@ TARGETS = {
     "4 GiB, first read": (Target(1 / 0.6, _DISK, enough=(4 << 30) / 1.5e9),),
     "daemon after it, MB": (Target(400),),
     "commit of one file, in the engine": (Target(0.02),),
-}
+    "fork": (Target(20e-6, who=US), *_FLAT),
+    "write a file, commit": (Target(0.5e-3, who=US), *_FLAT),
+    "write one of 50 files, commit": (Target(0.5e-3, who=US), *_FLAT),
+    "write a file, commit durably": (
+        Target(1.5, ("LMDB transaction",), who=US, enough=2e-3), *_FLAT,
+    ),
+    "open a snapshot": (Target(0.1e-3, who=US), *_FLAT),
+    "restore": (Target(0.1e-3, who=US), *_FLAT),
+    "diff of ten files": (Target(1e-3, who=US), *_FLAT),
+    "change one of the names, commit durably": tuple(Target(5e-3, who=who) for who in _NAMES),
+    "new objects for it, KiB": tuple(Target(64, who=who) for who in _NAMES),
+    "written for it, KiB": tuple(Target(64, who=who) for who in _NAMES),
+    "1,000 commits by 8 forks": _FORKS,
+    "1,000 durable commits by 8 forks": _FORKS,
+    "1,000 durable commits by 8 forks, anywhere": _FORKS,
+    "gc, for 1,000 unique nodes": tuple(
+        Target(2.0, _SNAPSHOTS[:1], who=who) for who in _SNAPSHOTS[1:]
+    ),
+    "peak memory of that gc, MB": tuple(Target(300, who=who) for who in _SNAPSHOTS),
+    "peak memory of gc, MB": tuple(Target(300, who=who) for who in _SNAPSHOTS),
+    "import of large files, new": _CHUNKING,
+    "import of large files, in the store already": _CHUNKING,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -114,8 +164,7 @@ class Figure:
 
     def cells(self) -> list[str]:
         """Returns its line in a table."""
-        name, in_mb, _ = self.measure.partition(", MB")
-        unit = "MB" if in_mb else "s"
+        name, unit = name_and_unit(self.measure)
         line = [name]
         for at, (side, values) in enumerate(self.samples.items()):
             line.append(amount(values, unit) + (f" **{plain(self.ratio(side))}**" if at else ""))
@@ -125,15 +174,18 @@ class Figure:
         who = target.who or self.first
         missed = self.missed(target)
         if target.sides:
-            of = target.sides[0] if len(target.sides) == 1 else "each other"
+            present = [side for side in target.sides if side in self.samples]
+            of = briefly(present[0]) if len(present) == 1 else "each other"
             limit = f"{plain(target.limit)} x {of}"
-            missed = [f"{plain(self.ratio(side, who))} x {side}" for side in missed]
+            by = ", ".join(f"{plain(self.ratio(side, who))} x {briefly(side)}" for side in missed)
         else:
             limit = amount([target.limit], unit)
+            by = ""
         if target.enough:
             limit += f" or {amount([target.enough], unit)}"
-        kept = f"missed: {', '.join(missed)}" if missed else "kept"
-        return f"{target.who + ' ' if target.who else ''}below {limit}: {kept}"
+        kept = "missed" + (f": {by}" if by else "") if missed else "kept"
+        subject = f"{briefly(who)} " if who != self.first else ""
+        return f"{subject}below {limit}: {kept}"
 
     @classmethod
     def from_json(cls, written: dict[str, Any]) -> "Figure":
@@ -148,8 +200,30 @@ class Figure:
              "missed": self.missed(target)}
             for target in self.targets()
         ]  # fmt: skip
-        return {"group": self.group, "measure": self.measure, "samples": self.samples,
-                "ratios": ratios, "targets": targets}  # fmt: skip
+        summary = {
+            side: {"median": self.median(side), "99th percentile": most_of(values)}
+            for side, values in self.samples.items()
+        }
+        return {"group": self.group, "measure": self.measure, "summary": summary,
+                "samples": self.samples, "ratios": ratios, "targets": targets}  # fmt: skip
+
+
+def name_and_unit(measure: str) -> tuple[str, str]:
+    """Splits what a measure is called."""
+    for end in UNITS:
+        if measure.endswith(end):
+            return measure.removesuffix(end), end[2:]
+    return measure, "s"
+
+
+def briefly(side: str) -> str:
+    """Returns the name of a side without what all of ours have in common."""
+    return side.removeprefix(f"{US}, ")
+
+
+def most_of(values: list[float]) -> float:
+    """Returns what 99 of 100 values are not above."""
+    return sorted(values)[math.ceil(len(values) * 0.99) - 1]
 
 
 def plain(ratio: float) -> str:
@@ -158,13 +232,16 @@ def plain(ratio: float) -> str:
 
 
 def amount(values: list[float], unit: str) -> str:
-    """Writes a median with its range: `1.23 (1.20-1.31) s`."""
-    if unit == "s" and statistics.median(values) < 0.1:
-        values, unit = [value * 1000 for value in values], "ms"
+    """Writes a median with its range, `1.23 (1.20-1.31) s`, or of many `1.23 (99%: 1.30) s`."""
     middle = statistics.median(values)
+    if unit == "s" and middle < 0.1:
+        scale, unit = (1000, "ms") if middle >= 0.0001 else (1_000_000, "µs")
+        values, middle = [value * scale for value in values], middle * scale
     places = 0 if middle >= 100 else 1 if middle >= 10 else 2
     text = f"{middle:,.{places}f}"
-    if len(values) > 1:
+    if len(values) >= MANY:
+        text += f" (99%: {most_of(values):,.{places}f})"
+    elif len(values) > 1:
         text += f" ({min(values):,.{places}f}-{max(values):,.{places}f})"
     return f"{text} {unit}"
 
@@ -194,6 +271,7 @@ class Bench:
     given_tree: str | None
     runs: int
     rivals: list[str]
+    engine_files: int = 1_000_000
     figures: list[Figure] = field(default_factory=list)
 
     def path(self, name: str) -> str:
@@ -222,6 +300,14 @@ class Bench:
         """A store with one snapshot, of the big tree, under the ref `tree`."""
         return self.imported("store", self.tree)
 
+    @functools.cached_property
+    def copy(self) -> str:
+        """A copy of the big tree in which git has committed all of it."""
+        copy = self.path("copy")
+        run("cp", "-a", self.tree, copy)
+        shell("git init -q && git add -A -f && git commit -q -m first && git status -s", cwd=copy)
+        return copy
+
     def imported(self, name: str, tree: str) -> str:
         """Makes a store with one snapshot, of a tree, under the ref `tree`."""
         mountctl(self.path(name), "init")
@@ -235,8 +321,11 @@ class Bench:
             for side, once in sides.items():
                 os.sync()  # nobody pays for what another left to be written
                 values = once()
+                said = []
                 for measure, value in values.items():
-                    found.setdefault(measure, {}).setdefault(side, []).append(value)
-                text = "; ".join(f"{measure} {value:.3f}" for measure, value in values.items())
-                note(f"{group} {turn}/{runs}, {side}: {text}")
+                    new = value if isinstance(value, list) else [value]
+                    found.setdefault(measure, {}).setdefault(side, []).extend(new)
+                    name, unit = name_and_unit(measure)
+                    said.append(f"{name} {amount(new, unit)}")
+                note(f"{group} {turn}/{runs}, {side}: {'; '.join(said)}")
         self.figures += [Figure(group, measure, samples) for measure, samples in found.items()]

@@ -158,11 +158,9 @@ def measure_commit(bench: Bench) -> None:
     """A commit after one file of the big tree has changed, and writable copies, beside git."""
     if "git" not in bench.rivals:
         raise CannotError("git is needed")
-    store, at, copy = bench.store, bench.path("on-commit"), bench.path("copy")
+    store, at, copy = bench.store, bench.path("on-commit"), bench.copy
     deepest = "find . -type f -size +4k -printf '%d %P\\n' | sort -n | tail -n 1 | cut -d' ' -f2-"
     changed = shell(deepest, cwd=bench.tree).output.rstrip("\n")
-    run("cp", "-a", bench.tree, copy)
-    shell("git init -q && git add -A -f && git commit -q -m first && git status -s", cwd=copy)
     for name in ("engine", "mounted"):
         mountctl(store, "session", "create", name, "tree")
     texts = (b"/* %09d */" % number for number in itertools.count())

@@ -13,6 +13,7 @@ import sys
 from typing import Any, NoReturn
 
 from scripts.bench_driver import measure_driver
+from scripts.bench_engine import SIZES, measure_engine
 from scripts.bench_figures import Bench, Figure, tables
 from scripts.bench_groups import measure_build, measure_commit, measure_store
 from scripts.bench_mount import measure_mount
@@ -36,6 +37,7 @@ GROUPS = {
     "projects": measure_projects,
     "commit": measure_commit,
     "driver": measure_driver,
+    "engine": measure_engine,
 }
 
 DOCUMENT = os.path.join(ROOT, "docs", "benchmarks.md")
@@ -53,9 +55,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         default="all",
         help="or plot: what is in FILE is not measured, but written again",
     )
-    parser.add_argument("file", nargs="?", metavar="FILE", help="the JSON for plot")
+    parser.add_argument("files", nargs="*", metavar="FILE",
+                        help="the JSON for plot; the last that has a figure counts")  # fmt: skip
     parser.add_argument("--tree", metavar="DIR", help="else Debian's source of Linux, fetched once")
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each side (5)")
+    parser.add_argument("--engine-files", type=int, choices=SIZES, default=SIZES[-1], metavar="N",
+                        help="the largest tree of engine, and its directory's names; a hundredth "
+                        "of it the longest history: one of %(choices)s")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="else build/bench.json")
     parser.add_argument("--rivals", metavar="NAME,...", default=",".join(RIVALS),
                         help="which to measure beside (%(default)s), or none")  # fmt: skip
@@ -63,10 +69,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--cache", required=True, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.rivals = [] if options.rivals == "none" else options.rivals.split(",")
-    if (options.group == "plot") != (options.file is not None):
+    if (options.group == "plot") != bool(options.files):
         parser.error("plot needs the JSON of a run, and only plot")
     options.json = os.path.abspath(
-        options.file or options.json or os.path.join(ROOT, "build", "bench.json")
+        options.json or next(iter(options.files), os.path.join(ROOT, "build", "bench.json"))
     )
     if unknown := set(options.rivals) - set(RIVALS):
         parser.error(f"unknown rivals: {', '.join(unknown)}")
@@ -89,7 +95,9 @@ def measure(options: argparse.Namespace, place: str) -> tuple[dict[str, Any], in
     facts = {**machine(place), **versions}
     if os.getloadavg()[0] > 0.5:
         note(f"the machine is busy, the figures will be noisy: load {os.getloadavg()[0]:.1f}")
-    bench = Bench(options.cache, place, options.tree, options.runs, list(versions))
+    bench = Bench(
+        options.cache, place, options.tree, options.runs, list(versions), options.engine_files
+    )
     for group in GROUPS if options.group == "all" else [options.group]:
         try:
             GROUPS[group](bench)
@@ -107,6 +115,20 @@ def measure(options: argparse.Namespace, place: str) -> tuple[dict[str, Any], in
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(result, file, indent=1)
     return result, status
+
+
+def joined(files: list[str]) -> dict[str, Any]:
+    """Returns what runs have found, facts of the first, each figure of the last that has it."""
+    result: dict[str, Any] = {"facts": {}, "left_out": []}
+    figures: dict[tuple[str, ...], Any] = {}
+    for path in files:
+        with open(path, encoding="utf-8") as file:
+            read = json.load(file)
+        result["facts"] = {**read["facts"], **result["facts"]}
+        result["left_out"] += read["left_out"]
+        for figure in read["figures"]:
+            figures[figure["group"], figure["measure"], *figure["samples"]] = figure
+    return {**result, "figures": list(figures.values())}
 
 
 def page(result: dict[str, Any]) -> str:
@@ -140,8 +162,7 @@ def main(arguments: list[str]) -> int:
     picture = os.path.splitext(options.json)[0] + ".svg"
     try:
         if options.group == "plot":
-            with open(options.json, encoding="utf-8") as file:
-                publish(json.load(file), picture, options.update_docs)
+            publish(joined(options.files), picture, options.update_docs)
             return 0
         with workplace(options.cache) as place:
             result, status = measure(options, place)

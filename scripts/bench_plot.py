@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-from scripts.bench_figures import RUN, US, Figure, amount, plain
+from scripts.bench_figures import RUN, US, Figure, amount, briefly, name_and_unit, plain
 from scripts.bench_rivals import get
 from scripts.bench_setting import CannotError, run
 
@@ -22,7 +22,7 @@ OTHERWISE = "ours, otherwise"
 """A side of ours that stands in its row beside the first: a session, one snapshot."""
 TITLES = {
     OTHERWISE: "AmalgamFS, see the table",
-    "git": "git, find -ls",
+    "git": "git, others in the table",
 }
 """What the legend says, where it is not the side's own name."""
 ROW = 19
@@ -73,20 +73,20 @@ def draw(facts: dict[str, str], figures: list[Figure], output: str) -> None:
 def compared(figure: Figure, disk: str) -> tuple[float, str] | None:
     """Returns the amount that is 1 in the row of a figure, and what to call it.
 
-    That is the disk's, else that of whom a promise names, else that of the best of the others,
-    else what is promised.
+    That is the disk's, else that of whom a promise names, others rather than ours, else that of
+    the best of the others, else what is promised.
     """
     if "disk" in figure.samples:
         return figure.median("disk"), disk
     targets = figure.targets()
-    named = [side for target in targets for side in target.sides]
-    others = [side for side in named or figure.samples if not is_ours(side)]
+    named = [side for target in targets for side in target.sides if side in figure.samples]
+    others = [side for side in named or figure.samples if not is_ours(side)] or named
     if others:
-        best = min(set(others) & set(figure.samples), key=figure.median)
+        best = min(others, key=figure.median)
         return figure.median(best), best
     if targets:
         bound = figure.bound(targets[0])
-        return bound, amount([bound], "MB" if ", MB" in figure.measure else "s")
+        return bound, amount([bound], name_and_unit(figure.measure)[1])
     return None
 
 
@@ -125,15 +125,16 @@ def script(facts: dict[str, str], figures: list[Figure], output: str) -> str:
             names.append(f"{quoted('{/:Bold ' + group + '}')} {row}")
         row += 1
         one, called = base[0] or 1e-9, base[1]
-        label = figure.measure.removesuffix(", MB")
-        names.append(f"{quoted(f'{label}  {{/*0.85 ({called} = 1)}}')} {row}")
+        label = name_and_unit(figure.measure)[0]
+        names.append(f"{quoted(f'{label}  {{/*0.85 ({briefly(called)} = 1)}}')} {row}")
         said = []
+        telling = list(figure.samples)[-1] if called == figure.first else figure.first
         for side in figure.samples:
             ratio = figure.median(side) / one
             lowest, highest = min(lowest, ratio), max(highest, ratio)
             if side != "disk":
                 points[style_of(side, figure.first)].append((ratio, row))
-            if side in {figure.first, RUN}:
+            if side in {telling, RUN}:
                 said.append(plain(ratio))
         values.append(f"{quoted('  ' + '   run '.join(said))} {row}")
         bounds: dict[str, float] = {}
@@ -144,7 +145,7 @@ def script(facts: dict[str, str], figures: list[Figure], output: str) -> str:
             lowest, highest = min(lowest, bound), max(highest, bound)
             decoration.append(
                 f"set arrow from {bound:.5g},{row - 0.42:g} to {bound:.5g},{row + 0.42:g} "
-                f"nohead lc '{STYLES[who or US][2]}' lw 2.2 front"
+                f"nohead lc '{STYLES[style_of(who or figure.first, figure.first)][2]}' lw 2.2 front"
             )
         if row % 2:
             decoration.append(

@@ -1,4 +1,4 @@
-"""The guides to history and episodes, run as a person would type them, and as a program.
+"""The guides to history, episodes and git, run as a person would type them, and as a program.
 
 `python -m tests.test_guides` puts what the commands say now into them.
 """
@@ -14,7 +14,11 @@ import pytest
 
 from tests.test_readme import BLOCK, DOCS, plain, run_tour, tour
 
-GUIDES = {"history": "[True] True\n", "episodes": "[1, 11] 0.9\n[10, 11]\n8 3\n"}
+GUIDES = {
+    "history": "[True] True\n",
+    "episodes": "[1, 11] 0.9\n[10, 11]\n8 3\n",
+    "git": "0 ['feature.x', 'feature.y', 'main', 'tags.v1']\n1 ['refs/heads/best']\n",
+}
 STORE = ".local/share/amalgamfs/store"
 
 
@@ -36,20 +40,20 @@ def test_the_guide_shows_what_the_commands_say(tmp_path: Path, guide: str) -> No
         assert lines[-1] == "number 4 3"
 
 
-def write() -> None:
-    """Puts what the commands say now into the guides."""
-    for guide in GUIDES:
-        file = DOCS / f"guide/{guide}.md"
-        page = file.read_text()
-        with tempfile.TemporaryDirectory() as folder:
-            blocks = iter(run_tour(page, folder))
-        head, rest = page.split("<!-- tour:begin -->")
-        body, tail = rest.split("<!-- tour:end -->")
-        for block in BLOCK.findall(body):
-            shown = "\n".join(next(blocks)) + "\n"
-            body = body.replace(f"```console\n{block}```", f"```console\n{shown}```")
-        file.write_text(f"{head}<!-- tour:begin -->{body}<!-- tour:end -->{tail}")
+def write(guide: str, folder: str) -> None:
+    """Puts what the commands say now, in this folder, into a guide."""
+    file = DOCS / f"guide/{guide}.md"
+    page = file.read_text()
+    blocks = iter(run_tour(page, folder))
+    head, rest = page.split("<!-- tour:begin -->")
+    body, tail = rest.split("<!-- tour:end -->")
+    for block in BLOCK.findall(body):
+        shown = "\n".join(next(blocks)) + "\n"
+        body = body.replace(f"```console\n{block}```", f"```console\n{shown}```")
+    file.write_text(f"{head}<!-- tour:begin -->{body}<!-- tour:end -->{tail}")
 
 
 if __name__ == "__main__":
-    write()
+    for each in GUIDES:
+        with tempfile.TemporaryDirectory() as place:
+            write(each, place)

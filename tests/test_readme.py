@@ -24,7 +24,7 @@ BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 PROMPT = "\x01done\x01"
 
 VARYING = [
-    (re.compile(r"\b[0-9a-f]{12}([0-9a-f]{52})?\b"), "7fa7a54c36ef"),
+    (re.compile(r"\b[0-9a-f]{12}([0-9a-f]{28}|[0-9a-f]{52})?\b"), "7fa7a54c36ef"),
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d([+-]\d\d:\d\d)?"), "2026-11-21 12:00:00+00:00"),
     (re.compile(r"\b\d+(\.\d+)? (B|KiB|MiB)\b"), "1.0 KiB"),
     (re.compile(r" +"), " "),

@@ -1,10 +1,11 @@
 """`mountctl commit`."""
 
 import os
+from typing import Any
 
 import click
 
-from mountctl.command import SESSION, TEXT, Command, pass_invocation
+from mountctl.command import TEXT, Command, metadata_option, pass_invocation, session_argument
 from mountctl.invocation import Invocation
 from mountctl.text import count, short, size
 
@@ -15,12 +16,14 @@ from mountctl.text import count, short, size
     example="""
     $ mountctl commit work -m "built" --ref main
     $ mountctl commit --from ~/src/lua -m "edited by hand"
+    $ mountctl commit work --meta model=m1 --meta score:=0.75
     """,
 )
-@click.argument("session", type=SESSION, required=False, help="A session, as NAME or @NAME.")
+@session_argument(required=False)
 @click.option("--from", "directory", metavar="DIR", type=click.Path(), help="Commit a checkout.")
 @click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
 @click.option("--ref", metavar="NAME", type=TEXT, help="Make or move a ref to the snapshot.")
+@metadata_option()
 @pass_invocation
 def command(
     invocation: Invocation,
@@ -28,6 +31,7 @@ def command(
     directory: str | None,
     message: str,
     ref: str | None,
+    metadata: dict[str, Any] | None,
 ) -> None:
     """Store what a session changed as a snapshot.
 
@@ -39,11 +43,11 @@ def command(
     if (session is None) == (directory is None):
         raise click.UsageError("give SESSION or --from DIR")
     if directory is not None:
-        _commit_checkout(invocation, directory, message, ref)
+        _commit_checkout(invocation, directory, message, ref, metadata)
         return
     assert session is not None
     with invocation.open() as store:
-        report = store.commit(session, message, ref)
+        report = store.commit(session, message, ref, metadata)
     if output.json:
         output.result(
             {
@@ -65,12 +69,15 @@ def command(
         output.note(f"nothing has changed in @{session}: the snapshot is the one it stands on")
 
 
-def _commit_checkout(invocation: Invocation, directory: str, message: str, ref: str | None) -> None:
+def _commit_checkout(
+    invocation: Invocation, directory: str, message: str, ref: str | None,
+    metadata: dict[str, Any] | None,
+) -> None:  # fmt: skip
     output = invocation.output
     with invocation.open() as store:
         with output.progress("reading files") as progress:
             result = store.repository.checkouts.commit(
-                directory, message=message, ref=ref, progress=progress
+                directory, message=message, metadata=metadata, ref=ref, progress=progress
             )
         store.refresh()
     if output.json:

@@ -1,20 +1,12 @@
 """`mountctl import`."""
 
+from typing import Any
+
 import click
 
-from mountctl.command import TEXT, Command, pass_invocation
+from mountctl.command import TEXT, Command, metadata_option, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import count, short, size
-
-
-def _metadata(
-    context: click.Context, option: click.Parameter, values: tuple[str, ...]
-) -> dict[str, str]:
-    pairs = [value.partition("=") for value in values]
-    for key, sign, _ in pairs:
-        if not key or not sign:
-            raise click.BadParameter("give it as KEY=VALUE", context, option)
-    return {key: value for key, _, value in pairs}
 
 
 @click.command(
@@ -23,19 +15,26 @@ def _metadata(
     example="""
     $ mountctl import ~/src/lua --ref main -m "lua 5.4.7"
     $ mountctl import build --parent main --meta commit=1f2e3d
+    $ mountctl import --tar lua-5.4.7.tar.gz --ref lua
+    $ mountctl import --oci image --ref base
     """,
 )
-@click.argument("directory", metavar="DIR", type=click.Path(), help="The directory to read.")
+@click.argument(
+    "directory", metavar="[DIR]", type=click.Path(), required=False, help="The directory to read."
+)
+@click.option(
+    "--tar", metavar="FILE", type=click.Path(),
+    help="Read a tar archive instead, compressed or not; - is a pipe.",
+)  # fmt: skip
+@click.option("--oci", metavar="DIR", type=click.Path(), help="Read an OCI image layout instead.")
+@click.option("--image", metavar="NAME", type=TEXT, help="Which image of several, with --oci.")
 @click.option("--ref", metavar="NAME", type=TEXT, help="Make or move a ref to the snapshot.")
 @click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
 @click.option(
     "--parent", "parents", metavar="SNAPSHOT", multiple=True,
     help="What it came from; else what --ref names, else the last import of DIR. Repeatable.",
 )  # fmt: skip
-@click.option(
-    "--meta", "metadata", metavar="KEY=VALUE", type=TEXT, multiple=True, callback=_metadata,
-    help="Keep a fact with the snapshot. Repeatable.",
-)  # fmt: skip
+@metadata_option()
 @click.option(
     "--no-cache",
     is_flag=True,
@@ -44,21 +43,31 @@ def _metadata(
 @pass_invocation
 def command(
     invocation: Invocation,
-    directory: str,
+    directory: str | None,
+    tar: str | None,
+    oci: str | None,
+    image: str | None,
     ref: str | None,
     message: str,
     parents: tuple[str, ...],
-    metadata: dict[str, str],
+    metadata: dict[str, Any],
     no_cache: bool,
 ) -> None:
     """Store a directory as a snapshot.
 
-    Writes the snapshot's id. Files that have not changed since the last import of DIR are not
-    read again; if nothing has changed, the snapshot is the last one. Sockets and devices are
-    left out, with a warning each.
+    Or what an archive or image holds, whole or not at all. Writes the snapshot's id. Files that
+    have not changed since the last import of DIR are not read again; if nothing has changed, the
+    snapshot is the last one. Sockets and devices are left out, with a warning each.
     """
     from engine.chunking import compiled
+    from mountctl.streams import opened
 
+    if [directory, tar, oci].count(None) != 2:
+        raise click.UsageError("name one of DIR, --tar FILE and --oci DIR")
+    if image is not None and oci is None:
+        raise click.UsageError("--image goes with --oci")
+    if no_cache and directory is None:
+        raise click.UsageError("--no-cache goes with DIR")
     output = invocation.output
     with invocation.open() as store:
         if not compiled():
@@ -67,11 +76,25 @@ def command(
                 "(`mountctl doctor` tells more)"
             )
         above = tuple(store.resolve(parent) for parent in parents)
-        with output.progress("importing files") as progress:
-            result = store.repository.import_directory(
-                directory, ref=ref, message=message, parents=above, metadata=dict(metadata),
-                use_cache=not no_cache, progress=progress,
-            )  # fmt: skip
+        if directory is not None:
+            with output.progress("importing files") as progress:
+                result = store.repository.import_directory(
+                    directory, ref=ref, message=message, parents=above, metadata=metadata,
+                    use_cache=not no_cache, progress=progress,
+                )  # fmt: skip
+        elif tar is not None:
+            with opened(tar) as stream, output.progress("reading the archive") as progress:
+                result = store.repository.import_tar(
+                    stream, ref=ref, message=message, parents=above, metadata=metadata,
+                    progress=lambda done: progress(done, None),
+                )  # fmt: skip
+        else:
+            assert oci is not None
+            with output.progress("reading layers") as progress:
+                result = store.repository.import_oci(
+                    oci, image=image, ref=ref, message=message, parents=above,
+                    metadata=metadata, progress=progress,
+                )  # fmt: skip
         store.refresh()
     report = result.report
     if output.json:

@@ -12,20 +12,28 @@ from mountctl.text import quoted
     cls=Command,
     example="""
     $ mountctl init
-    $ mountctl init --store /srv/trees
+    $ mountctl init --store /srv/trees --compression zstd:9
     """,
 )
+@click.option(
+    "--compression", default="zstd:3", show_default=True, metavar="HOW",
+    help="How chunks are packed: zstd:1 to zstd:19, or off.",
+)  # fmt: skip
 @pass_invocation
-def command(invocation: Invocation) -> None:
+def command(invocation: Invocation, compression: str) -> None:
     """Make an empty store.
 
     It is made where the other commands look for it: at --store, $AMALGAMFS_STORE, or in the
     XDG data directory.
     """
+    from engine.codec import parse_compression
     from engine.repository import Repository
 
     path, output = invocation.store_path, invocation.output
-    Repository.create(path).close()
+    level = parse_compression(compression)
+    with Repository.create(path) as repository:
+        if level != repository.compression():
+            repository.set_compression(level)
     if output.json:
         output.result({"store": path})
         return

@@ -4,7 +4,7 @@ import os
 
 import click
 
-from mountctl.command import Command, pass_invocation
+from mountctl.command import DURATION, SHARE, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import quoted
 
@@ -26,6 +26,14 @@ from mountctl.text import quoted
     "--log", type=click.Path(), metavar="FILE",
     help="Where the daemon logs; else log/mount.log in the store.",
 )  # fmt: skip
+@click.option(
+    "--gc-every", type=DURATION, default="24h", show_default=True, metavar="TIME",
+    help="Collect garbage so often, when the mount is idle: 30m, 24h, 7d, or off.",
+)  # fmt: skip
+@click.option(
+    "--gc-below", type=SHARE, default="5%", show_default=True, metavar="SHARE",
+    help="Collect garbage when less of the disk is free: 5%, or off.",
+)  # fmt: skip
 @pass_invocation
 def command(
     invocation: Invocation,
@@ -34,6 +42,8 @@ def command(
     allow_other: bool,
     plain: bool,
     log: str | None,
+    gc_every: float,
+    gc_below: float,
 ) -> None:
     """Show the store as a filesystem.
 
@@ -48,9 +58,10 @@ def command(
     prepared = mounts.prepare(invocation.store_path, mountpoint, output)
     if log is not None:
         log = os.path.abspath(log)
+    service = mounts.Service(allow_other, plain, gc_every, gc_below)
     if foreground:
-        mounts.become_daemon(prepared, allow_other=allow_other, plain=plain, log=log)
-    pid = mounts.start(prepared, allow_other=allow_other, plain=plain, log=log)
+        mounts.become_daemon(prepared, service, log)
+    pid = mounts.start(prepared, service, log)
     if output.json:
         output.result(
             {

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from engine import Repository, SnapshotId, importing
+from engine import Repository, SnapshotId, checkouts, importing
 from engine.checkout import OPEN_DIRECTORY, CheckoutRefusedError, Fill
-from engine.checkout_records import NotACheckoutError
+from engine.checkout_records import PREFIX, NotACheckoutError, new_record
 from engine.checkouts import PartialCheckoutError, SwitchInterruptedError
+from engine.content import pieces
 from engine.diffing import ChangeKind
-from engine.directory import find
+from engine.directory import directory_id, find
+from engine.errors import CorruptObjectError, MissingObjectError
+from engine.holders import Holder, Target
 from engine.leases import LeaseHeldError
 from engine.local_edits import LocalEditsError
 from engine.store import Db
@@ -278,6 +281,70 @@ def test_collection_keeps_what_a_checkout_shows(world: World):
     assert world.repository.checkouts.all() == []
     with world.repository.store.read() as reader:
         assert reader.count(Db.NODES) == 0
+
+
+def test_what_a_checkout_shows_is_checked_and_counted(world: World):
+    world.check_out()
+    repository = world.repository
+    for each in world.ids:
+        repository.store.write(lambda w, i=each: w.delete(Db.SNAPSHOTS, i))  # type: ignore[misc]
+    assert repository.verify().damage == []
+    held = list(repository.holders(Target("node", directory_id(world.roots[0]))))
+    assert held == [Holder("checkout", str(world.target))]
+    assert [tree.kind for tree in repository.usage().trees] == ["checkout"]
+    file = find(repository.objects, world.roots[0], b"same/deep/file")
+    assert file is not None
+    chunk = next(ref.id for ref in pieces(repository.objects, file) if ref.id is not None)
+    repository.store.write(lambda writer: writer.delete(Db.CHUNKS, chunk))
+    assert {(each.where, each.path) for each in repository.verify().damage} >= {
+        (str(world.target), b"same/deep/file")
+    }
+
+
+def test_a_damaged_record(world: World):
+    world.check_out()
+    repository = world.repository
+    mark = os.getxattr(world.target, "user.amalgam.checkout")
+    repository.store.write(lambda writer: writer.put(Db.META, PREFIX + mark, b"\x81\x01"))
+    with pytest.raises(CorruptObjectError):
+        world.status()
+    with pytest.raises(CorruptObjectError):
+        repository.collect()
+    assert [each.kind for each in repository.verify().damage] == ["checkout"]
+    assert repository.repair().left.damage == []
+    repository.collect()
+    with pytest.raises(NotACheckoutError):
+        world.status()
+
+
+def test_a_tree_that_was_collected_meanwhile(world: World):
+    """Somebody removes the snapshot between finding it and checking it out."""
+    root, identifier = world.roots[1], world.ids[1]
+    world.check_out()
+    world.repository.store.write(lambda writer: writer.delete(Db.SNAPSHOTS, identifier))
+    with pytest.raises(MissingObjectError):
+        world.repository.check_out(root, str(world.path / "other"), snapshot=identifier)
+    with pytest.raises(MissingObjectError):
+        world.switch(1)
+    assert world.status() == []
+    assert not (world.path / "other").exists()
+    assert len(list(Path(world.repository.path, "locks").glob("checkout-*"))) == 1
+
+
+def test_a_collection_during_a_checkout(world: World, monkeypatch: pytest.MonkeyPatch):
+    """The snapshot is removed while its tree is written: the checkout is whole all the same."""
+    monkeypatch.setattr(
+        checkouts, "new_record",
+        lambda *arguments: (
+            world.repository.store.write(lambda w: w.delete(Db.SNAPSHOTS, world.ids[0])),
+            world.repository.collect(),
+            new_record(*arguments),
+        )[-1],
+    )  # fmt: skip
+    world.check_out()
+    assert of_directory(world.target) == world.trees[0]
+    assert world.repository.verify().damage == []
+    assert world.status() == []
 
 
 def test_a_killed_switch_is_ended_or_taken_back(world: World):

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+import engine.committing
 from engine import Repository, SnapshotId
 from engine.errors import (
     CorruptObjectError,
@@ -22,6 +23,7 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
+from engine.holders import Target
 from engine.ids import digest
 from engine.snapshots import encode_snapshot, make_snapshot
 from engine.steps import (
@@ -691,3 +693,33 @@ def test_a_long_episode(repository: Repository):
     assert len(episodes.path("search", count)) == count
     episodes.prune("search", keep_best=1)
     assert episodes.get("search").steps == best.number
+
+
+def test_a_step_may_name_a_commit_that_is_not_written_yet(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine.committing, "WRITE_BEHIND", 3600)
+    workspace = repository.workspace()
+    workspace.write("file", "one")
+    first = workspace.commit(durable=False).snapshot
+    repository.episodes.create("search", first)
+    workspace.write("file", "two")
+    second = workspace.commit(durable=False).snapshot
+    repository.episodes.append("search", NewStep(action="edit", snapshot=second))
+    workspace.write("file", "three")
+    third = workspace.commit(durable=False).snapshot
+    repository.episodes.append_many("search", [NewStep(action="edit", snapshot=third)])
+    with repository.store.read() as reader:
+        assert all(reader.has(Db.SNAPSHOTS, each) for each in (first, second, third))
+
+
+def test_why_names_the_step_that_holds_a_snapshot(repository: Repository):
+    workspace = repository.workspace()
+    workspace.write("file", b"x" * 5000)
+    made = workspace.commit().snapshot
+    repository.episodes.create("search")
+    repository.episodes.append("search", NewStep(action="edit", snapshot=made))
+    found = [holder.kind for holder in repository.holders(Target("snapshot", made))]
+    assert found == ["episode"]
+    chunk = repository.object_named(f"{made.hex()}:file")
+    assert {holder.kind for holder in repository.holders(chunk)} >= {"episode", "snapshot"}

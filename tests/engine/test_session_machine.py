@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 import engine.directory
 import engine.overlay
@@ -26,6 +25,7 @@ from engine.inodes import Changes, Owner
 from engine.upper import Upper, rename
 from engine.vfs import Vfs
 from tests.engine.kernel import EXCHANGE, NOREPLACE, Kernel
+from tests.engine.machines import run_machine
 from tests.engine.trees import Tree, age, blurred, noise, of_entry, paths
 from tests.engine.twin import Twin
 
@@ -711,23 +711,8 @@ def outcome(call: Callable[[], object]) -> str | None:
 
 def run(machine: type[SessionMachine], examples: int, steps: int) -> None:
     machine.world = World()
-    if os.environ.get("AMALGAMFS_EXAMPLES"):
-        examples = int(os.environ["AMALGAMFS_EXAMPLES"])
-    elif os.environ.get("AMALGAMFS_EXAMPLES_FEW"):
-        examples //= 4
     try:
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                max_examples=examples,
-                stateful_step_count=steps,
-                deadline=None,
-                derandomize="AMALGAMFS_EXAMPLES" not in os.environ,
-                database=None,
-                report_multiple_bugs=False,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+        run_machine(machine, examples, steps)
     finally:
         machine.world.close()
 

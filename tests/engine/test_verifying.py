@@ -4,13 +4,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import cbor2
 import msgspec
 import pytest
 
 from engine import Repository, SnapshotId, content
 from engine.directory import find, walk
 from engine.errors import CorruptObjectError
-from engine.nodes import Entry, Kind, Totals
+from engine.ids import NodeId, digest
+from engine.nodes import Entry, Kind, Totals, decode
 from engine.objects import NodeBuffer
 from engine.snapshots import encode_snapshot, make_snapshot
 from engine.store import Db
@@ -161,7 +163,7 @@ def test_a_snapshot_record_that_a_ref_names(repository: Repository, base: Path):
     repository.set_ref("main", first)
     change(repository, Db.SNAPSHOTS, first, SPOILS["gone"])
     (damage,) = repository.verify().damage
-    assert damage == Damage("", b"", "ref 'main' names no snapshot")
+    assert damage == Damage("", b"", "ref 'main' names no snapshot", "snapshot", first)
 
 
 @pytest.mark.parametrize("spoil", [name for name in SPOILS if name != "gone"])
@@ -267,3 +269,24 @@ def test_importing_the_same_bytes_without_the_cache_heals(
     assert again.snapshot == first
     repository.objects.shed()
     assert repository.verify().damage == []
+
+
+def test_a_node_that_is_not_canonical_is_damage_that_can_be_read(repository: Repository):
+    entry = [b"file", int(Kind.FILE), 0o644, 0, 3, b"abc", [], None, None]
+    written = b"\x82\x18\x01" + cbor2.dumps([entry])  # 1 in two bytes
+    assert cbor2.loads(written) == [1, [entry]]
+    node = NodeId(digest(written))
+    root = Entry(b"", Kind.DIRECTORY, 0o755, 0, 3, node, (), None, Totals(1, 0))
+    identifier, record = encode_snapshot(make_snapshot(root))
+
+    def store(writer) -> None:
+        writer.put(Db.NODES, node, written)
+        writer.put(Db.SNAPSHOTS, identifier, record)
+
+    repository.store.write(store)
+    with pytest.raises(CorruptObjectError, match="canonical"):
+        decode(node, written)
+    assert [found.name for _, found in walk(repository.objects, root)] == [b"file"]
+    (damage,) = repository.verify().damage
+    assert damage.where == identifier.hex()
+    assert "canonical" in damage.problem

@@ -11,6 +11,7 @@ import pytest
 
 import engine.committing
 from engine import Repository, SnapshotId
+from engine.codec import parse_compression
 from engine.directory import directory_id, find
 from engine.errors import InvalidNameError, MissingObjectError, NotFoundError
 from engine.freezing import TooDeepError
@@ -602,3 +603,32 @@ def test_a_large_commit_is_stored_in_portions(
     assert stored(repository, made.snapshot)[b"file19"] == noise(30_000, 19)
     with repository.store.read() as reader:
         assert reader.count(Db.CHUNKS) > 20
+
+
+def test_chunks_are_packed_as_the_store_says(repository: Repository):
+    data = b"the same line again\n" * 4000
+    lengths = {}
+    for name in ("off", "zstd:3"):
+        repository.set_compression(parse_compression(name))
+        for durable in (True, False):
+            workspace = repository.workspace()
+            workspace.write("file", name.encode() + b"%d" % durable + data)
+            made = workspace.commit(durable=durable).snapshot
+            repository.flush()
+            chunk = repository.object_named(f"{made.hex()}:file").identifier
+            with repository.store.read() as reader:
+                lengths[name, durable] = len(reader.get(Db.CHUNKS, chunk) or b"")
+    assert min(lengths["off", True], lengths["off", False]) > 16_000
+    assert max(lengths["zstd:3", True], lengths["zstd:3", False]) < 1_000
+
+
+def test_what_is_not_written_yet_is_asked_for_by_its_id(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(engine.committing, "WRITE_BEHIND", 3600)
+    workspace = repository.workspace()
+    workspace.write("file", noise(30_000, 1))
+    made = workspace.commit(durable=False).snapshot
+    target = repository.object_named(made.hex())
+    assert target.kind == "snapshot"
+    assert made.hex() in [tree.name for tree in repository.usage([made]).trees]

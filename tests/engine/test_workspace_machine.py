@@ -8,9 +8,8 @@ import shutil
 import tempfile
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 import engine.directory
 from engine import Repository, SnapshotId
@@ -26,6 +25,7 @@ from engine.paths import (
     PathExistsError,
 )
 from engine.workspace import Workspace
+from tests.engine.machines import run_machine
 from tests.engine.trees import of_entry
 
 Model = dict[str, bytes | str | None]
@@ -272,13 +272,7 @@ class Workspaces(RuleBasedStateMachine):
 
 
 def run(examples: int, steps: int) -> None:
-    run_state_machine_as_test(
-        type("Machine", (Workspaces,), {}),
-        settings=settings(
-            max_examples=examples, stateful_step_count=steps, deadline=None,
-            suppress_health_check=list(HealthCheck), database=None,
-        ),
-    )  # fmt: skip
+    run_machine(type("Machine", (Workspaces,), {}), examples, steps)
 
 
 def test_workspaces_are_like_dictionaries() -> None:

@@ -10,9 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from engine.directory import directory_entry
+from engine.nodes import Entry, Kind
+from engine.objects import NodeBuffer
+from engine.snapshots import encode_snapshot, make_snapshot
+from engine.store import Db, Writer
 from fsdriver import messages
 from tests.engine.trees import of_directory
-from tests.fsdriver.conftest import until
+from tests.fsdriver.conftest import Mount, until
 from tests.fsdriver.syscalls import refused, renameat2
 
 pytestmark = pytest.mark.fuse
@@ -264,3 +269,25 @@ def test_sparse_files_and_times_before_1970_survive(mount, tmp_path):
     status = (mount.snapshots / found.hex() / "old").stat()
     assert status.st_mtime_ns == -1_500_000_001
     assert stat.S_ISREG(status.st_mode)
+
+
+def test_what_overlayfs_would_obey_is_not_shown(mount: Mount):
+    """A tree that somebody else made may hold anything; `run` mounts overlayfs over it."""
+    xattrs = ((b"user.note", b"kept"), (b"user.overlay.redirect", b"/elsewhere"))
+    nodes = NodeBuffer()
+    file = Entry(b"file", Kind.FILE, 0o644, 0, 0, b"", xattrs)
+    root = directory_entry(nodes.put, [file], name=b"", mode=0o755, mtime_ns=0, xattrs=xattrs)
+    identifier, record = encode_snapshot(make_snapshot(root))
+    with mount.repository() as repository:
+
+        def change(writer: Writer) -> None:
+            nodes.flush(writer)
+            writer.put(Db.SNAPSHOTS, identifier, record)
+
+        repository.store.write(change)
+    for place in (mount.snapshots / identifier.hex(), mount.snapshots / identifier.hex() / "file"):
+        assert os.listxattr(place) == ["user.note"]
+        assert os.getxattr(place, "user.note") == b"kept"
+        with pytest.raises(OSError, match=r"No data") as caught:
+            os.getxattr(place, "user.overlay.redirect")
+        assert caught.value.errno == errno.ENODATA

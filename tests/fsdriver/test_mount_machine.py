@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from engine import Repository
 from engine.errors import InUseError
 from engine.ids import SnapshotId
 from fsdriver import messages
 from fsdriver.client import DaemonError
+from tests.engine.machines import EXAMPLES, run_machine
 from tests.engine.trees import Tree, age, blurred, clone, noise, of_directory, paths
 from tests.fsdriver.conftest import PLAIN, Mount, left_behind, until
 from tests.fsdriver.syscalls import (
@@ -44,7 +44,6 @@ from tests.fsdriver.syscalls import (
 
 pytestmark = pytest.mark.fuse
 
-EXAMPLES = int(os.environ.get("AMALGAMFS_EXAMPLES") or 0)
 ROOT = os.geteuid() == 0
 OLD = 1_577_836_800_000_000_000
 """2020: a time after it is one that the system has set."""
@@ -904,21 +903,6 @@ def numbers(root: Path) -> dict[str, int]:
     return found
 
 
-def run(machine: type[MountMachine], examples: int, steps: int) -> None:
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=EXAMPLES or examples,
-            stateful_step_count=steps,
-            deadline=None,
-            derandomize=not EXAMPLES,
-            database=None,
-            report_multiple_bugs=False,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
-
-
 @pytest.mark.timeout(120 + 4 * EXAMPLES)
 def test_a_mounted_session_is_like_a_directory() -> None:
-    run(MountMachine, 25, 20)
+    run_machine(MountMachine, 25, 20)

@@ -76,8 +76,9 @@ def test_sessions_go_through_the_daemon(mountctl, mounted, first):
     assert mountctl("diff", "main", "@work").stdout == "A new\n"
     mountctl("session", "fork", "work", "other")
     assert (mounted / "sessions" / "other" / "new").read_text() == "new"
-    made = mountctl.json("commit", "work", "-m", "second", "--ref", "next")
+    made = mountctl.json("commit", "work", "-m", "second", "--ref", "next", "--meta", "n:=2")
     assert (mounted / "snapshots" / made["snapshot"] / "new").read_text() == "new"
+    assert mountctl.json("snapshot", "show", "next")["metadata"] == {"n": 2}
     assert (mounted / "snapshots" / "next").readlink() == Path(made["snapshot"])
     mountctl("session", "rename", "other", "third")
     assert sorted(os.listdir(mounted / "sessions")) == ["third", "work"]

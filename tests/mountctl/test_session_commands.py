@@ -63,6 +63,22 @@ def test_commit(mountctl, upper, first):
     assert mountctl.json("commit", "work")["changed"] is False
 
 
+def test_facts_are_kept_with_a_snapshot(mountctl, upper, tree):
+    (upper / "new").write_text("x")
+    facts = ("--meta", "model=m=1", "--meta", "score:=0.75", "--meta", 'tags:=["a", {"b": null}]')
+    mountctl("commit", "work", "--ref", "kept", *facts)
+    shown = mountctl.json("snapshot", "show", "kept")["metadata"]
+    assert shown == {"model": "m=1", "score": 0.75, "tags": ["a", {"b": None}]}
+    (tree / "newer").write_text("x")
+    mountctl("import", tree, "--ref", "imported", "--meta", "runs:=3")
+    assert mountctl.json("snapshot", "show", "imported")["metadata"]["runs"] == 3
+
+
+@pytest.mark.parametrize("wrong", ["alone", "=value", ":=1", "key:=text", "key:=NaN", "key:="])
+def test_what_is_no_fact_is_refused(mountctl, upper, wrong):
+    assert "give " in mountctl.fails(2, "commit", "work", "--meta", wrong)
+
+
 def test_fork_is_apart(mountctl, upper):
     (upper / "new").write_text("x")
     result = mountctl("session", "fork", "work", "other")

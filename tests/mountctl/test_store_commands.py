@@ -145,6 +145,99 @@ def test_gc_removes_what_nothing_refers_to(mountctl, tree, first):
     assert mountctl.json("verify")["ok"] is True
 
 
+def test_gc_compacts(mountctl, tree, first):
+    (tree / "data.bin").write_bytes(os.urandom(20 * LARGEST_CHUNK))
+    mountctl("snapshot", "rm", mountctl.json("import", tree)["snapshot"])
+    file = mountctl.store / "db/data.mdb"
+    before = file.stat().st_size
+    done = mountctl.json("gc", "--compact")
+    assert done["complete"] is True
+    assert done["file_bytes_before"] >= before
+    assert done["file_bytes"] == file.stat().st_size < before - 10 * LARGEST_CHUNK
+    assert "the store's file had" in mountctl("gc", "--compact").stdout
+    assert mountctl.json("verify")["ok"] is True
+    for words in [("--dry-run", "--compact"), ("--why", "main:", "--dry-run")]:
+        assert "exclude each other" in mountctl.fails(2, "gc", *words)
+
+
+def test_gc_says_why(mountctl, first):
+    mountctl("session", "create", "work", "main")
+    result = mountctl("gc", "--why", "main:data.bin").stdout.splitlines()
+    assert result[0].startswith("chunk ")
+    assert [line.split() for line in result[1:]] == [
+        ["KEPT", "BY", "NAME", "PATH"],
+        ["ref", "main", "data.bin"],
+        ["snapshot", first[:12], "data.bin"],
+        ["session", "work", "data.bin"],
+    ]
+    found = mountctl.json("gc", "--why", result[0].split()[1][:20])
+    assert found["kind"] == "chunk"
+    assert found["id"] == result[0].split()[1]
+    assert [holder["kind"] for holder in found["holders"]] == ["ref", "snapshot", "session"]
+    assert found["holders"][0] == {"kind": "ref", "name": "main", "path": "data.bin"}
+    assert "snapshot rm" in mountctl("gc", "--why", first).stderr
+    assert "no path is called" in mountctl.fails(3, "gc", "--why", "main:nothing")
+    assert "no object is called" in mountctl.fails(3, "gc", "--why", "nothing")
+
+
+def test_stats(mountctl, tree, first):
+    (tree / "data.bin").write_bytes(os.urandom(3 * LARGEST_CHUNK))
+    second = mountctl.json("import", tree)["snapshot"]
+    everything = mountctl.json("stats")
+    assert everything["compression"] == "zstd:3"
+    assert [t["name"] for t in everything["trees"]] == sorted([first, second])
+    own = {t["name"]: t["own"]["unique"] for t in everything["trees"]}
+    assert own[second] == 3 * LARGEST_CHUNK
+    assert everything["total"]["unique"] - everything["shared"]["unique"] == sum(own.values())
+    assert "2 snapshots" in mountctl("stats").stdout
+    (chosen,) = mountctl.json("stats", "main")["trees"]
+    assert chosen["name"] == first
+    assert chosen["all"]["unique"] + 3 * LARGEST_CHUNK == everything["total"]["unique"]
+    assert mountctl("stats", "main", second[:8]).stdout.count("\n") == 3
+    assert mountctl.fails(3, "stats", "nothing")
+
+
+def test_compression_is_a_setting(nowhere, tree, tmp_path):
+    (tree / "text").write_text("a line that repeats\n" * 20_000)
+    sizes = []
+    for number, how in enumerate(["off", "zstd:1", "zstd:19"]):
+        store = tmp_path / f"store-{number}"
+        nowhere("init", "--compression", how, "--store", store)
+        assert nowhere("config", "compression", "--store", store).stdout == f"{how}\n"
+        nowhere("import", tree, "--ref", "main", "--store", store)
+        sizes.append(nowhere.json("stats", "--store", store)["total"]["stored"])
+    assert sizes[0] > sizes[1] + 300_000
+    assert nowhere.json("config", "compression", "off", "--store", store) == {"compression": "off"}
+    assert "compression  off" in nowhere("config", "--store", store).stdout
+    for wrong in ["zstd", "zstd:0", "zstd:20", "gzip", "3", ""]:
+        assert "no compression" in nowhere.fails(
+            2, "config", "compression", wrong, "--store", store
+        )
+    assert "no compression" in nowhere.fails(
+        2, "init", "--compression", "x", "--store", tmp_path / "n"
+    )
+    assert not (tmp_path / "n").exists()
+    assert nowhere.json("verify", "--store", store)["ok"] is True
+
+
+def test_verify_repairs(mountctl, tree, first, tmp_path):
+    mountctl("init", "--store", tmp_path / "other")
+    mountctl("import", tree, "--store", tmp_path / "other")
+    with Repository.open(str(mountctl.store)) as repository:
+        with repository.store.read() as reader:
+            keys = list(reader.keys(Db.CHUNKS))
+        wrong = [(key, b"\0wrong") for key in keys]
+        repository.store.write(lambda writer: writer.put_many(Db.CHUNKS, wrong))
+    assert mountctl.json("verify", "--repair", code=1)["repaired"] == 0
+    (tmp_path / "empty").mkdir()
+    left = mountctl.json("verify", "--repair", "--from", tmp_path / "empty", code=1)
+    assert left["damage"][0]["id"] in {key.hex() for key in keys}
+    done = mountctl.json("verify", "--repair", "--from", tmp_path / "other")
+    assert (done["ok"], done["repaired"], done["dropped"]) == (True, len(keys), 0)
+    assert "repaired 0 objects" in mountctl("verify", "--repair", "--from", tree).stderr
+    assert "--from goes with --repair" in mountctl.fails(2, "verify", "--from", tree)
+
+
 def test_verify_names_damaged_paths(mountctl, first):
     assert mountctl("verify").stdout == ""
     with Repository.open(str(mountctl.store)) as repository:

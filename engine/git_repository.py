@@ -1,0 +1,234 @@
+"""A git repository as import and export see it: objects by their ids, branches and tags.
+
+The only module that imports pygit2, and only when a repository is opened: it is an optional part
+of the installation. Ids are git's 20 bytes; contents are what git stores, without its header.
+"""
+
+import os
+from collections.abc import Iterator
+from io import RawIOBase
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple
+
+from engine.errors import EngineError
+
+if TYPE_CHECKING:
+    import pygit2
+
+HEADS, TAGS = "refs/heads/", "refs/tags/"
+
+
+class GitMissingError(EngineError):
+    """The library that reads and writes git's objects is not installed."""
+
+    def __init__(self) -> None:
+        super().__init__("the package pygit2 is not installed")
+
+
+class GitSourceError(EngineError):
+    """A git repository, or something in it, cannot be read. `path` is the repository's."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"cannot read the git repository {path!r}: {why}")
+        self.path, self.why = path, why
+
+
+class GitRefusedError(EngineError):
+    """A git repository does not take what is to be written; no branch was moved."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(f"cannot write to the git repository {path!r}: {why}")
+        self.path, self.why = path, why
+
+
+class GitRef(NamedTuple):
+    """A branch or tag, the commit it means, and the bytes of an annotated tag's object."""
+
+    name: str
+    commit: bytes
+    tag: bytes | None = None
+
+
+def _library() -> ModuleType:
+    try:
+        import pygit2  # noqa: PLC0415 - optional, and 40 ms that nobody else pays
+    except ImportError as error:
+        raise GitMissingError from error
+    return pygit2
+
+
+class GitRepository:
+    """An open repository, bare or not. Its work tree and its index are never touched."""
+
+    def __init__(self, path: str) -> None:
+        """Opens the repository at `path` itself. Raises GitMissingError, GitSourceError."""
+        git = _library()
+        self.path = os.path.realpath(path)
+        self._git = git
+        try:
+            flag = git.enums.RepositoryOpenFlag.NO_SEARCH
+            self._repository: pygit2.Repository = git.Repository(path, flag)
+        except (git.GitError, KeyError, ValueError, OSError) as error:
+            raise GitSourceError(path, _say(error)) from error
+        self._read = self._repository.odb.read
+        self._oid = git.Oid
+
+    @classmethod
+    def make(cls, path: str) -> "GitRepository":
+        """Makes an empty bare repository, or opens the one that is there."""
+        git = _library()
+        if not os.path.isdir(path) or not os.listdir(path):
+            try:
+                git.init_repository(path, bare=True)
+            except (git.GitError, OSError) as error:
+                raise GitRefusedError(path, _say(error)) from error
+        return cls(path)
+
+    # Reading.
+
+    def read(self, kind: str, identifier: bytes) -> bytes:
+        """Returns an object, checked against its id. Raises GitSourceError."""
+        try:
+            found, data = self._read(self._oid(raw=identifier))[:2]
+        except self._git.NotFoundError as error:
+            why = f"it lacks {kind} {identifier.hex()} (is it a partial clone?)"
+            raise GitSourceError(self.path, why) from error
+        except (self._git.GitError, KeyError, ValueError, OSError) as error:
+            why = f"{kind} {identifier.hex()} is damaged: {_say(error)}"
+            raise GitSourceError(self.path, why) from error
+        if found.name.lower() != kind:
+            why = f"{identifier.hex()} is a {found.name.lower()} where a {kind} should be"
+            raise GitSourceError(self.path, why)
+        data_read: bytes = data
+        return data_read
+
+    def has(self, identifier: bytes) -> bool:
+        """Tells whether the repository has an object."""
+        return self._oid(raw=identifier) in self._repository.odb
+
+    @property
+    def is_shallow(self) -> bool:
+        """Tells whether its history is cut off somewhere."""
+        return bool(self._repository.is_shallow)
+
+    def refs(self) -> tuple[list[GitRef], list[str]]:
+        """Returns its branches and tags by name, and names those that mean no commit."""
+        found, others = [], []
+        for name in sorted(self._repository.references):
+            if name.startswith((HEADS, TAGS)):
+                ref = self._ref(name)
+                if ref is None:
+                    others.append(name)
+                else:
+                    found.append(ref)
+        return found, others
+
+    def _ref(self, name: str) -> GitRef | None:
+        try:
+            reference = self._repository.references[name].resolve()
+            identifier: bytes = reference.raw_target.raw  # type: ignore[union-attr]  # resolved
+            tag = None
+            while True:  # by its bytes: what git once took need not be what libgit2 parses
+                kind, data = self._read(self._oid(raw=identifier))[:2]
+                if kind.name == "COMMIT":
+                    return GitRef(name, identifier, tag)
+                if kind.name != "TAG":
+                    return None
+                tag = tag or data
+                identifier = bytes.fromhex(data[7:47].decode())
+        except (self._git.GitError, KeyError, ValueError):
+            return None
+
+    def revision(self, text: str) -> tuple[bytes, GitRef | None]:
+        """Returns the commit that a revision means, and the ref if it names a branch or tag."""
+        git = self._git
+        try:
+            found, reference = self._repository.revparse_ext(text)
+            commit = found.peel(git.Commit).id.raw
+        except (git.GitError, KeyError, ValueError) as error:
+            raise GitSourceError(self.path, f"{text!r} is no commit of it") from error
+        name = getattr(reference, "name", "")  # None for an id, whatever the types say
+        if name == "HEAD" and not self._repository.head_is_detached:
+            name = self._repository.head.name
+        return commit, self._ref(name) if name.startswith((HEADS, TAGS)) else None
+
+    def ancestors(self, commit: bytes) -> Iterator[bytes]:
+        """Yields a commit and all that it came from."""
+        try:
+            for each in self._repository.walk(self._oid(raw=commit)):
+                yield each.id.raw
+        except (self._git.GitError, KeyError, ValueError) as error:
+            raise GitSourceError(self.path, _say(error)) from error
+
+    # Writing.
+
+    def write(self, kind: str, data: bytes) -> bytes:
+        """Stores an object and returns its id. Raises GitRefusedError."""
+        try:
+            code = self._git.enums.ObjectType[kind.upper()]
+            return self._repository.odb.write(code, data).raw
+        except (self._git.GitError, OSError) as error:
+            raise GitRefusedError(self.path, _say(error)) from error
+
+    def write_stream(self, stream: RawIOBase) -> bytes:
+        """Stores a blob that is too long for memory."""
+        try:
+            return self._repository.create_blob_fromiobase(stream).raw
+        except (self._git.GitError, OSError) as error:
+            raise GitRefusedError(self.path, _say(error)) from error
+
+    def author(self) -> str | None:
+        """Returns `Name <address>` as git's configuration has it."""
+        try:
+            signature = self._repository.default_signature
+        except (KeyError, self._git.GitError):
+            return None
+        return f"{signature.name} <{signature.email}>"
+
+    def target(self, name: str) -> bytes | None:
+        """Returns what a ref names, None if there is no such ref."""
+        try:
+            reference = self._repository.references.get(name)
+        except (self._git.GitError, ValueError) as error:
+            raise GitRefusedError(self.path, f"{name!r} cannot name a branch") from error
+        if reference is None:
+            return None
+        target: bytes = reference.resolve().raw_target.raw  # type: ignore[union-attr]  # an Oid, resolved
+        return target
+
+    def check_ref(self, name: str, commit: bytes, *, force: bool) -> None:
+        """Raises GitRefusedError if a ref may not be made to name a commit that is there."""
+        git, repository = self._git, self._repository
+        short = name.removeprefix(HEADS)
+        if not git.reference_is_valid_name(name):
+            raise GitRefusedError(self.path, f"{short!r} cannot name a branch or tag")
+        now = self.target(name)
+        if now == commit:
+            return
+        if not repository.is_bare:
+            # A branch that HEAD names need not be there yet.
+            shown = bool(repository.references["HEAD"].raw_target == name.encode())
+            if name.startswith(HEADS) and now is not None:
+                shown = shown or repository.branches.local[short].is_checked_out()
+            if shown:
+                why = f"branch {short!r} is checked out there, and work trees are left alone"
+                raise GitRefusedError(self.path, why)
+        if now is None or force:
+            return
+        new, old = self._oid(raw=commit), self._oid(raw=now)
+        if not name.startswith(HEADS) or not repository.descendant_of(new, old):
+            raise GitRefusedError(self.path, f"{name!r} has commits that would be lost")
+
+    def set_ref(self, name: str, target: bytes, before: bytes | None) -> None:
+        """Makes or moves a ref that named `before`. Raises GitRefusedError."""
+        try:
+            if self.target(name) != before:
+                raise GitRefusedError(self.path, f"{name!r} was moved by somebody else meanwhile")
+            oid = self._oid(raw=target)
+            self._repository.references.create(name, oid, force=before is not None)
+        except (self._git.GitError, ValueError, OSError) as error:
+            raise GitRefusedError(self.path, _say(error)) from error
+
+
+def _say(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__

@@ -1,0 +1,365 @@
+"""Tar in: an archive becomes a tree, read once from its beginning to its end.
+
+Python's tarfile knows the formats: ustar, pax, GNU. What is here guards it: it takes a damaged
+header for the archive's end, and reads headers as long as they say they are. Compression (gzip,
+bzip2, xz, zstd) is told by the first bytes. Owners are left out; of attributes only `user.*` is
+kept; devices are left out with a warning. The holes of GNU's sparse files are holes.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import re
+import tarfile
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO, Any
+
+import zstandard
+
+from engine.chunking import SMALLEST_CHUNK, cut
+from engine.content import Content, PutChunk, fold, ingest_blocks
+from engine.drafts import ArchiveRefusedError, Draft, Xattrs
+from engine.errors import EngineError
+from engine.hostfs import OVERLAY_PREFIX
+from engine.ids import ChunkId, digest
+from engine.importing import ImportReport
+from engine.nodes import EARLIEST_NS, INLINE_BYTES, LATEST_NS, Entry, Kind, Ref
+from engine.objects import ChunkSink, NodeBuffer
+
+XATTR = "SCHILY.xattr."
+WHITEOUT, OPAQUE = b".wh.", b".wh..wh..opq"
+
+LONGEST_HEADER = 8 << 20
+"""Extended headers of more bytes are refused: they would be read into memory."""
+
+_PIECE = 1 << 20
+_BATCH_BYTES, _BATCHES = 256 << 10, 32
+_EXTENDED = {
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+}  # fmt: skip
+_DEVICES = {tarfile.CHRTYPE, tarfile.BLKTYPE}
+_TIME = re.compile(r"(-?)([0-9]{1,30})(?:\.([0-9]*))?")
+_DAMAGE = (
+    tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError,
+    zlib.error, gzip.BadGzipFile, lzma.LZMAError, zstandard.ZstdError,
+)  # fmt: skip
+"""What damaged archives make libraries raise."""
+
+
+class ArchiveDamagedError(EngineError):
+    """An archive is cut short or damaged. `offset` is the byte of the tar where that was seen."""
+
+    def __init__(self, offset: int, why: str) -> None:
+        super().__init__(f"the archive is damaged at byte {offset:,}: {why}")
+        self.offset, self.why = offset, why
+
+
+class _Forward:
+    """What tarfile asks of a file, for a stream: it only ever goes forward."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._at = 0
+        self.last = b""
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        """Returns so many bytes; fewer at the end only."""
+        if not 0 <= size <= LONGEST_HEADER:
+            raise ArchiveDamagedError(self._at, f"no header has {size:,} bytes")
+        data = self._stream.read(size)
+        if 0 < len(data) < size:
+            parts = [data]
+            left = size - len(data)
+            while left and (part := self._stream.read(min(left, _PIECE))):
+                parts.append(part)
+                left -= len(part)
+            data = b"".join(parts)
+        self._at += len(data)
+        self.last = data
+        return data
+
+    def seek(self, to: int) -> None:
+        if to < self._at:
+            raise ArchiveDamagedError(self._at, "a member has an impossible size")
+        while self._at < to:
+            if not self.read(min(_PIECE, to - self._at)):
+                raise ArchiveDamagedError(self._at, "it ends there, inside of a member")
+
+
+class _Begun:
+    """A stream of which the first bytes were read already."""
+
+    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
+        self._head, self._stream = head, stream
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._head:
+            return self._stream.read(size)
+        data = self._head if size < 0 else self._head[:size]
+        self._head = self._head[len(data) :]
+        return data
+
+
+def decompressed(stream: IO[bytes]) -> IO[bytes]:
+    """Returns what a stream holds, decompressed if its first bytes say that it is compressed.
+
+    The stream is left open when what is returned is closed.
+    """
+    head = b""
+    while len(head) < 6 and (data := stream.read(6 - len(head))):
+        head += data
+    begun: Any = _Begun(head, stream)  # what the libraries call of a file is there
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.GzipFile(fileobj=begun, mode="rb")  # type: ignore[return-value]  # it reads
+    if head.startswith(b"BZh"):
+        return bz2.BZ2File(begun)
+    if head == b"\xfd7zXZ\x00":
+        return lzma.LZMAFile(begun)
+    if head.startswith(b"\x28\xb5\x2f\xfd"):
+        reader = zstandard.ZstdDecompressor().stream_reader(
+            begun, read_across_frames=True, closefd=False
+        )
+        return io.BufferedReader(reader, _PIECE)
+    return begun  # type: ignore[no-any-return]  # it reads, and no more is asked
+
+
+class _Packer:
+    """Gives chunks their ids at once and stores them in other threads, a bounded way behind."""
+
+    def __init__(self, sink: ChunkSink) -> None:
+        self._sink = sink
+        self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "tar")
+        self._batch: list[bytes] = []
+        self._bytes = 0
+        self._coming: deque[Future[None]] = deque()
+
+    def put(self, data: bytes | memoryview) -> ChunkId:
+        """Stores a chunk, soon. Raises what storing one before it has."""
+        self._batch.append(bytes(data))
+        self._bytes += len(data)
+        if self._bytes >= _BATCH_BYTES:
+            self._submit()
+        return ChunkId(digest(data))
+
+    def _submit(self) -> None:
+        self._coming.append(self._pool.submit(self._store, self._batch))
+        self._batch, self._bytes = [], 0
+        while len(self._coming) > _BATCHES:
+            self._coming.popleft().result()
+
+    def _store(self, batch: list[bytes]) -> None:
+        for data in batch:
+            self._sink.put(data)
+
+    def finish(self) -> None:
+        """Waits until all chunks are in the sink."""
+        self._submit()
+        while self._coming:
+            self._coming.popleft().result()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class TarReader:
+    """Reads archives into a draft: one, or with `layered` one layer over the other.
+
+    The contents go to `sink`, lists of long files to `nodes`. Who calls it flushes both.
+    """
+
+    def __init__(self, sink: ChunkSink, nodes: NodeBuffer, *, layered: bool = False) -> None:
+        self._sink, self._nodes = sink, nodes
+        self._put: PutChunk = sink.put
+        self.draft = Draft()
+        self.draft.layered = layered
+        self.report = ImportReport()
+        self._left_out: set[bytes] = set()
+
+    def read(self, stream: IO[bytes], progress: Callable[[int], None] | None = None) -> None:
+        """Reads a whole archive. Raises ArchiveDamagedError, ArchiveRefusedError."""
+        forward = _Forward(decompressed(stream))
+        packer = _Packer(self._sink)
+        self._put = packer.put
+        try:
+            for member in _members(forward):
+                self._take(member, forward)
+                if progress is not None:
+                    progress(forward.tell())
+            while forward.read(_PIECE):  # a checksum at the end of what is compressed
+                pass
+            packer.finish()
+        except _DAMAGE as error:
+            raise ArchiveDamagedError(forward.tell(), str(error)) from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise ArchiveDamagedError(forward.tell(), str(error)) from error  # bzip2
+        finally:
+            packer.close()
+        self.draft.layer += 1
+
+    def _take(self, member: tarfile.TarInfo, forward: _Forward) -> None:
+        path = os.fsencode(member.name)
+        mode, mtime_ns = member.mode & 0o7777, _mtime(member)
+        if self.draft.layered and self._whiteout(path):
+            return
+        if member.isdir():
+            self.draft.put_directory(path, mode, mtime_ns, _xattrs(path, member))
+            return
+        kind, size = Kind.FILE, 0
+        content: Content = b""
+        if member.issym():
+            kind = Kind.SYMLINK
+            content = target = os.fsencode(member.linkname)
+            size = len(target)
+            if not 1 <= size <= 4095 or b"\0" in target:
+                raise ArchiveRefusedError(path, "is a link with an impossible target")
+        elif member.islnk():
+            target = os.fsencode(member.linkname)
+            if target in self._left_out:
+                self._leave_out(path, "is another name of a device")
+            else:
+                self.draft.link(path, target)
+            return
+        elif member.isfifo():
+            kind = Kind.FIFO
+        elif member.type in _DEVICES:
+            self._leave_out(path, "is a device")
+            return
+        elif not member.isreg():
+            self._leave_out(path, f"has the unknown type {member.type!r}")
+            return
+        else:
+            content, size = self._content(member, forward)
+            self.report.read_files += 1
+            self.report.read_bytes += size
+        xattrs = _xattrs(path, member)
+        self.draft.put(path, Entry(b"", kind, mode, mtime_ns, size, content, xattrs))
+
+    def _content(self, member: tarfile.TarInfo, forward: _Forward) -> tuple[Content, int]:
+        size = member.size
+        if not member.issparse() and size <= SMALLEST_CHUNK:
+            data = forward.read(size)
+            if len(data) < size:
+                raise ArchiveDamagedError(forward.tell(), "it ends there, inside of a member")
+            if size <= INLINE_BYTES:
+                return data, size
+            return (Ref(self._put(data), size, 0),), size
+        sparse = getattr(member, "sparse", None)  # typeshed has it as a number
+        if sparse is None:
+            return ingest_blocks(_blocks(size, forward), self._put, self._nodes.put)
+        return self._sparse(sparse, size, forward)
+
+    def _sparse(
+        self, pieces: list[tuple[int, int]], size: int, forward: _Forward
+    ) -> tuple[Content, int]:
+        """Stores a file of pieces (offset, size) with holes between them."""
+        refs: list[Ref] = []
+        at = 0
+        small = bytearray()
+        for start, length in [*(each for each in pieces if each[1]), (size, 0)]:
+            if start < at or length < 0:
+                raise ArchiveDamagedError(forward.tell(), "its map of a sparse file is wrong")
+            if start > at:
+                refs.append(Ref(None, start - at, 0))
+            if size <= INLINE_BYTES:
+                small += bytes(start - at)
+            rest = b""
+            left = length
+            for block in _blocks(length, forward):
+                left -= len(block)
+                window = memoryview(rest + block)
+                if size <= INLINE_BYTES:
+                    small += block
+                done = 0
+                for cut_length in cut(window, not left):
+                    piece = window[done : done + cut_length]
+                    refs.append(Ref(self._put(piece), cut_length, 0))
+                    done += cut_length
+                rest = bytes(window[done:])
+            at = start + length
+        if at != size:
+            raise ArchiveDamagedError(forward.tell(), "its map of a sparse file is wrong")
+        if size <= INLINE_BYTES:
+            return bytes(small), size
+        return fold(refs, self._nodes.put), size
+
+    def _whiteout(self, path: bytes) -> bool:
+        above, _, name = path.rstrip(b"/").rpartition(b"/")
+        if not name.startswith(WHITEOUT):
+            return False
+        if name == OPAQUE:
+            self.draft.clear(above)
+        elif name.startswith(b".wh..wh."):
+            return True  # what AUFS kept for itself
+        else:
+            self.draft.remove(above + b"/" + name[len(WHITEOUT) :] if above else name[4:])
+        return True
+
+    def _leave_out(self, path: bytes, why: str) -> None:
+        self._left_out.add(path)
+        self.report.warnings.append(f"left out {os.fsdecode(path)!r}: it {why}")
+
+
+def _members(forward: _Forward) -> Iterator[tarfile.TarInfo]:
+    archive = tarfile.TarFile(
+        fileobj=forward,  # type: ignore[arg-type]  # what it calls of a file is there
+        encoding="utf-8", errors="surrogateescape",
+    )  # fmt: skip
+    while (member := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+        if member.size < 0:
+            raise ArchiveDamagedError(forward.tell(), "a member has an impossible size")
+        yield member
+    # To tarfile a header that is wrong, or the stream's end, is the archive's end, too.
+    if len(forward.last) < tarfile.BLOCKSIZE:
+        raise ArchiveDamagedError(forward.tell(), "it ends there, without an end mark")
+    if any(forward.last):
+        raise ArchiveDamagedError(forward.tell(), "no header is like that")
+
+
+def _blocks(size: int, forward: _Forward) -> Iterator[bytes]:
+    while size:
+        data = forward.read(min(size, _PIECE))
+        if not data:
+            raise ArchiveDamagedError(forward.tell(), "it ends there, inside of a member")
+        size -= len(data)
+        yield data
+
+
+def _mtime(member: tarfile.TarInfo) -> int:
+    """Returns the time in ns; pax says it as a decimal number, to the nanosecond."""
+    text = member.pax_headers.get("mtime")
+    if text is None:
+        ns = int(member.mtime) * 1_000_000_000
+    else:
+        found = _TIME.fullmatch(text)
+        if found is None:
+            raise ArchiveDamagedError(member.offset, f"{text[:40]!r} is no time")
+        sign, whole, fraction = found.groups()
+        ns = int(whole) * 1_000_000_000 + int((fraction or "")[:9].ljust(9, "0"))
+        ns = -ns if sign else ns
+    return min(max(ns, EARLIEST_NS), LATEST_NS)
+
+
+def _xattrs(path: bytes, member: tarfile.TarInfo) -> Xattrs:
+    pairs = []
+    for key, value in member.pax_headers.items():
+        if key.startswith(XATTR + "user."):
+            text = key[len(XATTR) :].replace("%3D", "=").replace("%25", "%")
+            name, data = os.fsencode(text), os.fsencode(value)
+            if name.startswith(OVERLAY_PREFIX):
+                continue
+            if b"\0" in name or len(name) > 255 or len(data) > 65536:
+                raise ArchiveRefusedError(path, "has an impossible attribute")
+            pairs.append((name, data))
+    return tuple(sorted(pairs))
