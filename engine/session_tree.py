@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from engine.checkout import OPEN_DIRECTORY, CheckoutReport, Progress, check_out
+from engine.checkout import OPEN_DIRECTORY, CheckoutReport, Fill, Progress
 from engine.directory import Directory, directory_id
 from engine.freezing import Freeze, Known, Sign, sign_of
 from engine.nodes import Entry, Kind
@@ -53,26 +53,37 @@ class SessionTree:
         """Where it is: the same for the session's life."""
         return self._held.tree_path
 
-    def make(self, *, outside_links: bool = True, progress: Progress | None = None) -> CheckoutReport:
+    def make(self, progress: Progress | None = None) -> CheckoutReport:
         """Writes the session out. The caller holds the lease on objects.
 
-        Raises OSError and what `check_out` raises; the session is as it was then.
+        `progress` is called with bytes done and bytes in all. Raises OSError (a full disk) and
+        damage of objects; the session is as it was then.
         """
         freeze = self._held.freeze()
         freeze.prepare()
         if self._held.peek_root(freeze) != self._held.session.root:
             self._held.fold(freeze)
             self._held.clean()
-        root = self._held.session.root
-        report = check_out(
-            self._objects, root, self.path,
-            tracked=False, outside_links=outside_links, progress=progress,
-        )  # fmt: skip
-        self._known = dict(_known(self._objects, self._upper(), b"", root))
+        report = self._write(self._held.session.root, progress)
         time.sleep(TICK)
         self._started_ns = time.time_ns()
         self._held.finish_tree()
         return report
+
+    def _write(self, root: Entry, progress: Progress | None) -> CheckoutReport:
+        os.mkdir(self.path, 0o700)
+        try:
+            fd = os.open(self.path, OPEN_DIRECTORY)
+            try:
+                job = Fill(self._objects, root, fd, self.path, progress)
+                job.run()
+            finally:
+                os.close(fd)
+            self._known = dict(_known(self._objects, self._upper(), b"", root))
+        except BaseException:
+            self._upper().remove_tree(os.fsencode(self.path))
+            raise
+        return job.report
 
     def reads(self) -> TreeReads:
         """Tells which of its first files were read since it was made. Raises OSError."""

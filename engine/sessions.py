@@ -44,7 +44,8 @@ from engine.upper import Upper, attribute
 
 _ADD_WAIT = 30.0
 _COMPLETE = b"user.overlay.amalgam.complete"
-"""On a full tree, in which programs may have written: since when the machine has run."""
+"""On a full tree in which programs may have written: the generation of the session that it was
+made of, and since when the machine runs."""
 _UID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -352,11 +353,15 @@ class HeldSession:
 
     def finish_tree(self) -> None:
         """Says that the full tree is complete: from now on it is what the session has."""
-        os.setxattr(self.tree_path, _COMPLETE, this_boot())
+        os.setxattr(self.tree_path, _COMPLETE, self._complete())
+
+    def _complete(self) -> bytes:
+        # The generation: what was taken in, and is just being removed, is not taken in again.
+        return b"%d %s" % (self.session.generation, this_boot())
 
     def recover(self) -> None:
         """Takes in the full tree that a killed holder, or what it left running, has left."""
-        if attribute(os.fsencode(self.tree_path), _COMPLETE) == this_boot():
+        if attribute(os.fsencode(self.tree_path), _COMPLETE) == self._complete():
             with acquire(self._sessions._path, "objects", shared=True, wait=_ADD_WAIT):
                 self.take_in({})
 
