@@ -19,7 +19,7 @@ import msgspec
 
 from engine.checkout import OPEN_DIRECTORY, CheckoutReport, Fill, Progress
 from engine.directory import Directory, directory_id
-from engine.freezing import Freeze, Known, Sign, sign_of
+from engine.freezing import Known, Sign, sign_of
 from engine.nodes import Entry, Kind
 from engine.objects import Objects
 from engine.sessions import HeldSession
