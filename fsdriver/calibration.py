@@ -6,7 +6,6 @@ a mode takes longer, by the number of things that were done, is its cost.
 """
 
 import contextlib
-import itertools
 import json
 import os
 import random
@@ -21,7 +20,10 @@ import msgspec
 from engine.errors import EngineError
 from engine.ids import SnapshotId
 from engine.repository import Repository
+from engine.sessions import Session
+from fsdriver import messages
 from fsdriver.choosing import Attempt
+from fsdriver.client import find_daemon
 from fsdriver.cost_model import ELSEWHERE, FULL, LAZY, OVERLAY, Costs, ModeCosts, Outcome
 from fsdriver.launch import LaunchError
 from fsdriver.run_records import this_machine
@@ -161,14 +163,21 @@ class _Bench:
                 with Attempt(self._repository, session.name, [mode]) as attempt:
                     code = attempt.start(command).wait().exit_code
                 outcome = attempt.outcome()
-                self._repository.sessions.remove(
-                    self._repository.sessions.hold(session.name, "calibrating")
-                )
+                self._remove(session)
             if code:
                 raise CalibrationFailedError(mode)
-            seconds = attempt.seconds - self._program
+            seconds = max(0.0, attempt.seconds - self._program)
             found.append(Measured(seconds, _read_report(self._report), outcome))
         return min(found, key=lambda each: each.seconds)
+
+    def _remove(self, session: Session) -> None:
+        client = find_daemon(self._repository.path)
+        if client is not None:
+            with client:
+                client.ask(messages.Remove(session.name))
+            return
+        sessions = self._repository.sessions
+        sessions.remove(sessions.hold(session.name, "calibrating"))
 
     def on_disk(self) -> Phases:
         """Returns what the phases take in plain directories."""

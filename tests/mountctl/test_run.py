@@ -342,8 +342,9 @@ def test_runs_on_a_snapshot_at_the_same_time(mountctl, work):
 def test_killed_on_a_snapshot_the_next_run_removes_it(mountctl, work, mode):
     before = set(os.listdir(mountctl.store / "sessions"))
     leases = ["run"] if mode == "lazy" else ["run", "session"]
+    command = ["sh", "-c", "echo ready; exec sleep 99"]
     child = subprocess.Popen(
-        mountctl.command("run", "main", "--mode", mode, "--", "sh", "-c", "echo ready; exec sleep 99"),
+        mountctl.command("run", "main", "--mode", mode, "--", *command),
         env=mountctl.environment(), stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert child.stdout is not None
