@@ -166,18 +166,12 @@ def _attempt(
 ) -> int:
     from fsdriver.choosing import Attempt, keep
 
-    with output.progress("writing files", in_bytes=True) as progress:
-        attempt = Attempt(
-            store.repository, session.name, modes,
-            at=at, lease=-1 if lease is None else lease.fileno(), progress=progress,
-        )  # fmt: skip
-        attempt.__enter__()
-        try:
-            attempt.prepare(command[0])
-        except BaseException:
-            attempt.close()
-            raise
-    with attempt:
+    with Attempt(
+        store.repository, session.name, modes,
+        at=at, lease=-1 if lease is None else lease.fileno(),
+    ) as attempt:  # fmt: skip
+        with output.progress("writing files", in_bytes=True) as progress:
+            attempt.prepare(command[0], progress)
         ended = _run(attempt, command, inherit, output)
     run = attempt.run
     output.warnings(run.warnings)
