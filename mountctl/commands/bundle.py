@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mountctl.command import Group, pass_invocation
+from mountctl.command import SNAPSHOT, Group, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.streams import opened, refuse_terminal, written
 from mountctl.text import count, short, size, visible
@@ -72,11 +72,11 @@ _FILE = click.argument("file", metavar="FILE", type=click.Path(), help="The bund
 )
 @_FILE
 @click.argument(
-    "snapshots", nargs=-1, metavar="[SNAPSHOT]...",
+    "snapshots", nargs=-1, type=SNAPSHOT, metavar="[SNAPSHOT]...",
     help="What to carry; else all snapshots. @SESSION is what it stands on.",
 )  # fmt: skip
 @click.option(
-    "--have", metavar="SNAPSHOT", multiple=True,
+    "--have", type=SNAPSHOT, multiple=True,
     help="Leave out what this one is made of: the receiver has it. Repeatable.",
 )  # fmt: skip
 @click.option(

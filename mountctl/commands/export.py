@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mountctl.command import Command, pass_invocation
+from mountctl.command import DIRECTORY, SNAPSHOT, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.streams import compressing, refuse_terminal, written
 from mountctl.text import count, size
@@ -56,7 +56,7 @@ def _below(store: "StoreAccess", root: "Entry", path: str) -> "Entry":
     """,
 )
 @click.argument(
-    "snapshot", metavar="SNAPSHOT[:PATH]",
+    "snapshot", type=SNAPSHOT, metavar="SNAPSHOT[:PATH]",
     help="An id, the beginning of one, a ref, or @SESSION; of it a directory.",
 )  # fmt: skip
 @click.option("--tar", metavar="FILE", type=click.Path(), help="Write a tar archive; - is a pipe.")
@@ -64,7 +64,7 @@ def _below(store: "StoreAccess", root: "Entry", path: str) -> "Entry":
     "--compress", type=click.Choice(["gzip", "xz", "zstd", "none"]),
     help="How to compress the archive; else as its name ends.",
 )  # fmt: skip
-@click.option("--oci", metavar="DIR", type=click.Path(), help="Make an OCI image layout at DIR.")
+@click.option("--oci", metavar="DIR", type=DIRECTORY, help="Make an OCI image layout at DIR.")
 @click.option("--image", metavar="NAME", default="latest", help="The image's name, with --oci.")
 @pass_invocation
 def command(

@@ -2,7 +2,7 @@
 
 import click
 
-from mountctl.command import Command, pass_invocation
+from mountctl.command import SNAPSHOT, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.output import Output
 from mountctl.text import count, path_fields, quoted, short, size, visible
@@ -23,7 +23,7 @@ _MOST_ROWS = 20
 @click.option("--dry-run", is_flag=True, help="Tell what would go, and remove nothing.")
 @click.option("--compact", is_flag=True, help="Then make the store's file smaller.")
 @click.option(
-    "--why", metavar="ID",
+    "--why", metavar="ID", type=SNAPSHOT,
     help="Tell what keeps an object, by its id, the beginning of one, or SNAPSHOT:PATH.",
 )  # fmt: skip
 @pass_invocation

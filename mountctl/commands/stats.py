@@ -5,7 +5,7 @@ from typing import Any
 import click
 import msgspec
 
-from mountctl.command import Command, pass_invocation
+from mountctl.command import SNAPSHOT, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import count, short, size, visible
 
@@ -20,7 +20,11 @@ from mountctl.text import count, short, size, visible
     """,
 )
 @click.argument(
-    "snapshots", nargs=-1, metavar="[SNAPSHOT]...", help="Ids, beginnings of ids, refs."
+    "snapshots",
+    nargs=-1,
+    type=SNAPSHOT,
+    metavar="[SNAPSHOT]...",
+    help="Ids, beginnings of ids, refs.",
 )
 @pass_invocation
 def command(invocation: Invocation, snapshots: tuple[str, ...]) -> None:
