@@ -1,4 +1,4 @@
-"""The guides to history, episodes, interchange and git, run as a person would type them, and as a program.
+"""Some guides, run as a person would type them, and as a program.
 
 `python -m tests.test_guides [GUIDE]...` puts what the commands say now into them.
 """
