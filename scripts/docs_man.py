@@ -111,7 +111,7 @@ def _page(context: click.Context) -> list[str]:
     command = context.command
     dashed = context.command_path.replace(" ", "-")
     parts = []
-    synopsis = []
+    synopsis: list[str] = []
     if isinstance(command, click.Group):
         for name in command.list_commands(context):
             below = _below(context, name)

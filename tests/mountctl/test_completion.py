@@ -14,6 +14,7 @@ import click
 import pytest
 
 from mountctl.__main__ import cli
+from tests.mountctl.conftest import Program
 from tests.mountctl.test_help import ALL
 
 SHOW = "\x07"  # Ctrl-G is bound to tell the line that is being typed
@@ -38,7 +39,7 @@ def needs(program: str) -> None:
         pytest.skip(f"{program} is not installed")
 
 
-def environment(program, **more: str) -> dict[str, str]:
+def environment(program: Program, **more: str) -> dict[str, str]:
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return program.environment(PATH=path, TERM="xterm", **more)
 
@@ -207,7 +208,7 @@ def test_fish_completes(full, first, tmp_path):
     ]
 
 
-def asked(program, line: str, shell: str = "bash", **more: str) -> str:
+def asked(program: Program, line: str, shell: str = "bash", **more: str) -> str:
     """Returns the answer to a shell; there is nothing on stderr, whatever happens."""
     done = program.run(_MOUNTCTL_COMPLETE=f"{shell}_complete", COMP_LINE=line, **more)
     assert done.stderr == ""
