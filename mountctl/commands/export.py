@@ -93,7 +93,7 @@ def command(
         with (
             invocation.open() as store,
             store.tree(name) as root,
-            output.progress("writing members") as progress,
+            output.progress("writing", "members") as progress,
         ):
             layers = store.repository.layers_of(name)
             made = store.repository.export_oci(
@@ -114,7 +114,7 @@ def command(
         with (
             written(tar) as out,
             compressing(out, compress or _suffix_of(tar)) as stream,
-            output.progress("writing members") as progress,
+            output.progress("writing", "members") as progress,
         ):
             report = store.repository.export_tar(top, stream, progress=progress)
     fields = {"file": tar, "entries": report.entries, "bytes": report.bytes}

@@ -41,9 +41,12 @@ def command(invocation: Invocation, dry_run: bool, compact: bool, why: str | Non
         _explain(invocation, why)
         return
     with invocation.open() as store:
-        with output.progress("marking") as progress:
+        with output.progress("collecting", "objects") as progress:
             report = store.repository.collect(dry_run=dry_run, progress=progress)
-        sizes = store.compact() if compact else None
+        sizes = None
+        if compact:
+            with output.progress("compacting"):
+                sizes = store.compact()
     if output.json:
         fields = {
             "dry_run": dry_run,

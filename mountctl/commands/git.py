@@ -61,7 +61,7 @@ def import_(
                 "fastcdc is not compiled here: large files are read 200 times slower "
                 "(`mountctl doctor` tells more)"
             )
-        with output.progress("importing commits") as progress:
+        with output.progress("importing", "commits") as progress:
             report = store.repository.import_git(
                 repository, revisions, prefix=prefix, force=force, progress=progress
             )
@@ -149,7 +149,7 @@ def export(
         wanted = [_wanted(store, text, message, stack) for text in snapshots]
         if everything:
             wanted += _all(store)
-        with output.progress("writing commits") as progress:
+        with output.progress("writing", "commits") as progress:
             report = store.repository.export_git(
                 repository, wanted, author=author, force=force, progress=progress
             )

@@ -36,7 +36,7 @@ def command(invocation: Invocation, snapshots: tuple[str, ...]) -> None:
     from engine.codec import name_compression
 
     output = invocation.output
-    with invocation.open() as store, output.progress("counting") as progress:
+    with invocation.open() as store, output.progress("counting", "objects") as progress:
         repository = store.repository
         chosen = list(dict.fromkeys(repository.resolve(name) for name in snapshots))
         usage = repository.usage(chosen, progress)

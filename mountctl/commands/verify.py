@@ -37,7 +37,7 @@ def command(
         raise click.UsageError("--from goes with --repair")
     output = invocation.output
     repaired = dropped = 0
-    with invocation.open() as store, output.progress("reading") as progress:
+    with invocation.open() as store, output.progress("reading", "chunks") as progress:
         if repair:
             done = store.repository.repair(source, progress)
             report, repaired, dropped = done.left, done.repaired, done.dropped
