@@ -190,7 +190,8 @@ def _show_version(context: click.Context, option: click.Parameter, value: bool) 
 def cli() -> None:
     """Keep trees of files as snapshots, and work on them without copying.
 
-    Snapshots are named by an id, the beginning of one, a ref, or @SESSION.
+    Snapshots are named by an id, the beginning of one, a ref, or @SESSION. `mountctl COMMAND
+    --help` explains a command, with examples.
     """
 
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Items = list[CompletionItem[str]]
 
-_MOST_IDS = 200
+_MOST = 200
+"""Ids that are offered at once, and refs that are explained."""
 _LONGEST_HELP = 60
 
 
@@ -71,11 +72,10 @@ def _found(
 
 
 def _refs(names: "Names", incomplete: str) -> Items:
-    return [
-        CompletionItem(name, help=_about(names, target))
-        for name, target in names.refs()
-        if name.startswith(incomplete)
-    ]
+    found = [(name, target) for name, target in names.refs() if name.startswith(incomplete)]
+    if len(found) > _MOST:  # their records would take longer than a Tab may
+        return [CompletionItem(name) for name, _ in found]
+    return [CompletionItem(name, help=_about(names, target)) for name, target in found]
 
 
 def _sessions(names: "Names", mark: str) -> Items:
@@ -90,7 +90,7 @@ def _ids(names: "Names", incomplete: str) -> Items:
             short(identifier) if len(incomplete) <= len(short(identifier)) else identifier.hex(),
             help=_about(names, identifier),
         )
-        for identifier in names.snapshots(incomplete, _MOST_IDS)
+        for identifier in names.snapshots(incomplete, _MOST)
     ]
 
 

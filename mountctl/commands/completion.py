@@ -15,7 +15,12 @@ from mountctl.invocation import Invocation
     $ mountctl completion fish > ~/.config/fish/completions/mountctl.fish
     """,
 )
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), help="The shell.")
+@click.argument(
+    "shell",
+    type=click.Choice(["bash", "zsh", "fish"]),
+    metavar="SHELL",
+    help="The shell: bash, zsh or fish.",
+)
 @pass_invocation
 def command(invocation: Invocation, shell: str) -> None:
     """Print the script that lets a shell complete commands.

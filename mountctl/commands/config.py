@@ -15,7 +15,7 @@ from mountctl.invocation import Invocation
     """,
 )
 @click.argument("setting", required=False, type=click.Choice(["compression"]),
-                help="What to show or to set.")  # fmt: skip
+                metavar="[SETTING]", help="What to show or to set: compression.")  # fmt: skip
 @click.argument(
     "value",
     required=False,

@@ -118,7 +118,7 @@ def new(invocation: Invocation, name: str, root: str | None, metadata: Any) -> N
 @click.option("--meta", "metadata", type=JSON, metavar="JSON", help="More facts, an object.")
 @click.option(
     "--lines", type=click.File("rb"), metavar="FILE",
-    help="Add a step for each line, a JSON object; `-` is stdin. All are added, or none.",
+    help="Add a step for each line, a JSON object; - is a pipe. All are added, or none.",
 )  # fmt: skip
 @pass_invocation
 def add(
@@ -357,7 +357,15 @@ def show(invocation: Invocation, name: str, step: int | None) -> None:
     """,
 )
 @_name()
-@click.option("-n", "--limit", type=click.IntRange(min=1), default=1, help="How many.")
+@click.option(
+    "-n",
+    "--limit",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Show at most N.",
+)
 @click.option("--leaves", is_flag=True, help="Only steps that nothing went on from.")
 @click.option("--path", is_flag=True, help="Show the way to the best one instead.")
 @click.option("--snapshot", is_flag=True, help="Write only the ids of their snapshots.")

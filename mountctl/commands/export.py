@@ -65,7 +65,13 @@ def _below(store: "StoreAccess", root: "Entry", path: str) -> "Entry":
     help="How to compress the archive; else as its name ends.",
 )  # fmt: skip
 @click.option("--oci", metavar="DIR", type=DIRECTORY, help="Make an OCI image layout at DIR.")
-@click.option("--image", metavar="NAME", default="latest", help="The image's name, with --oci.")
+@click.option(
+    "--image",
+    metavar="NAME",
+    default="latest",
+    show_default=True,
+    help="The image's name, with --oci.",
+)
 @pass_invocation
 def command(
     invocation: Invocation,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     $ mountctl merge main try-3 --write-conflicts --ref to-be-settled
     """,
 )
-@snapshot_argument("ours", help="A snapshot: an id, a ref, or @SESSION.")
+@snapshot_argument("ours", help="A snapshot: an id, the beginning of one, a ref, or @SESSION.")
 @snapshot_argument("theirs", help="What is merged into it.")
 @click.option("--base", type=SNAPSHOT, help="Compare both with this one.")
 @click.option("--ref", metavar="NAME", type=REF, help="Make or move a ref to the snapshot.")

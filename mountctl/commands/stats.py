@@ -24,7 +24,7 @@ from mountctl.text import count, short, size, visible
     nargs=-1,
     type=SNAPSHOT,
     metavar="[SNAPSHOT]...",
-    help="Ids, beginnings of ids, refs.",
+    help="Which ones; else the whole store.",
 )
 @pass_invocation
 def command(invocation: Invocation, snapshots: tuple[str, ...]) -> None:
