@@ -4,7 +4,7 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called now and then from the thread that called the operation.
+    """Called now and then, from one thread at a time.
 
     With how many things are done, how many there are (None while that is not known; what they are
     says the operation), and how many bytes of contents have gone through by now. 0 bytes: that is

@@ -3,7 +3,8 @@
 A session's record, database `sessions` under its name, MessagePack: its uid (16 hexadecimal
 digits, the directory `sessions/<uid>` beside the database), the snapshot that its next commit
 has as parent, its layers, the root of its base tree, and the generation of its upper. The
-upper is `sessions/<uid>/upper.<generation>`; beside it lies `work`.
+upper is `sessions/<uid>/upper.<generation>`; beside it lies `work`, and while a command runs in
+a full checkout of the session, that, as `tree` (see `session_tree`).
 
 A commit writes objects, snapshot and a record with the next generation, whose upper is empty,
 in one transaction; the upper of the generation before is garbage from then on. So a process
@@ -28,7 +29,7 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
-from engine.freezing import Changed, Freeze
+from engine.freezing import Changed, Freeze, Known, Sign
 from engine.ids import SnapshotId, check_name
 from engine.inodes import Owner
 from engine.layers import NAMES, fold
@@ -39,9 +40,12 @@ from engine.overlay import Overlay
 from engine.overlay_directory import open_overlay
 from engine.snapshots import encode_snapshot, make_snapshot
 from engine.store import LONGEST_KEY, Db, Reader, Store, Writer
-from engine.upper import Upper
+from engine.upper import Upper, attribute
 
 _ADD_WAIT = 30.0
+_COMPLETE = b"user.overlay.amalgam.complete"
+"""On a full tree in which programs may have written: the generation of the session that it was
+made of, and since when the machine runs."""
 _UID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -149,11 +153,13 @@ class Sessions:
                 if session.uid != asked.uid:
                     lease.release()
                     continue
-                self._tidy(session)
+                held = HeldSession(self, self._store, self._objects, session, lease)
+                held.recover()
+                self._tidy(held.session)
             except BaseException:
                 lease.release()
                 raise
-            return HeldSession(self, self._store, self._objects, session, lease)
+            return held
 
     def _acquire(self, session: Session, what: str, wait: float) -> Lease:
         try:
@@ -175,7 +181,7 @@ class Sessions:
                 self._look(session).bring_over(self.upper(before))
         current = os.path.basename(upper.root)
         for name in os.listdir(os.fsencode(home)):
-            if name.startswith(b"upper.") and name != current:
+            if name not in {current, b"work"}:
                 upper.remove_tree(os.path.join(os.fsencode(home), name))
         if next(upper.all_copying(), None) is not None:
             with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
@@ -338,6 +344,47 @@ class HeldSession:
             overlay.rebase(session.root, self.upper(), freeze.left_out)
         return session
 
+    # The full tree beside the upper; `session_tree` says what it is for.
+
+    @property
+    def tree_path(self) -> str:
+        """Where the full tree is while there is one: the same for the session's life."""
+        return os.path.join(self._sessions._home(self.session), "tree")
+
+    def finish_tree(self) -> None:
+        """Says that the full tree is complete: from now on it is what the session has."""
+        os.setxattr(self.tree_path, _COMPLETE, self._complete())
+
+    def _complete(self) -> bytes:
+        # The generation: what was taken in, and is just being removed, is not taken in again.
+        return b"%d %s" % (self.session.generation, this_boot())
+
+    def recover(self) -> None:
+        """Takes in the full tree that a killed holder, or what it left running, has left."""
+        if attribute(os.fsencode(self.tree_path), _COMPLETE) == self._complete():
+            with acquire(self._sessions._path, "objects", shared=True, wait=_ADD_WAIT):
+                self.take_in({})
+
+    def take_in(self, known: dict[Sign, Known]) -> tuple[str, ...]:
+        """Makes the full tree the session's base, with an empty upper, and removes it.
+
+        The caller holds the lease on objects. Files that are as they are `known` are not read.
+        Returns warnings, as `CommitReport` has them. After an error the tree stays.
+        """
+        tree = Upper(self.tree_path, self.upper().work.decode("utf-8", "surrogateescape"))
+        tree.open_up()
+        freeze = Freeze(self._store, self._objects, tree, None, known=known)
+        freeze.prepare()
+        root = self.peek_root(freeze)
+        session = msgspec.structs.replace(
+            self.session, root=root, generation=self.session.generation + 1
+        )
+        self._sessions._make_upper(session)
+        self._sessions.upper(session).follow(True)  # the upper may have sockets, no tree has
+        self._go_on(session, freeze.save)
+        self._sessions._tidy(self.session)
+        return tuple(freeze.warnings)
+
     def take_back(self) -> None:
         """Gets the upper back from the kernel's overlayfs, which is mounted no more."""
         self._sessions._tidy(self.session)
@@ -403,6 +450,12 @@ class HeldSession:
         for name in os.listdir(home):
             if name.startswith(b"upper.") and name != current:
                 upper.discard(os.path.join(home, name))
+
+
+def this_boot() -> bytes:
+    """Returns what stands for the time since the machine was started."""
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().strip()
 
 
 def _check_layers(reader: Reader, session: Session) -> None:

@@ -205,6 +205,7 @@ SNAPSHOT = _SnapshotName()
 """What names a snapshot, in all the ways there are."""
 SESSION = _SessionName()
 """The name of a session, given as `name` or `@name`."""
+_SESSION_HELP = "A session, as NAME or @NAME."
 TEXT = _Text()
 """Text that goes into the store, and so must be UTF-8."""
 REF, EPISODE = _RefName(), _EpisodeName()
@@ -255,6 +256,8 @@ def _metadata(
     return facts
 
 
-def session_argument(name: str = "session") -> Callable[[Function], Function]:
+def session_argument(
+    name: str = "session", *, required: bool = True
+) -> Callable[[Function], Function]:
     """Returns the argument that names a session."""
-    return click.argument(name, type=SESSION, help="A session, as NAME or @NAME.")
+    return click.argument(name, type=SESSION, required=required, help=_SESSION_HELP)

@@ -109,6 +109,19 @@ ROWS = {
     "SourceChangedError": Row(BUSY, "stop what writes there, then run the command again"),
     "TooDeepError": Row(REFUSED, "move directories up, so that fewer lie inside each other"),
     "CheckoutRefusedError": Row(REFUSED, "name a directory that does not exist yet, or is empty"),
+    "NotACheckoutError": Row(
+        REFUSED, "`mountctl checkout SNAPSHOT DIR` makes one; name the directory itself"
+    ),
+    "LocalEditsError": Row(
+        REFUSED,
+        "`commit --from DIR` stores them first; --keep leaves them, --force overwrites them",
+    ),
+    "SwitchInterruptedError": Row(
+        REFUSED, "end it with the same `mountctl checkout --switch`, or switch back"
+    ),
+    "PartialCheckoutError": Row(
+        REFUSED, "check out the whole snapshot to commit, or `mountctl import` the directory"
+    ),
     "OutsideLinkError": Row(
         REFUSED, "--outside-links makes such links all the same; look at them before you use them"
     ),

@@ -25,8 +25,6 @@ from mountctl.text import plain, size, visible
 if TYPE_CHECKING:
     from engine.progress import Progress
 
-BYTES = "bytes"
-
 PATIENCE = 1.0
 """Seconds that an operation takes before a bar appears."""
 INTERVAL = 0.1
@@ -156,16 +154,18 @@ class Output:
         click.echo(text, err=True, color=self._error_colour)
 
     @contextmanager
-    def progress(self, label: str, things: str = "") -> "Iterator[Progress]":
+    def progress(
+        self, label: str, things: str = "", *, in_bytes: bool = False
+    ) -> "Iterator[Progress]":
         """Gives a function to call with progress; shows a bar on a terminal after a second.
 
-        `things` are what is counted, in the plural; BYTES has nothing counted but bytes.
+        What is counted are `things`, in the plural, or with `in_bytes` nothing but bytes.
         """
         dumb = os.environ.get("TERM") == "dumb"
         if self.quiet or self.json or dumb or not _is_terminal(sys.stderr):
             yield lambda done, total, size=0: None
             return
-        bar = _Bar(label, things)
+        bar = _Bar(label, things, in_bytes)
         try:
             yield bar.update
         finally:
@@ -178,8 +178,8 @@ class _Bar:
     A timer lets it appear though nothing is told; whatever else is done, the caller's thread does.
     """
 
-    def __init__(self, label: str, things: str) -> None:
-        self._label, self._things = label, things
+    def __init__(self, label: str, things: str, in_bytes: bool) -> None:
+        self._label, self._things, self._in_bytes = label, things, in_bytes
         self._begun = self._due = time.monotonic()
         self._due += PATIENCE
         self._told: tuple[int, int | None, int] = (0, None, 0)
@@ -222,8 +222,7 @@ class _Bar:
     def _facts(self) -> str:
         """Returns what is done, of how much, and how fast it goes now."""
         done, total, bytes_done = self._told
-        only_bytes = self._things == BYTES
-        if only_bytes:
+        if self._in_bytes:
             bytes_done = done
         now = time.monotonic()
         self._past.append((now, bytes_done or done))
@@ -231,10 +230,10 @@ class _Bar:
             self._past.popleft()
         then, before = self._past[0]
         rate = max(0, int(((bytes_done or done) - before) / max(now - then, 0.001)))
-        of = "" if total is None else f" of {size(total) if only_bytes else f'{total:,}'}"
-        facts = [] if only_bytes else [f"{done:,}{of} {self._things}".rstrip()]
+        of = "" if total is None else f" of {size(total) if self._in_bytes else f'{total:,}'}"
+        facts = [] if self._in_bytes else [f"{done:,}{of} {self._things}".rstrip()]
         if bytes_done:
-            facts += [size(bytes_done) + (of if only_bytes else ""), f"{size(rate)}/s"]
+            facts += [size(bytes_done) + (of if self._in_bytes else ""), f"{size(rate)}/s"]
         elif done:
             facts.append(f"{rate:,}/s")
         return ", ".join(facts)

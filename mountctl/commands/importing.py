@@ -68,7 +68,6 @@ def command(
     snapshot is the last one. Sockets and devices are left out, with a warning each.
     """
     from engine.chunking import compiled
-    from mountctl.output import BYTES
     from mountctl.streams import opened
 
     if [directory, tar, oci].count(None) != 2:
@@ -92,14 +91,17 @@ def command(
                     use_cache=not no_cache, progress=progress,
                 )  # fmt: skip
         elif tar is not None:
-            with opened(tar) as stream, output.progress("reading the archive", BYTES) as progress:
+            with (
+                opened(tar) as stream,
+                output.progress("reading the archive", in_bytes=True) as progress,
+            ):
                 result = store.repository.import_tar(
                     stream, ref=ref, message=message, parents=above, metadata=metadata,
                     progress=lambda done: progress(done, None),
                 )  # fmt: skip
         else:
             assert oci is not None
-            with output.progress("reading layers", BYTES) as progress:
+            with output.progress("reading layers", in_bytes=True) as progress:
                 result = store.repository.import_oci(
                     oci, image=image, ref=ref, message=message, parents=above,
                     metadata=metadata, progress=progress,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from engine import Repository, SnapshotId
 from engine.drafts import ArchiveRefusedError
+from engine.importing import ImportResult
 from engine.nodes import Entry
-from engine.repository import ImportResult
 from engine.tar_reading import ArchiveDamagedError, TarReader
 from engine.tar_writing import everything, write_tar
 from tests.engine.planted import trees

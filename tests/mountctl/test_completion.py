@@ -210,7 +210,7 @@ def test_fish_completes(full, first, tmp_path):
 
 def asked(program: Program, line: str, shell: str = "bash", **more: str) -> str:
     """Returns the answer to a shell; there is nothing on stderr, whatever happens."""
-    done = program.run(_MOUNTCTL_COMPLETE=f"{shell}_complete", COMP_LINE=line, **more)
+    done = program.run(code=0, _MOUNTCTL_COMPLETE=f"{shell}_complete", COMP_LINE=line, **more)
     assert done.stderr == ""
     return done.stdout.strip("\n")
 
@@ -278,7 +278,7 @@ FREE = {
     "STEP", "[STEP]", "NEW", "VALUE", "[REVISION]...", "FLOAT", "INTEGER",
 }  # fmt: skip
 """What nobody but the user can know."""
-OPEN = {("commit", "--ref"), ("run", "--ref"), ("run", "command")}
+OPEN = {("checkout", "snapshot"), ("commit", "--ref"), ("run", "--ref"), ("run", "command")}
 """What shall be completed and is not yet."""
 
 
