@@ -52,7 +52,7 @@ complete -o nosort -F _mountctl_completion mountctl
 """
 _ZSH = r"""#compdef mountctl
 
-_mountctl_completion() {
+_mountctl() {
     local program=${(Q)words[1]} line="${(j: :)words[1,CURRENT-1]} $PREFIX" type key descr
     local -a plain described response
     whence -p -- $program >/dev/null || program=mountctl
@@ -78,10 +78,11 @@ _mountctl_completion() {
     (( ! $#plain )) || compadd -V unsorted -a plain
 }
 
+# As the file _mountctl in $fpath this is run by the first Tab, and has just replaced itself.
 if [[ $zsh_eval_context[-1] == loadautofunc ]]; then
-    _mountctl_completion "$@"
+    _mountctl "$@"
 else
-    compdef _mountctl_completion mountctl
+    compdef _mountctl mountctl
 fi
 """
 _FISH = r"""function _mountctl_completion

@@ -51,7 +51,9 @@ def _one_line(script: str) -> bytes:
 class Shell:
     """A shell on a terminal of its own."""
 
-    def __init__(self, name: str, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, folder: Path, environment: dict[str, str], ready: str = ""
+    ) -> None:
         needs(name)
         self._told, told = os.pipe()
         self._master, slave = pty.openpty()
@@ -63,7 +65,7 @@ class Shell:
         os.close(slave)
         os.close(told)
         self.shown = b""
-        os.write(self._master, _one_line(READY[name].replace(">&9", f">&{told}")))
+        os.write(self._master, _one_line((ready or READY[name]).replace(">&9", f">&{told}")))
         self._answer()
 
     def complete(self, line: str) -> str:
@@ -169,6 +171,39 @@ def test_several_possibilities_are_shown_with_what_they_mean(full, tmp_path):
     for text in ("main", "other", "first", "@work", "a session"):
         assert text in shown
     assert "search" not in shown
+
+
+def test_zsh_loads_the_file_in_its_path(full, tmp_path):
+    functions = tmp_path / "functions"
+    functions.mkdir()
+    (functions / "_mountctl").write_text(full("completion", "zsh").stdout)
+    ready = READY["zsh"].replace("autoload", f"fpath=({functions} $fpath); autoload", 1)
+    ready = ready.replace('eval "$(mountctl completion zsh)"', "true")
+    shell = Shell("zsh", tmp_path / "here", environment(full), ready)
+    found = [shell.complete("mountctl session rm @w") for _ in range(3)]
+    shell.close()
+    assert found == ["mountctl session rm @work "] * 3
+
+
+def test_bash_loads_the_file_among_its_completions(full, tmp_path):
+    package = Path("/usr/share/bash-completion/bash_completion")
+    if not package.exists():
+        assert os.environ.get("CI") != "true", "scripts/setup --dev installs bash-completion"
+        pytest.skip("bash-completion is not installed")
+    completions = full.home / ".local/share/bash-completion/completions"
+    completions.mkdir(parents=True)
+    (completions / "mountctl").write_text(full("completion", "bash").stdout)
+    ready = READY["bash"].replace('eval "$(mountctl completion bash)"', f". {package}")
+    shell = Shell("bash", tmp_path / "here", environment(full), ready)
+    lines = {
+        "mountctl session rm @w": "mountctl session rm @work ",
+        "mountctl import fie --parent=@w": "mountctl import fie --parent=@work ",
+        "mountctl config compression zstd:19": "mountctl config compression zstd:19 ",
+        "mountctl bisect main other -- cat fie": "mountctl bisect main other -- cat field ",
+    }
+    found = {line: shell.complete(line) for line in lines}
+    shell.close()
+    assert found == lines
 
 
 def fish(full, script: str, line: str, folder: Path) -> list[str]:
