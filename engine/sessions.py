@@ -12,6 +12,7 @@ killed at any moment leaves either the old upper on the old base or the empty on
 """
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -30,10 +31,10 @@ from engine.errors import (
     NotFoundError,
 )
 from engine.freezing import Changed, Freeze, Known, Sign
-from engine.ids import SnapshotId, check_name
+from engine.ids import SnapshotId, check_name, digest
 from engine.inodes import Owner
 from engine.layers import NAMES, fold
-from engine.leases import Lease, LeaseHeldError, acquire
+from engine.leases import Lease, LeaseHeldError, acquire, is_held
 from engine.nodes import Entry
 from engine.objects import NodeBuffer, Objects
 from engine.overlay import Overlay
@@ -50,7 +51,10 @@ _UID = re.compile(r"[0-9a-f]{16}")
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A session's record. `layers` are (name, snapshot id) from the lowest up."""
+    """A session's record. `layers` are (name, snapshot id) from the lowest up.
+
+    A `temporary` one goes when nobody uses it any more.
+    """
 
     name: str
     uid: str
@@ -59,6 +63,7 @@ class Session(msgspec.Struct, frozen=True):
     root: Entry
     generation: int
     created_ns: int
+    temporary: bool = False
 
 
 class CommitReport(msgspec.Struct, frozen=True):
@@ -102,6 +107,50 @@ class Sessions:
             name, os.urandom(8).hex(), named[-1][1], named, root, 0, time.time_ns()
         )  # fmt: skip
         return self._add(session, nodes.flush)
+
+    def create_temporary(self, snapshot: SnapshotId) -> tuple[Session, Lease]:
+        """Makes a session for one run on a snapshot; it lasts as long as the lease is held.
+
+        Its name and its directory are the same each time, unless they are taken. Raises
+        MissingObjectError.
+        """
+        root = self._objects.snapshot(snapshot).root
+        layers = ((NAMES[-1], bytes(snapshot)),)
+        taken = {session.uid for session in self.all()}
+        for number in itertools.count(1):
+            again = f"-{number}" if number > 1 else ""
+            name, uid = f"run-{snapshot.hex()[:12]}{again}", digest(snapshot + again.encode()).hex()
+            session = Session(name, uid[:16], snapshot, layers, root, 0, time.time_ns(), True)
+            if session.uid in taken:
+                continue
+            with contextlib.suppress(LeaseHeldError, NameTakenError):
+                return self._add_temporary(session)
+        raise AssertionError
+
+    def _add_temporary(self, session: Session) -> tuple[Session, Lease]:
+        lease = acquire(self._path, _run_lease(session), what="running a command")
+        try:
+            home = os.fsencode(self._home(session))
+            if os.path.isdir(home):  # of one whose removal was interrupted
+                self.upper(session).remove_tree(home)
+            return self._add(session, lambda writer: None), lease
+        except BaseException:
+            lease.release()
+            raise
+
+    def unused(self) -> list[Session]:
+        """Returns the temporary sessions whose runs have ended without removing them."""
+        return [
+            session
+            for session in self.all()
+            if session.temporary and not is_held(self._path, _run_lease(session))
+        ]
+
+    def remove_unused(self) -> None:
+        """Removes the `unused` sessions, but for those that a mount shows."""
+        for session in self.unused():
+            with contextlib.suppress(LeaseHeldError, NotFoundError):
+                self.remove(self.hold(session.name, "removing it"))
 
     def _add(self, session: Session, save: Callable[[Writer], None]) -> Session:
         # The lease, for `sweep` removes directories that have no record.
@@ -224,9 +273,9 @@ class Sessions:
         held.release()
         upper = self.upper(session)
         upper.remove_tree(os.fsencode(self._home(session)))
-        lock = os.path.join(self._path, "locks", f"session-{session.uid}")
-        if os.path.exists(lock):
-            os.unlink(lock)
+        for lease in (f"session-{session.uid}", _run_lease(session)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._path, "locks", lease))
 
     def sweep(self) -> int:
         """Removes session directories that no record names; returns how many.
@@ -450,6 +499,10 @@ class HeldSession:
         for name in os.listdir(home):
             if name.startswith(b"upper.") and name != current:
                 upper.discard(os.path.join(home, name))
+
+
+def _run_lease(session: Session) -> str:
+    return f"run-{session.uid}"
 
 
 def this_boot() -> bytes:

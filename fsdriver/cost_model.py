@@ -122,9 +122,7 @@ class Estimate(msgspec.Struct, frozen=True):
     runs: int = 0
 
 
-def added(
-    costs: Costs, mode: str, tree: Tree, work: Work, *, mounted: bool
-) -> dict[str, float]:
+def added(costs: Costs, mode: str, tree: Tree, work: Work, *, mounted: bool) -> dict[str, float]:
     """Returns what a mode adds, in seconds, by what costs them; nothing that is zero."""
     factors = costs.modes[mode]
     parts = {"start": factors.start}
@@ -156,9 +154,7 @@ def estimate(
         parts = added(costs, mode, tree, work, mounted=bool(mount))
         times = own.get(mode, [])
         guess = median(times) if times else min(map(median, own.values())) if own else None
-        found.append(
-            Estimate(mode, sum(parts.values()) + (guess or 0.0), guess, parts, len(times))
-        )
+        found.append(Estimate(mode, sum(parts.values()) + (guess or 0.0), guess, parts, len(times)))
     return sorted(found, key=lambda each: each.seconds)
 
 

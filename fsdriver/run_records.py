@@ -9,7 +9,7 @@ what the modes cost on this machine.
 import os
 import platform
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -93,14 +93,14 @@ class RunRecords:
                 continue
         return found
 
-    def like(self, command: Sequence[str], lineage: Collection[SnapshotId]) -> list[RunRecord]:
+    def like(self, command: Sequence[str], lineage: Iterable[SnapshotId]) -> list[RunRecord]:
         """Returns the last runs of a command that ended by themselves, the latest last.
 
         Those on a tree of `lineage`, snapshots that it came from and itself, if there are any.
         """
         key = key_of(command)
-        bases = {identifier.hex() for identifier in lineage}
         same = [each for each in self.all() if each.key == key and each.exit_code < 128]
+        bases = {identifier.hex() for identifier in lineage} if same else set()
         near = [each for each in same if each.base in bases]
         return (near or same)[-ENOUGH:]
 

@@ -190,7 +190,7 @@ def test_attributes_of_the_uppers_format_mean_nothing_in_it(
 
     _, seen = work_in(repository, work)
     found = tree(repository)
-    if name == "opaque" or name == "whiteout":
+    if name in {"opaque", "whiteout"}:
         found.setdefault(b"b/empty", seen[b"b/empty"])  # a whiteout, if somebody makes one
     assert found == seen
 
