@@ -313,7 +313,13 @@ FREE = {
     "STEP", "[STEP]", "NEW", "VALUE", "[REVISION]...", "FLOAT", "INTEGER",
 }  # fmt: skip
 """What nobody but the user can know."""
-OPEN = {("checkout", "snapshot"), ("commit", "--ref"), ("run", "--ref"), ("run", "command")}
+OPEN = {
+    ("checkout", "snapshot"),
+    ("commit", "--ref"),
+    ("run", "--ref"),
+    ("run", "command"),
+    ("run", "target"),
+}
 """What shall be completed and is not yet."""
 
 
