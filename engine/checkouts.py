@@ -18,7 +18,6 @@ from engine.checkout import (
     OPEN_DIRECTORY,
     CheckoutRefusedError,
     CheckoutReport,
-    Progress,
     Rows,
     check_out,
     check_out_file,
@@ -44,6 +43,7 @@ from engine.importing import ImportResult, import_directory
 from engine.leases import Lease, LeaseHeldError, acquire
 from engine.local_edits import Edit, local_edits
 from engine.nodes import Entry, Kind
+from engine.progress import Progress
 from engine.roots import stored_roots
 from engine.snapshots import encode_snapshot, make_snapshot
 from engine.stat_cache import cache_key, cache_prefix, put_rows

@@ -17,11 +17,12 @@ from collections.abc import Iterator
 
 import msgspec
 
-from engine.checkout import OPEN_DIRECTORY, CheckoutReport, Fill, Progress
+from engine.checkout import OPEN_DIRECTORY, CheckoutReport, Fill
 from engine.directory import Directory, directory_id
 from engine.freezing import Known, Sign, sign_of
 from engine.nodes import Entry, Kind
 from engine.objects import Objects
+from engine.progress import Progress
 from engine.sessions import HeldSession
 from engine.store import Store
 from engine.upper import Upper

@@ -15,8 +15,8 @@ import msgspec
 
 from engine.errors import EngineError
 from engine.ids import SnapshotId
-from engine.importing import Progress
 from engine.nodes import Entry
+from engine.progress import Progress
 from engine.repository import Repository
 from engine.sessions import Session
 from engine.upper_work import UpperWork, work_between, work_since

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from engine.errors import EngineError, InUseError
 from engine.ids import digest
-from engine.importing import Progress
+from engine.progress import Progress
 from engine.repository import Repository
 from engine.session_tree import SessionTree, TreeReads
 from engine.sessions import HeldSession

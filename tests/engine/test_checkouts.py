@@ -445,7 +445,9 @@ def test_a_large_file_is_written_in_ranges(repository: Repository, tmp_path: Pat
     age(base)
     root = repository.import_directory(str(base)).root
     seen: list[int] = []
-    repository.check_out(root, str(tmp_path / "target"), progress=lambda n, total: seen.append(n))
+    repository.check_out(
+        root, str(tmp_path / "target"), progress=lambda n, total, *_: seen.append(n)
+    )
     assert of_directory(tmp_path / "target") == of_directory(base)
     assert (tmp_path / "target/large").stat().st_blocks * 512 < 31 << 20
     assert seen == sorted(seen)
