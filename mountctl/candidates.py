@@ -51,6 +51,12 @@ def snapshots(context: click.Context, parameter: click.Parameter, incomplete: st
     )
 
 
+def grounds(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
+    """Returns what a command may run on: sessions, as NAME too, and what names a snapshot."""
+    bare = [] if incomplete.startswith("@") else sessions(context, parameter, incomplete)
+    return [*bare, *snapshots(context, parameter, incomplete)]
+
+
 def compressions(context: click.Context, parameter: click.Parameter, incomplete: str) -> Items:
     """Returns ways to pack chunks."""
     words = ["off", *(f"zstd:{level}" for level in (1, 3, 9, 19))]

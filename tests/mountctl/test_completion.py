@@ -315,10 +315,6 @@ FREE = {
 """What nobody but the user can know."""
 OPEN = {
     ("checkout", "snapshot"),
-    ("commit", "--ref"),
-    ("run", "--ref"),
-    ("run", "command"),
-    ("run", "target"),
 }
 """What shall be completed and is not yet."""
 
