@@ -6,13 +6,14 @@ hole; they are stored as such and read as zeros, so a sparse file costs what it 
 
 import errno
 import os
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import accumulate
 
 from engine.chunking import LARGEST_CHUNK, SMALLEST_CHUNK, cut
 from engine.errors import CorruptObjectError, EngineError
-from engine.ids import ChunkId, NodeId
+from engine.ids import ChunkId, NodeId, digest
 from engine.nodes import (
     INLINE_BYTES,
     LIST_REFS,
@@ -29,8 +30,12 @@ from engine.objects import ChunkSink, Objects, PutNode
 Content = bytes | tuple[Ref, ...]
 PutChunk = Callable[[bytes | memoryview], ChunkId]
 
-WINDOW_BYTES = 8 << 20
+WINDOW_BYTES = 4 << 20
 """How much of a file is in memory at once while it is chunked."""
+
+_cutting = threading.Lock()
+"""Held while a window is cut: the chunker holds the GIL, and threads that wait for it in turns
+take longer than one after the other."""
 
 _ZEROS = memoryview(bytes(1 << 20))
 """What a hole reads as, piece by piece."""
@@ -138,20 +143,41 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int | None]]:
 
 def _chunks(fd: int, start: int, end: int | None, sink: ChunkSink) -> Iterator[Ref]:
     """Stores the bytes from `start` to `end` (None: the file's end) and yields their refs."""
-    rest = b""
-    while True:
-        want = WINDOW_BYTES if end is None else min(WINDOW_BYTES, end - start)
-        data = os.pread(fd, want, start) if want else b""
-        start += len(data)
-        last = not data or start == end
-        window = memoryview(rest + data if rest else data)
-        offset = 0
+    try:
+        buffer = sink.windows.pop()
+    except IndexError:
+        buffer = bytearray(WINDOW_BYTES)
+    try:
+        with memoryview(buffer) as window:
+            filled = 0
+            last = False
+            while not last:
+                want = len(window) if end is None else min(len(window), filled + end - start)
+                while filled < want and (got := os.preadv(fd, [window[filled:want]], start)):
+                    filled += got
+                    start += got
+                last = filled < want or start == end
+                done = 0
+                for ref in _stored(window[:filled], last, sink):
+                    yield ref
+                    done += ref.length
+                window[: filled - done] = window[done:filled]
+                filled -= done
+    finally:
+        sink.windows.append(buffer)
+
+
+def _stored(window: memoryview, last: bool, sink: ChunkSink) -> list[Ref]:
+    """Stores the chunks that a window begins with and returns their refs."""
+    chunks: list[tuple[ChunkId, memoryview]] = []
+    at = 0
+    with _cutting:
         for length in cut(window, last):
-            yield Ref(sink.put(window[offset : offset + length]), length, 0)
-            offset += length
-        if last:
-            return
-        rest = bytes(window[offset:])
+            chunk = window[at : at + length]
+            chunks.append((ChunkId(digest(chunk)), chunk))
+            at += length
+    sink.put_hashed(chunks)
+    return [Ref(identifier, len(chunk), 0) for identifier, chunk in chunks]
 
 
 def pieces(objects: Objects, entry: Entry) -> Iterator[Ref]:
