@@ -95,6 +95,21 @@ class _Forward:
                 raise ArchiveDamagedError(self._at, "it ends there, inside of a member")
 
 
+class _Headers:
+    """The same for the headers of one member, maps of sparse files among them: not without end."""
+
+    def __init__(self, forward: _Forward) -> None:
+        self._forward = forward
+        self.tell, self.seek = forward.tell, forward.seek
+        self.left = LONGEST_HEADER
+
+    def read(self, size: int) -> bytes:
+        self.left -= max(size, 0)
+        if size <= LONGEST_HEADER and self.left < 0:
+            raise ArchiveDamagedError(self.tell(), "a member's headers are too long")
+        return self._forward.read(size)
+
+
 class _Begun:
     """A stream of which the first bytes were read already."""
 
@@ -254,7 +269,7 @@ class TarReader:
             if size <= INLINE_BYTES:
                 return data, size
             return (Ref(self._put(data), size, 0),), size
-        sparse = getattr(member, "sparse", None)  # typeshed has it as a number
+        sparse = getattr(member, "sparse", None)  # typeshed has it as bytes
         if sparse is None:
             return ingest_blocks(_blocks(size, forward), self._put, self._nodes.put)
         return self._sparse(sparse, size, forward)
@@ -266,20 +281,22 @@ class TarReader:
         refs: list[Ref] = []
         at = 0
         small = bytearray()
+        is_small = size <= SMALLEST_CHUNK  # then it is one chunk, holes and all
         for start, length in [*(each for each in pieces if each[1]), (size, 0)]:
-            if start < at or length < 0:
+            if start < at or length < 0 or start + length > size:
                 raise ArchiveDamagedError(forward.tell(), "its map of a sparse file is wrong")
             if start > at:
                 refs.append(Ref(None, start - at, 0))
-            if size <= INLINE_BYTES:
+            if is_small:
                 small += bytes(start - at)
             rest = b""
             left = length
             for block in _blocks(length, forward):
                 left -= len(block)
-                window = memoryview(rest + block)
-                if size <= INLINE_BYTES:
+                if is_small:
                     small += block
+                    continue
+                window = memoryview(rest + block)
                 done = 0
                 for cut_length in cut(window, not left):
                     piece = window[done : done + cut_length]
@@ -291,6 +308,8 @@ class TarReader:
             raise ArchiveDamagedError(forward.tell(), "its map of a sparse file is wrong")
         if size <= INLINE_BYTES:
             return bytes(small), size
+        if is_small:
+            return (Ref(self._put(bytes(small)), size, 0),), size
         return fold(refs, self._nodes.put), size
 
     def _whiteout(self, path: bytes) -> bool:
@@ -311,12 +330,16 @@ class TarReader:
 
 
 def _members(forward: _Forward) -> Iterator[tarfile.TarInfo]:
+    headers = _Headers(forward)
     archive = tarfile.TarFile(
-        fileobj=forward,  # type: ignore[arg-type]  # what it calls of a file is there
+        fileobj=headers,  # type: ignore[arg-type]  # what it calls of a file is there
         encoding="utf-8", errors="surrogateescape",
     )  # fmt: skip
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+        headers.left = LONGEST_HEADER
+        if member.issparse():
+            _set_right(member, archive)
         if member.size < 0:
             raise ArchiveDamagedError(forward.tell(), "a member has an impossible size")
         yield member
@@ -334,6 +357,23 @@ def _blocks(size: int, forward: _Forward) -> Iterator[bytes]:
             raise ArchiveDamagedError(forward.tell(), "it ends there, inside of a member")
         size -= len(data)
         yield data
+
+
+def _set_right(member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+    """Takes name, size and end of a sparse member from where they stand.
+
+    tarfile (3.11) lets `path` and `size`, which are for programs that know no sparse files, go
+    before what stands for the file itself, and adds the map's length to a `size`.
+    """
+    records = member.pax_headers
+    member.name = records.get("GNU.sparse.name", member.name)
+    told = records.get("GNU.sparse.realsize", records.get("GNU.sparse.size"))
+    if told is not None:
+        member.size = int(told)
+    if "size" in records:
+        pieces: Any = member.sparse  # typeshed has it as bytes
+        held = sum(length for _, length in pieces)
+        archive.offset = member.offset_data + held + -held % tarfile.BLOCKSIZE
 
 
 def _mtime(member: tarfile.TarInfo) -> int:
