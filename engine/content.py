@@ -10,6 +10,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import Protocol
 
 from engine.chunking import LARGEST_CHUNK, SMALLEST_CHUNK, cut
 from engine.errors import CorruptObjectError, EngineError
@@ -29,6 +30,8 @@ from engine.objects import ChunkSink, Objects, PutNode
 
 Content = bytes | tuple[Ref, ...]
 PutChunk = Callable[[bytes | memoryview], ChunkId]
+Fill = Callable[[memoryview], int]
+"""Reads into a buffer; returns how many bytes, 0 at the end only."""
 
 WINDOW_BYTES = 4 << 20
 """How much of a file is in memory at once while it is chunked."""
@@ -39,6 +42,16 @@ take longer than one after the other."""
 
 _ZEROS = memoryview(bytes(1 << 20))
 """What a hole reads as, piece by piece."""
+
+
+class WindowSink(Protocol):
+    """Takes chunks a window at a time, and says where the next window is read to."""
+
+    def window(self, size: int) -> bytearray:
+        """Returns a buffer of `size` bytes, for the caller until it is put."""
+
+    def put_window(self, window: bytearray, chunks: list[tuple[ChunkId, memoryview]]) -> None:
+        """Stores chunks, soon, that are parts of the window, which is the sink's again."""
 
 
 class SourceChangedError(EngineError):
@@ -69,7 +82,7 @@ def ingest(fd: int, status: os.stat_result, sink: ChunkSink, put: PutNode) -> tu
         if start > at:
             refs.append(Ref(None, start - at, 0))
             at = start
-        for ref in _chunks(fd, start, end, sink):
+        for ref in chunks_of(_filler(fd, start, end), sink):
             refs.append(ref)
             at += ref.length
     if sparse and size > at:
@@ -141,43 +154,49 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int | None]]:
         yield start, at
 
 
-def _chunks(fd: int, start: int, end: int | None, sink: ChunkSink) -> Iterator[Ref]:
-    """Stores the bytes from `start` to `end` (None: the file's end) and yields their refs."""
-    try:
-        buffer = sink.windows.pop()
-    except IndexError:
-        buffer = bytearray(WINDOW_BYTES)
-    try:
-        with memoryview(buffer) as window:
-            filled = 0
-            last = False
-            while not last:
-                want = len(window) if end is None else min(len(window), filled + end - start)
-                while filled < want and (got := os.preadv(fd, [window[filled:want]], start)):
-                    filled += got
-                    start += got
-                last = filled < want or start == end
-                done = 0
-                for ref in _stored(window[:filled], last, sink):
-                    yield ref
-                    done += ref.length
-                window[: filled - done] = window[done:filled]
-                filled -= done
-    finally:
-        sink.windows.append(buffer)
+def _filler(fd: int, start: int, end: int | None) -> Fill:
+    """Reads a file from `start` to `end` (None: its end)."""
+    at = start
+
+    def fill(view: memoryview) -> int:
+        nonlocal at
+        got = os.preadv(fd, [view if end is None else view[: end - at]], at)
+        at += got
+        return got
+
+    return fill
 
 
-def _stored(window: memoryview, last: bool, sink: ChunkSink) -> list[Ref]:
-    """Stores the chunks that a window begins with and returns their refs."""
+def chunks_of(fill: Fill, sink: WindowSink) -> Iterator[Ref]:
+    """Stores what `fill` gives, cut in chunks, and yields their refs in order."""
+    rest = b""
+    last = False
+    while not last:
+        window = sink.window(WINDOW_BYTES)
+        with memoryview(window) as view:
+            filled = len(rest)
+            view[:filled] = rest
+            while filled < len(view) and (got := fill(view[filled:])):
+                filled += got
+            last = filled < len(view)
+            chunks = cut_and_hash(view[:filled], last)
+            done = sum(len(chunk) for _, chunk in chunks)
+            rest = bytes(view[done:filled])
+        refs = [Ref(identifier, len(chunk), 0) for identifier, chunk in chunks]
+        sink.put_window(window, chunks)
+        yield from refs
+
+
+def cut_and_hash(data: memoryview, last: bool) -> list[tuple[ChunkId, memoryview]]:
+    """Returns the chunks that `data` begins with, and their ids; see `cut`."""
     chunks: list[tuple[ChunkId, memoryview]] = []
     at = 0
     with _cutting:
-        for length in cut(window, last):
-            chunk = window[at : at + length]
+        for length in cut(data, last):
+            chunk = data[at : at + length]
             chunks.append((ChunkId(digest(chunk)), chunk))
             at += length
-    sink.put_hashed(chunks)
-    return [Ref(identifier, len(chunk), 0) for identifier, chunk in chunks]
+    return chunks
 
 
 def pieces(objects: Objects, entry: Entry) -> Iterator[Ref]:

@@ -272,8 +272,7 @@ class ChunkSink:
         self._thread: ThreadPoolExecutor | None = None
         self._written: Future[None] | None = None
         self.stored_bytes = 0
-        self.windows: list[bytearray] = []
-        """Buffers that whoever reads files for this sink left for the next."""
+        self._windows: list[bytearray] = []
 
     def put(self, data: bytes | memoryview) -> ChunkId:
         """Stores one chunk, soon, and returns its id."""
@@ -296,6 +295,18 @@ class ChunkSink:
             ]
         for identifier, data in lacking:
             self._keep(identifier, data)
+
+    def window(self, size: int) -> bytearray:
+        """Returns a buffer of `size` bytes to read into, one that was used before if there is."""
+        try:
+            return self._windows.pop()
+        except IndexError:
+            return bytearray(size)
+
+    def put_window(self, window: bytearray, chunks: Sequence[tuple[ChunkId, memoryview]]) -> None:
+        """Stores chunks of a window, soon, and takes the window back."""
+        self.put_hashed(chunks)
+        self._windows.append(window)
 
     def _keep(self, identifier: ChunkId, data: bytes | memoryview) -> None:
         packed = pack(data, self._level)
