@@ -329,9 +329,10 @@ class ChunkSink:
                 return  # another thread was here first
             chunks = self._take()
         if self._thread is None:
-            # The C library gives every batch's memory back and asks for it again, which takes
-            # longer than to write it, unless a larger block than a batch was freed once.
-            bytearray(2 * self._batch_bytes)
+            # The C library gives the memory of every batch back and asks for it again, which
+            # takes as long as to write it, unless a larger block was freed once (up to 32 MiB:
+            # M_TRIM_THRESHOLD in mallopt(3)).
+            bytearray(min(2 * self._batch_bytes, 24 << 20))
             self._thread = ThreadPoolExecutor(1, "chunks")
         self._written = self._thread.submit(self._write, chunks)
 
