@@ -23,10 +23,10 @@ from itertools import islice
 
 import msgspec
 
-from engine.importing import ROWS_CHANGED, node_of_row
 from engine.marking import Marks, Progress
 from engine.objects import Objects
 from engine.roots import Known, pinned_roots, stored_roots
+from engine.stat_cache import ROWS_CHANGED, node_of_row
 from engine.store import Db, Reader, Store, Writer
 
 BATCH_SECONDS = 0.025

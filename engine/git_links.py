@@ -7,15 +7,14 @@ as MessagePack after four zero bytes, so that a row goes when its node goes (see
 Losing them costs time only: the same commit gives the same snapshot again.
 """
 
-import os
 from typing import NamedTuple
 
 import msgspec
 
 from engine.directory import directory_id
 from engine.ids import SnapshotId
-from engine.importing import ROWS_CHANGED
 from engine.nodes import Entry
+from engine.stat_cache import put_rows
 from engine.store import Db, Reader, Writer
 
 _COMMIT, _SNAPSHOT = b"git<", b"git>"
@@ -75,8 +74,7 @@ def _encode(root: Entry, other: bytes, cut: bool) -> bytes:
 
 def put(writer: Writer, rows: list[tuple[bytes, bytes]]) -> None:
     """Stores rows."""
-    writer.put_many(Db.IMPORTS, sorted(rows))
-    writer.put(Db.META, ROWS_CHANGED, os.urandom(8))
+    put_rows(writer, rows)
 
 
 def is_link(key: bytes) -> bool:

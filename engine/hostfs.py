@@ -14,6 +14,10 @@ from engine.nodes import EARLIEST_NS, LATEST_NS, Kind
 OVERLAY_PREFIX = b"user.overlay."
 """Attributes in this namespace belong to the format of a session's upper."""
 
+MARK = b"user.amalgam.checkout"
+"""Tells of a directory which checkout it is; no part of what a tree keeps."""
+
+_NOT_KEPT = (OVERLAY_PREFIX, b"user.amalgam.")
 _KINDS = {
     stat.S_IFREG: Kind.FILE,
     stat.S_IFDIR: Kind.DIRECTORY,
@@ -47,7 +51,7 @@ def read_xattrs(where: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
     pairs = []
     for text in names:
         name = os.fsencode(text)
-        if name.startswith(b"user.") and not name.startswith(OVERLAY_PREFIX):
+        if name.startswith(b"user.") and not name.startswith(_NOT_KEPT):
             with contextlib.suppress(FileNotFoundError):
                 pairs.append((name, os.getxattr(where, name, follow_symlinks=follow)))
     return tuple(sorted(pairs))
@@ -59,8 +63,13 @@ def mtime_of(status: os.stat_result) -> int:
 
 
 def write_xattrs(where: int | bytes, pairs: tuple[tuple[bytes, bytes], ...]) -> None:
-    """Sets attributes on a descriptor or path. Raises OSError where they cannot be."""
+    """Sets attributes on a descriptor or path. Raises OSError where they cannot be.
+
+    Those that belong to this program are left out: a tree made by others may have them.
+    """
     for name, value in pairs:
+        if name.startswith(b"user.amalgam."):
+            continue
         os.setxattr(where, name, value, follow_symlinks=isinstance(where, int))
 
 

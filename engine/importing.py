@@ -6,12 +6,7 @@ change is not read. Workers read, cut and pack what did change, each file checke
 after it was read. Then the nodes are built from the leaves up, and one transaction stores
 them together with the new stat rows.
 
-The stat cache, database `imports`: key BLAKE3(absolute path of the root)[:16] +
-BLAKE3(relative path)[:16]; value 4 bytes length, that many bytes of MessagePack [[name, mode,
-inode, size, mtime, ctime, links], ...], then MessagePack of the folder's own result. A row
-whose ctime is too fresh to be trusted is stored with ctime -1 (the "racy git" problem:
-Documentation/technical/racy-git.txt). GC removes rows whose node it removes. Losing the cache
-costs time, nothing else.
+What the stat cache is, and its format, is in `stat_cache`.
 """
 
 import errno
@@ -29,33 +24,34 @@ from engine.content import SourceChangedError, ingest
 from engine.directory import Directory, directory_entry, directory_id
 from engine.errors import CorruptObjectError, EngineError
 from engine.hostfs import describe, kind_of, mtime_of, read_xattrs
-from engine.ids import NodeId, digest
+from engine.ids import NodeId
 from engine.links import number_groups
 from engine.nodes import DEEPEST, Entry, Kind, Totals
 from engine.objects import ChunkSink, NodeBuffer, Objects
+from engine.stat_cache import (
+    FRESH,
+    FRESH_NS,
+    FolderResult,
+    Row,
+    cache_key,
+    cache_prefix,
+    decode_rows,
+    encode_folder,
+    encode_rows,
+    put_rows,
+    split_folder,
+)
 from engine.store import Db, Reader, Store, Writer
-
-Row = tuple[bytes, int, int, int, int, int, int]
-"""name, mode, inode, size, mtime ns, ctime ns, links."""
 
 T = TypeVar("T")
 
 Progress = Callable[[int, int | None], None]
 """Called with files done and files to do (None while they are still being counted)."""
 
-FRESH_NS = 100_000_000
-"""A ctime younger than this at the scan's start may hide a later change in the same tick."""
-ROWS_CHANGED = b"rows"
-"""The key in `meta` whose value changes with every transaction that stores rows."""
-FRESH = -1
-"""Stands for such a ctime in a row, which then is like no other, nor like itself later."""
-
 _TRIES = 4
 _BATCH_FILES, _BATCH_BYTES = 256, 4 << 20
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
-_encode_rows = msgspec.msgpack.Encoder().encode
-_decode_rows = msgspec.msgpack.Decoder(list[Row]).decode
 
 
 class ImportSourceError(EngineError):
@@ -76,12 +72,13 @@ class ImportReport(msgspec.Struct):
     warnings: list[str] = []
 
 
-class _Result(msgspec.Struct, array_like=True):
-    """A folder's result as the cache keeps it."""
+class ImportResult(msgspec.Struct, frozen=True):
+    """What an import made. `changed` is False if the tree is the last import's."""
 
-    node: bytes
-    size: int
-    entries: int
+    snapshot: bytes
+    root: Entry
+    changed: bool
+    report: ImportReport
 
 
 class _Folder:
@@ -98,7 +95,7 @@ class _Folder:
         self.entries: dict[bytes, Entry] = {}
         self.folders: list[_Folder] = []
         self.xattrs: tuple[tuple[bytes, bytes], ...] = ()
-        self.result: _Result | None = None
+        self.result: FolderResult | None = None
 
 
 class _Import:
@@ -111,7 +108,7 @@ class _Import:
         self.report = ImportReport()
         self.use_cache = use_cache
         self.progress = progress or (lambda done, total: None)
-        self.prefix = digest(os.fsencode(root))[:16]
+        self.prefix = cache_prefix(root)
         self.fresh = time.time_ns() - FRESH_NS
         self.done = 0
         self.batch: list[tuple[_Folder, int]] = []
@@ -170,9 +167,7 @@ class _Import:
     def save(self, writer: Writer) -> None:
         """Stores the nodes and the cache in the caller's transaction."""
         self.nodes.flush(writer)
-        if self.records:
-            writer.put(Db.META, ROWS_CHANGED, os.urandom(8))
-            writer.put_many(Db.IMPORTS, sorted(self.records))
+        put_rows(writer, self.records)
 
     # The scan.
 
@@ -182,7 +177,7 @@ class _Import:
             raise ImportSourceError(self._name(folder.path), f"deeper than {DEEPEST} directories")
         rows, below = self._rows(fd, folder)
         rows.sort()
-        encoded = _encode_rows(rows)
+        encoded = encode_rows(rows)
         folder.xattrs = read_xattrs(fd)
         same = self._load_cached(folder, encoded, reader)
         same = same and all(row[5] != FRESH for row in rows)
@@ -251,20 +246,18 @@ class _Import:
         value = reader.get(Db.IMPORTS, self._key(folder))
         if value is None:
             return False
-        end = 4 + int.from_bytes(value[:4], "big")
-        old = bytes(value[4:end])
         try:
-            result = msgspec.msgpack.decode(value[end:], type=_Result)
+            old, result = split_folder(value)
             folder.result = result
             if old == encoded:
                 return True
-            folder.old_rows = {row[0]: row for row in _decode_rows(old)}
+            folder.old_rows = {row[0]: row for row in decode_rows(old)}
             self._load_entries(folder, result)
         except (msgspec.DecodeError, CorruptObjectError):  # then it is read again
             folder.result, folder.old_rows = None, {}
         return False
 
-    def _load_entries(self, folder: _Folder, result: _Result) -> None:
+    def _load_entries(self, folder: _Folder, result: FolderResult) -> None:
         folder.entries = {e.name: e for e in Directory(self.objects, NodeId(result.node))}
 
     def _plan(self, fd: int, folder: _Folder, same: bool) -> None:
@@ -397,10 +390,9 @@ class _Import:
                 name=folder.name, mode=mode, mtime_ns=mtime, xattrs=folder.xattrs,
             )  # fmt: skip
             if entry.totals is not None:
-                rows = _encode_rows(folder.rows)
-                result = _Result(directory_id(entry), entry.size, entry.totals.entries)
-                value = len(rows).to_bytes(4, "big") + rows + msgspec.msgpack.encode(result)
-                self.records.append((self._key(folder), value))
+                rows = encode_rows(folder.rows)
+                result = FolderResult(directory_id(entry), entry.size, entry.totals.entries)
+                self.records.append((self._key(folder), encode_folder(rows, result)))
             folder.entries = {}
             return entry
         totals = Totals(result.entries, 0)
@@ -431,7 +423,7 @@ class _Import:
     # Small things.
 
     def _key(self, folder: _Folder) -> bytes:
-        return self.prefix + digest(folder.path)[:16]
+        return cache_key(self.prefix, folder.path)
 
     def _name(self, path: bytes) -> str:
         return os.path.join(self.root, os.fsdecode(path)) if path else self.root
@@ -490,25 +482,6 @@ def read_directory(
     )  # fmt: skip
     job.leave_out(store_path)
     job.run()
-
-
-def node_of_row(raw: memoryview) -> bytes:
-    """Returns the node that a row of the stat cache leads to; empty if it leads nowhere."""
-    end = 4 + int.from_bytes(raw[:4], "big")
-    try:
-        return bytes(msgspec.msgpack.decode(raw[end:])[0])
-    except (msgspec.DecodeError, LookupError, TypeError, ValueError):
-        return b""
-
-
-def sums_of_row(raw: memoryview) -> tuple[int, int]:
-    """Returns the size and the number of entries that a row says of its node; -1 if none."""
-    end = 4 + int.from_bytes(raw[:4], "big")
-    try:
-        result = msgspec.msgpack.decode(raw[end:], type=_Result)
-    except msgspec.DecodeError:
-        return -1, -1
-    return result.size, result.entries
 
 
 def amalgam_devices() -> set[int]:

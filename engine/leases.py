@@ -7,12 +7,13 @@ however that dies. The file's text says who holds it (JSON), for messages only.
     objects         those who store objects that nothing refers to yet  shared
                     each batch of a garbage collection                   exclusive
     session-<uid>   whoever writes or reads a session's upper           exclusive
+    checkout-<id>   whoever makes, compares, switches or commits one    exclusive
     store           every process that has the store's file open        shared
                     whoever puts a smaller file in its place             exclusive
     gc              garbage collection, compaction, repair              exclusive
 
-Order: mount, then store, then session (several: by uid), then gc, then objects; never the other
-way round. `store` held alone is only tried for, by who holds `gc`.
+Order: mount, then store, then session (several: by uid) or checkout, then gc, then objects; never
+the other way round. `store` held alone is only tried for, by who holds `gc`.
 """
 
 import contextlib

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from engine.checkout_records import forget
 from engine.codec import unpack
 from engine.errors import CorruptObjectError
 from engine.ids import ChunkId, NodeId, SnapshotId
@@ -142,7 +143,7 @@ class _WantedNodes(NodeBuffer):
 
 
 def drop_unneeded(store: Store, damage: list[Damage]) -> int:
-    """Removes damaged objects and rows that no tree needs; returns how many.
+    """Removes damaged objects, rows and records of checkouts that no tree needs; returns how many.
 
     The caller holds the lease on objects alone. What was put right meanwhile stays.
     """
@@ -152,7 +153,10 @@ def drop_unneeded(store: Store, damage: list[Damage]) -> int:
         for item in damage:
             if item.where:
                 continue
-            if item.kind == "row":
+            if item.kind == "checkout":
+                forget(writer, item.identifier)
+                dropped += 1
+            elif item.kind == "row":
                 dropped += writer.delete(Db.IMPORTS, item.identifier)
             elif item.kind in {"chunk", "node"}:
                 raw = writer.get(DATABASES[item.kind], item.identifier)

@@ -17,7 +17,8 @@ import msgspec
 
 from engine.bundle_applying import ApplyReport, apply_bundle
 from engine.bundle_creating import BundleReport, create_bundle
-from engine.checkout import CheckoutRefusedError, CheckoutReport, check_out
+from engine.checkout import CheckoutReport
+from engine.checkouts import CheckoutOptions, Checkouts
 from engine.codec import (
     name_compression,
     parse_compression,
@@ -35,7 +36,7 @@ from engine.git_refs import known_ref
 from engine.history import History, StoredLinks
 from engine.holders import Holder, Target, find_object, holders, object_at
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
-from engine.importing import ImportReport, ImportSourceError, Progress, import_directory
+from engine.importing import ImportResult, ImportSourceError, Progress, import_directory
 from engine.insight import InsightDiff, InsightOptions, insight
 from engine.layers import fold
 from engine.leases import Lease, LeaseHeldError, acquire
@@ -93,15 +94,6 @@ def _end(commits: CommitQueue, pins: Pins, pid: int) -> None:
             commits.close()
         finally:
             pins.close()
-
-
-class ImportResult(msgspec.Struct, frozen=True):
-    """What an import made. `changed` is False if the tree is the last import's."""
-
-    snapshot: bytes
-    root: Entry
-    changed: bool
-    report: ImportReport
 
 
 class Repository:
@@ -469,19 +461,16 @@ class Repository:
         """Writes snapshots to a git repository as commits; see `git_export`."""
         return export_git(self, path, wanted, **options)
 
+    @property
+    def checkouts(self) -> Checkouts:
+        """The plain directories that were made of this store, and are to be switched."""
+        return Checkouts(self)
+
     def check_out(
-        self,
-        root: Entry,
-        target: str,
-        *,
-        outside_links: bool = False,
-        progress: Callable[[int, int | None], None] | None = None,
+        self, root: Entry, target: str, **options: Unpack[CheckoutOptions]
     ) -> CheckoutReport:
-        """Makes a tree at `target`; see `checkout`."""
-        inside = os.path.realpath(target) + os.sep
-        if inside.startswith(os.path.realpath(self.path) + os.sep):
-            raise CheckoutRefusedError(target, "it is inside of the store")
-        return check_out(self.objects, root, target, outside_links=outside_links, progress=progress)
+        """Makes a tree at `target`; see `checkouts`."""
+        return self.checkouts.make(root, target, **options)
 
     # Interchange.
 
@@ -668,6 +657,9 @@ class Repository:
         what = "collecting garbage"
         self.commits.flush()
         self.pins.tidy()
+        if not dry_run:
+            self.checkouts.tidy()
+            self.sessions.remove_unused()
         with acquire(self.path, "gc", what=what):
             collection = Collection(self.store, self.path, self.objects)
             collection.mark(progress)
@@ -704,6 +696,7 @@ class Repository:
     def holders(self, target: Target) -> Iterator[Holder]:
         """Yields what keeps an object from being collected. A snapshot's record stays anyway."""
         self.commits.flush()
+        self.pins.tidy()
         return holders(self.store, self.path, target)
 
     def usage(
@@ -711,6 +704,7 @@ class Repository:
     ) -> Usage:
         """Counts bytes: of the store, each root's own, and all of the given snapshots."""
         self.commits.flush()
+        self.pins.tidy()
         return measure(self.store, self.path, snapshots, progress)
 
     def compression(self) -> int:

@@ -1,12 +1,14 @@
 """Roots: where everything that a store keeps begins, by kind.
 
-The one list of what keeps objects alive, for collection, verification and statistics. Snapshots
-and sessions are in the store; pins are of processes that live (see `pins`).
+The one list of what keeps objects alive, for collection, verification and statistics. Snapshots,
+sessions and checkouts are in the store; pins are of processes that live (see `pins`).
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from engine.checkout_records import PREFIX, checkout_ids, decode_checkout
 from engine.directory import directory_id
 from engine.ids import NodeId, SnapshotId
 from engine.nodes import Entry
@@ -63,7 +65,20 @@ def _sessions(reader: Reader, known: Known) -> Iterator[Root]:
             yield Root("session", key.decode(), directory_id(root), root)
 
 
-STORED: tuple[Callable[[Reader, Known], Iterator[Root]], ...] = (_snapshots, _sessions)
+def _checkouts(reader: Reader, known: Known) -> Iterator[Root]:
+    for identifier in checkout_ids(reader):
+        raw = reader.get(Db.META, PREFIX + identifier) or memoryview(b"")
+        if known.record("checkout", identifier, raw):
+            record = decode_checkout(identifier, raw)
+            for root in record.trees():
+                yield Root("checkout", os.fsdecode(record.path), directory_id(root), root)
+
+
+STORED: tuple[Callable[[Reader, Known], Iterator[Root]], ...] = (
+    _snapshots,
+    _sessions,
+    _checkouts,
+)
 """What yields the roots of each kind that stand in the store, those that `Known` has left out."""
 
 

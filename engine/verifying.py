@@ -5,11 +5,14 @@ walked again for other snapshots, a damaged one is, so that every path is named.
 refers to is read as well, and named as such when it is damaged.
 """
 
+import os
 from collections.abc import Callable, Iterator
 
 import msgspec
 
 from engine.auditing import audit
+from engine.checkout_records import checkout_ids
+from engine.checkout_records import load as load_checkout
 from engine.codec import unpack
 from engine.content import chunk_ids
 from engine.directory import PAGED_FROM, Directory, directory_id, store_directory, sums
@@ -17,11 +20,11 @@ from engine.errors import CorruptObjectError, MissingObjectError
 from engine.git_links import is_link
 from engine.ids import ID_BYTES, ChunkId, NodeId, SnapshotId
 from engine.idset import IdSet
-from engine.importing import node_of_row, sums_of_row
 from engine.nodes import DEEPEST, Entry, Kind, Totals, decode, encode, node_id
 from engine.objects import Objects
 from engine.sessions import decode_record
 from engine.snapshots import decode_snapshot
+from engine.stat_cache import node_of_row, sums_of_row
 from engine.store import Db, Store
 
 _WRONG_SUMS = "what it says of its size and its entries is not so"
@@ -35,9 +38,10 @@ Progress = Callable[[int, int | None], None]
 class Damage(msgspec.Struct, frozen=True):
     """One thing that is wrong.
 
-    `where` is a snapshot's id, `@session`, or empty for what no tree needs. `kind` and
-    `identifier` are of the object to put right: chunk, node, snapshot, session, ref, or row (of
-    the stat cache); empty where putting one object right would not help.
+    `where` is a snapshot's id, `@session`, the path of a checkout, or empty for what no tree
+    needs. `kind` and `identifier` are of the object to put right: chunk, node, snapshot, session,
+    ref, checkout (its record), or row (of the stat cache); empty where putting one object right
+    would not help.
     """
 
     where: str
@@ -89,6 +93,14 @@ def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
                 if not reader.has(Db.SNAPSHOTS, identifier):
                     problem = str(MissingObjectError("snapshot", identifier))
                     report.damage.append(Damage(name, b"", problem, "snapshot", identifier))
+        for identifier in checkout_ids(reader):
+            try:
+                record = load_checkout(reader, identifier)
+            except CorruptObjectError as error:
+                report.damage.append(Damage("", b"", str(error), "checkout", identifier))
+                continue
+            trees = () if record is None else record.trees()
+            roots.extend((os.fsdecode(record.path), root) for root in trees if record is not None)
         for key, raw in reader.items(Db.REFS):
             if len(raw) != ID_BYTES or not reader.has(Db.SNAPSHOTS, bytes(raw)):
                 problem = f"ref {key.decode(errors='replace')!r} names no snapshot"

@@ -10,7 +10,9 @@ from engine.bundles import (
     BundleTruncatedError,
     BundleVersionError,
 )
-from engine.checkout import CheckoutRefusedError, OutsideLinkError
+from engine.checkout import CheckoutRefusedError
+from engine.checkout_records import NotACheckoutError
+from engine.checkouts import PartialCheckoutError, SwitchInterruptedError
 from engine.codec import CompressionError
 from engine.content import SourceChangedError
 from engine.diffing import DiffTooLargeError
@@ -29,8 +31,10 @@ from engine.freezing import TooDeepError
 from engine.git_repository import GitMissingError, GitRefusedError, GitSourceError
 from engine.importing import ImportSourceError
 from engine.leases import LeaseHeldError
+from engine.local_edits import LocalEditsError
 from engine.oci_reading import ImageDamagedError
 from engine.oci_writing import ImageRefusedError
+from engine.outside_links import OutsideLinkError
 from engine.patch_parsing import PatchFormatError
 from engine.patching import PatchRefusedError
 from engine.paths import (
@@ -84,6 +88,7 @@ ERRNOS: dict[type[EngineError], int] = {
     InvalidStepError: errno.EINVAL,
     InvalidPathError: errno.EINVAL,
     LeaseHeldError: errno.EBUSY,
+    LocalEditsError: errno.EBUSY,
     MissingObjectError: errno.EIO,
     MissingPathError: errno.ENOENT,
     NameTakenError: errno.EEXIST,
@@ -91,15 +96,18 @@ ERRNOS: dict[type[EngineError], int] = {
     NoDirectoryError: errno.ENOTDIR,
     NoFileError: errno.EISDIR,
     NoMergeBaseError: errno.EINVAL,
+    NotACheckoutError: errno.EINVAL,
     NotAStoreError: errno.EIO,
     NotEmptyError: errno.ENOTEMPTY,
     NotFoundError: errno.ENOENT,
     OutsideLinkError: errno.EIO,
+    PartialCheckoutError: errno.EINVAL,
     PathError: errno.EIO,
     PathExistsError: errno.EEXIST,
     PatchFormatError: errno.EINVAL,
     PatchRefusedError: errno.EINVAL,
     SourceChangedError: errno.EAGAIN,
+    SwitchInterruptedError: errno.EBUSY,
     StoreDamagedError: errno.EIO,
     StoreError: errno.EIO,
     StoreExistsError: errno.EEXIST,

@@ -32,7 +32,7 @@ COMMANDS = {
     "The mount": {
         "mount": ("mount", "Show the store as a filesystem."),
         "umount": ("umount", "End a mount."),
-        "run": ("run", "Run a command in a session under the kernel's overlayfs."),
+        "run": ("run", "Run a command in a session, or on a snapshot."),
         "status": ("status", "Tell what there is, or what a session changed."),
         "top": ("top", "Show what a mount is doing."),
         "doctor": ("doctor", "Tell what this machine lacks, and what to do."),

@@ -129,6 +129,7 @@ SHARE = _Share()
 """A share of a whole, of 1; 0 for `off`."""
 SESSION = _SessionName()
 """The name of a session, given as `name` or `@name`."""
+_SESSION_HELP = "A session, as NAME or @NAME."
 TEXT = _Text()
 """Text that goes into the store, and so must be UTF-8."""
 
@@ -172,6 +173,8 @@ def _metadata(
     return facts
 
 
-def session_argument(name: str = "session") -> Callable[[Function], Function]:
+def session_argument(
+    name: str = "session", *, required: bool = True
+) -> Callable[[Function], Function]:
     """Returns the argument that names a session."""
-    return click.argument(name, type=SESSION, help="A session, as NAME or @NAME.")
+    return click.argument(name, type=SESSION, required=required, help=_SESSION_HELP)

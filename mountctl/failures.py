@@ -109,6 +109,19 @@ ROWS = {
     "SourceChangedError": Row(BUSY, "stop what writes there, then run the command again"),
     "TooDeepError": Row(REFUSED, "move directories up, so that fewer lie inside each other"),
     "CheckoutRefusedError": Row(REFUSED, "name a directory that does not exist yet, or is empty"),
+    "NotACheckoutError": Row(
+        REFUSED, "`mountctl checkout SNAPSHOT DIR` makes one; name the directory itself"
+    ),
+    "LocalEditsError": Row(
+        REFUSED,
+        "`commit --from DIR` stores them first; --keep leaves them, --force overwrites them",
+    ),
+    "SwitchInterruptedError": Row(
+        REFUSED, "end it with the same `mountctl checkout --switch`, or switch back"
+    ),
+    "PartialCheckoutError": Row(
+        REFUSED, "check out the whole snapshot to commit, or `mountctl import` the directory"
+    ),
     "OutsideLinkError": Row(
         REFUSED, "--outside-links makes such links all the same; look at them before you use them"
     ),
@@ -191,9 +204,10 @@ ROWS = {
         DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"
     ),
     # run
-    "OverlayRefusedError": Row(
-        REFUSED, "without --overlay and --at it runs in the mount; `mountctl doctor` may know why"
+    "ModeRefusedError": Row(
+        REFUSED, "`--mode auto` takes another one; `mountctl doctor` may know why"
     ),
+    "CalibrationFailedError": Row(SYSTEM, "look at what the program said; run it once more"),
     "CommandMissingError": Row(NO_PROGRAM, "name a program in $PATH, or one by its path"),
     "CommandRefusedError": Row(NOT_EXECUTABLE, "look at its permissions and its first line"),
     "SupervisorLostError": Row(SYSTEM, "run the command again; what it wrote is in the session"),

@@ -148,12 +148,15 @@ class Output:
         click.echo(text, err=True, color=self._error_colour)
 
     @contextmanager
-    def progress(self, label: str) -> Iterator[Progress]:
-        """Gives a function to call with progress; shows a bar on a terminal after a second."""
+    def progress(self, label: str, *, in_bytes: bool = False) -> Iterator[Progress]:
+        """Gives a function to call with progress; shows a bar on a terminal after a second.
+
+        What is counted are things, or with `in_bytes` bytes, shown with their rate.
+        """
         if self.quiet or self.json or not _is_terminal(sys.stderr):
             yield lambda done, total: None
             return
-        bar = _Bar(label)
+        bar = _Bar(label, in_bytes)
         try:
             yield bar.update
         finally:
@@ -163,8 +166,8 @@ class Output:
 class _Bar:
     """A bar that appears once the operation has taken long enough; then rich is loaded."""
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, label: str, in_bytes: bool) -> None:
+        self._label, self._in_bytes = label, in_bytes
         self._due = time.monotonic() + PATIENCE
         self._stop: Callable[[], None] | None = None
         self._show: Progress | None = None
@@ -181,14 +184,27 @@ class _Bar:
 
     def _start(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            ProgressColumn,
+            TaskProgressColumn,
+            TextColumn,
+            TransferSpeedColumn,
+        )
         from rich.progress import TimeElapsedColumn as Elapsed
+
+        amount: tuple[ProgressColumn, ...] = (
+            (TaskProgressColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
+            if self._in_bytes
+            else (TaskProgressColumn(show_speed=True), TextColumn("{task.completed:,.0f}"))
+        )
 
         bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            TaskProgressColumn(show_speed=True),
-            TextColumn("{task.completed:,.0f}"),
+            *amount,
             Elapsed(),
             console=Console(stderr=True),
             transient=True,

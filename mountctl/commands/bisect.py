@@ -99,7 +99,7 @@ def _folders(
     def copied(identifier: "SnapshotId") -> Iterator[str]:
         path = trials.folder(identifier.hex())
         root = repository.snapshot(identifier).root
-        repository.check_out(root, path, outside_links=True, progress=trials.check)
+        repository.check_out(root, path, outside_links=True, tracked=False, progress=trials.check)
         try:
             yield path
         finally:

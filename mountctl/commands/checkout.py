@@ -1,12 +1,21 @@
 """`mountctl checkout`."""
 
 import os
+from typing import Any
 
 import click
 
-from mountctl.command import Command, pass_invocation, snapshot_argument
+from engine.checkouts import Checkout
+from engine.directory import find
+from engine.errors import NotFoundError
+from engine.ids import SnapshotId
+from engine.local_edits import Edit
+from engine.nodes import Entry, Kind
+from mountctl.access import StoreAccess
+from mountctl.changes import LETTERS
+from mountctl.command import Command, pass_invocation
 from mountctl.invocation import Invocation
-from mountctl.text import count, quoted, size
+from mountctl.text import count, path_fields, quoted, short, size
 
 
 @click.command(
@@ -15,30 +24,168 @@ from mountctl.text import count, quoted, size
     example="""
     $ mountctl checkout main /tmp/lua
     $ mountctl checkout @work /tmp/work
+    $ mountctl checkout main:src/lib /tmp/lib
+    $ mountctl checkout --switch built /tmp/lua
+    $ mountctl checkout --status /tmp/lua
     """,
 )
-@snapshot_argument()
-@click.argument("directory", metavar="DIR", type=click.Path(), help="A new or empty directory.")
+@click.argument(
+    "snapshot", metavar="SNAPSHOT[:PATH]",
+    help="An id, the beginning of one, a ref, or @SESSION; all of it, or what is at PATH in it.",
+)  # fmt: skip
+@click.argument(
+    "directory", metavar="DIR", type=click.Path(), required=False,
+    help="A new or empty directory, or with --switch and --status a checkout.",
+)  # fmt: skip
+@click.option("--switch", is_flag=True, help="Make the checkout DIR show another snapshot.")
+@click.option("--status", is_flag=True, help="List what was changed in the checkout DIR.")
+@click.option("--keep", is_flag=True, help="With --switch: leave edits that are in the way.")
+@click.option("--force", is_flag=True, help="With --switch: overwrite edits in the way.")
 @click.option("--outside-links", is_flag=True, help="Make links that lead out of the tree, too.")
 @pass_invocation
-def command(invocation: Invocation, snapshot: str, directory: str, outside_links: bool) -> None:
+def command(
+    invocation: Invocation,
+    snapshot: str,
+    directory: str | None,
+    switch: bool,
+    status: bool,
+    keep: bool,
+    force: bool,
+    outside_links: bool,
+) -> None:
     """Write a snapshot out as a real directory.
 
     DIR appears when all of it is written, or not at all. A tree with a symbolic link that
     leads out of it is refused unless you allow it. @SESSION is written as it is now.
+
+    --switch changes an existing checkout to another snapshot and touches only what differs;
+    if that would overwrite what you have edited, it changes nothing and lists it. A switch that
+    was killed is ended by the same command. --status lists all edits; `mountctl commit --from
+    DIR` stores them.
     """
+    if status and (switch or directory is not None):
+        raise click.UsageError("--status takes DIR alone")
+    if (keep or force) and (not switch or (keep and force)):
+        raise click.UsageError("--keep or --force goes with --switch")
+    if not status and directory is None:
+        raise click.UsageError("Missing argument 'DIR'.")
+    with invocation.open() as store:
+        if directory is None:
+            _status(invocation, store, snapshot)
+        elif switch:
+            edits = "keep" if keep else "overwrite" if force else "refuse"
+            _switch(invocation, store, snapshot, directory, edits, outside_links)
+        else:
+            _make(invocation, store, snapshot, directory, outside_links)
+
+
+def _split(text: str) -> tuple[str, bytes]:
+    name, _, within = text.partition(":")
+    return name, os.fsencode(within).strip(b"/")
+
+
+def _within(store: StoreAccess, root: Entry, within: bytes, text: str) -> Entry:
+    entry = find(store.repository.objects, root, within)
+    if entry is None:
+        raise NotFoundError("path in a snapshot", text)
+    return entry
+
+
+def _snapshot_of(store: StoreAccess, name: str) -> SnapshotId | None:
+    return None if name.startswith("@") else store.repository.resolve(name)
+
+
+def _make(
+    invocation: Invocation, store: StoreAccess, text: str, directory: str, outside_links: bool
+) -> None:
     output = invocation.output
+    name, within = _split(text)
     with (
-        invocation.open() as store,
-        store.tree(snapshot) as root,
-        output.progress("writing files") as progress,
+        store.tree(name) as root,
+        output.progress("writing files", in_bytes=True) as progress,
     ):
         report = store.repository.check_out(
-            root, directory, outside_links=outside_links, progress=progress
-        )
+            _within(store, root, within, text), directory, snapshot=_snapshot_of(store, name),
+            within=within, outside_links=outside_links, progress=progress,
+        )  # fmt: skip
     path = os.path.abspath(directory)
     if output.json:
-        output.result({"directory": path, "entries": report.entries, "bytes": report.bytes})
+        output.result(
+            {
+                "directory": path,
+                "entries": report.entries,
+                "bytes": report.bytes,
+                "tracked": report.tracked,
+            }
+        )
         return
     output.line(quoted(path))
     output.note(f"wrote {count(report.entries, 'entry')}, {size(report.bytes)}")
+    if not report.tracked and os.path.isdir(path):
+        output.warning("the disk has no extended attributes: it cannot be switched or committed")
+
+
+def _switch(
+    invocation: Invocation, store: StoreAccess, text: str, directory: str, edits: Any,
+    outside_links: bool,
+) -> None:  # fmt: skip
+    output, checkouts = invocation.output, store.repository.checkouts
+    name, within = _split(text)
+    known = checkouts.find(directory)
+    within = within or known.within
+    with store.tree(name) as root:
+        entry = _within(store, root, within, f"{name}:{os.fsdecode(within)}")
+        if entry.kind != Kind.DIRECTORY:
+            raise click.UsageError("a checkout of a directory can only become one of a directory")
+        report = checkouts.switch(
+            directory, entry, snapshot=_snapshot_of(store, name), edits=edits,
+            outside_links=outside_links,
+        )  # fmt: skip
+    if output.json:
+        output.result(
+            {
+                **_fields(checkouts.find(directory)),
+                "written": report.written,
+                "removed": report.removed,
+                "bytes": report.bytes,
+                "kept": [_edit_fields(edit) for edit in report.kept],
+                "overwritten": [_edit_fields(edit) for edit in report.overwritten],
+            }
+        )
+        return
+    for edit in report.kept:
+        output.line(f"{LETTERS[edit.kind]} {quoted(edit.path or b'.')}")
+    output.note(
+        f"wrote {count(report.written, 'entry')}, {size(report.bytes)}; "
+        f"removed {count(report.removed, 'entry')}"
+        + (f"; kept {count(len(report.kept), 'edit')}" if report.kept else "")
+        + (f"; overwrote {count(len(report.overwritten), 'edit')}" if report.overwritten else "")
+    )
+
+
+def _status(invocation: Invocation, store: StoreAccess, directory: str) -> None:
+    output, checkouts = invocation.output, store.repository.checkouts
+    known = checkouts.find(directory)
+    edits = checkouts.status(directory)
+    if output.json:
+        output.result({**_fields(known), "edits": [_edit_fields(edit) for edit in edits]})
+        return
+    for edit in edits:
+        output.line(f"{LETTERS[edit.kind]} {quoted(edit.path or b'.')}")
+    if known.interrupted:
+        output.warning("a switch was interrupted: give the same `checkout --switch` again")
+    what = short(known.snapshot) if known.snapshot else "a session's tree"
+    output.note(f"{count(len(edits), 'edit')} since {what}")
+
+
+def _fields(known: Checkout) -> dict[str, Any]:
+    return {
+        "directory": known.path,
+        "snapshot": known.snapshot,
+        "within": os.fsdecode(known.within),
+        "interrupted": known.interrupted,
+    }
+
+
+def _edit_fields(edit: Edit) -> dict[str, str]:
+    return {**path_fields(edit.path), "change": edit.kind.value}

@@ -1,12 +1,13 @@
 """`mountctl commit`."""
 
+import os
 from typing import Any
 
 import click
 
 from mountctl.command import TEXT, Command, metadata_option, pass_invocation, session_argument
 from mountctl.invocation import Invocation
-from mountctl.text import short, size
+from mountctl.text import count, short, size
 
 
 @click.command(
@@ -14,23 +15,37 @@ from mountctl.text import short, size
     cls=Command,
     example="""
     $ mountctl commit work -m "built" --ref main
+    $ mountctl commit --from ~/src/lua -m "edited by hand"
     $ mountctl commit work --meta model=m1 --meta score:=0.75
     """,
 )
-@session_argument()
+@session_argument(required=False)
+@click.option("--from", "directory", metavar="DIR", type=click.Path(), help="Commit a checkout.")
 @click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
 @click.option("--ref", metavar="NAME", type=TEXT, help="Make or move a ref to the snapshot.")
 @metadata_option()
 @pass_invocation
 def command(
-    invocation: Invocation, session: str, message: str, ref: str | None, metadata: dict[str, Any]
+    invocation: Invocation,
+    session: str | None,
+    directory: str | None,
+    message: str,
+    ref: str | None,
+    metadata: dict[str, Any] | None,
 ) -> None:
     """Store what a session changed as a snapshot.
 
     Writes the snapshot's id; a mount shows it at once. The session goes on from it. If it has
-    changed nothing, the snapshot is the one that it stands on.
+    changed nothing, the snapshot is the one that it stands on. With --from the same is done for
+    a directory that `mountctl checkout` has made.
     """
     output = invocation.output
+    if (session is None) == (directory is None):
+        raise click.UsageError("give SESSION or --from DIR")
+    if directory is not None:
+        _commit_checkout(invocation, directory, message, ref, metadata)
+        return
+    assert session is not None
     with invocation.open() as store:
         report = store.commit(session, message, ref, metadata)
     if output.json:
@@ -52,3 +67,35 @@ def command(
         output.note(f"{stored}@{session} goes on from this snapshot")
     else:
         output.note(f"nothing has changed in @{session}: the snapshot is the one it stands on")
+
+
+def _commit_checkout(
+    invocation: Invocation, directory: str, message: str, ref: str | None,
+    metadata: dict[str, Any] | None,
+) -> None:  # fmt: skip
+    output = invocation.output
+    with invocation.open() as store:
+        with output.progress("reading files") as progress:
+            result = store.repository.checkouts.commit(
+                directory, message=message, metadata=metadata, ref=ref, progress=progress
+            )
+        store.refresh()
+    if output.json:
+        output.result(
+            {
+                "snapshot": result.snapshot,
+                "changed": result.changed,
+                "directory": os.path.realpath(directory),
+                "ref": ref,
+                "new_bytes": result.report.new_bytes,
+                "warnings": result.report.warnings,
+            }
+        )
+        return
+    output.warnings(result.report.warnings)
+    output.line(output.style(short(result.snapshot), "yellow"))
+    read = count(result.report.read_files, "file")
+    if result.changed:
+        output.note(f"read {read}, stored {size(result.report.new_bytes)}")
+    else:
+        output.note("nothing has changed: the snapshot is the one that the directory shows")

@@ -17,10 +17,9 @@ import pytest
 from engine import Repository, SnapshotId, content, importing
 from engine.content import SourceChangedError
 from engine.directory import find
-from engine.importing import ImportSourceError
+from engine.importing import ImportResult, ImportSourceError
 from engine.nodes import Ref
 from engine.objects import ChunkSink
-from engine.repository import ImportResult
 from engine.store import Db
 from tests.conftest import ROOT, Run
 from tests.engine.trees import Tree, age, noise, of_directory, of_entry

@@ -18,8 +18,8 @@ from engine import Repository, SnapshotId, content
 from engine.chunking import SMALLEST_CHUNK, cut
 from engine.directory import directory_entry
 from engine.drafts import ArchiveRefusedError
+from engine.importing import ImportResult
 from engine.nodes import Entry, Kind, Ref
-from engine.repository import ImportResult
 from engine.tar_reading import ArchiveDamagedError, TarReader
 from engine.tar_writing import _header, everything, write_tar
 from tests.engine.planted import trees

@@ -111,7 +111,9 @@ def test_checkout_makes_the_same_tree(mountctl, tree, first, tmp_path):
     same_trees(tree, tmp_path / "out")
     (tmp_path / "empty").mkdir()
     made = mountctl.json("checkout", first[:6], tmp_path / "empty")
-    assert made == {"directory": f"{tmp_path}/empty", "entries": 7, "bytes": 51241}
+    assert made == {
+        "directory": f"{tmp_path}/empty", "entries": 7, "bytes": 51241, "tracked": True
+    }  # fmt: skip
 
 
 def test_checkout_of_a_session_is_as_it_is_now(mountctl, upper, tmp_path):

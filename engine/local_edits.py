@@ -1,0 +1,194 @@
+"""Local edits: what in a directory differs from the tree that it was made of.
+
+Reads what it must: a file whose row in the stat cache is as it was is not opened. Writes
+nothing. Every directory is opened relative to the one around it, following no link.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+
+import msgspec
+
+from engine import content
+from engine.checkout import OPEN_DIRECTORY
+from engine.diffing import ChangeKind
+from engine.directory import Directory, directory_id
+from engine.errors import CorruptObjectError, EngineError
+from engine.hostfs import kind_of, mtime_of, read_xattrs
+from engine.ids import NodeId
+from engine.nodes import DEEPEST, Entry, Kind
+from engine.objects import Objects
+from engine.paths import joined
+from engine.stat_cache import FolderResult, Row, cache_key, decode_rows, row_of, split_folder
+from engine.store import Db
+
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_BLOCK = 1 << 20
+_MOST = 5
+
+
+class Edit(msgspec.Struct, frozen=True):
+    """A path of a checkout that is not as its tree has it."""
+
+    path: bytes
+    kind: ChangeKind
+
+
+class LocalEditsError(EngineError):
+    """A switch would overwrite what was changed in a checkout. `edits` are all of them."""
+
+    def __init__(self, path: str, edits: list[Edit]) -> None:
+        names = ", ".join(repr(os.fsdecode(edit.path)) for edit in edits[:_MOST])
+        more = f" and {len(edits) - _MOST:,} more" if len(edits) > _MOST else ""
+        super().__init__(f"{path!r} has local edits in the way: {names}{more}")
+        self.path, self.edits = path, edits
+
+
+class Known:
+    """What the stat cache knows of one folder; `result` is None if nothing."""
+
+    def __init__(self, objects: Objects, prefix: bytes, path: bytes) -> None:
+        self.objects = objects
+        self.key = cache_key(prefix, path)
+        self.rows: dict[bytes, Row] = {}
+        self.result: FolderResult | None = None
+        self._directory: Directory | None = None
+        with objects.store.read() as reader:
+            value = reader.get(Db.IMPORTS, self.key)
+            if value is None:
+                return
+            try:
+                rows, self.result = split_folder(value)
+                self.rows = {row[0]: row for row in decode_rows(rows)}
+                self._directory = Directory(objects, NodeId(self.result.node))
+            except (msgspec.DecodeError, CorruptObjectError):  # then everything is read
+                self.rows, self.result = {}, None
+
+    def entry(self, name: bytes, status: os.stat_result) -> Entry | None:
+        """Returns what a file is, if its row says that it is as it was."""
+        if self._directory is None or self.rows.get(name) != row_of(name, status):
+            return None
+        return self._directory.get(name)
+
+
+def difference(
+    objects: Objects, fd: int, entry: Entry, status: os.stat_result, known: Known
+) -> ChangeKind | None:
+    """Tells how a file, link or fifo in the open directory `fd` differs from `entry`."""
+    kind = kind_of(status.st_mode)
+    if kind != entry.kind:
+        return ChangeKind.TYPE
+    cached = known.entry(entry.name, status)
+    if cached is not None and _without_link(cached) == _without_link(entry):
+        return None
+    xattrs: tuple[tuple[bytes, bytes], ...] = ()
+    if kind == Kind.SYMLINK:
+        if os.fsencode(os.readlink(entry.name, dir_fd=fd)) != entry.content:
+            return ChangeKind.MODIFIED
+    elif kind == Kind.FILE:
+        if status.st_size != entry.size:
+            return ChangeKind.MODIFIED
+        file = os.open(entry.name, _OPEN, dir_fd=fd)
+        try:
+            if not _has(objects, entry, file):
+                return ChangeKind.MODIFIED
+            xattrs = read_xattrs(file)
+        finally:
+            os.close(file)
+    attributes = (stat.S_IMODE(status.st_mode), mtime_of(status), xattrs)
+    if kind == Kind.SYMLINK:
+        return None if attributes[1] == entry.mtime_ns else ChangeKind.METADATA
+    return None if attributes == (entry.mode, entry.mtime_ns, _kept(entry)) else ChangeKind.METADATA
+
+
+def _without_link(entry: Entry) -> Entry:
+    return entry if entry.link is None else msgspec.structs.replace(entry, link=None)
+
+
+def _has(objects: Objects, entry: Entry, file: int) -> bool:
+    """Tells whether an open file has the content of an entry."""
+    stream = content.stream(objects, entry, 0, entry.size)
+    try:
+        for piece in stream:
+            at = 0
+            while at < len(piece):
+                read = os.read(file, min(_BLOCK, len(piece) - at))
+                if not read or piece[at : at + len(read)] != read:
+                    return False
+                at += len(read)
+    finally:
+        stream.close()
+    return not os.read(file, 1)
+
+
+def local_edits(objects: Objects, prefix: bytes, fd: int, root: Entry) -> Iterator[Edit]:
+    """Yields what differs in the open directory `fd` from the tree, by path.
+
+    Directories' times alone are no difference: their names tell. Sockets and devices, which a
+    tree does not have, are passed over. `prefix` is the stat cache's. Raises OSError.
+    """
+    attributes = (stat.S_IMODE(os.fstat(fd).st_mode), read_xattrs(fd))
+    if attributes != (root.mode, _kept(root)):
+        yield Edit(b"", ChangeKind.METADATA)
+    yield from _edits(objects, prefix, fd, (), root)
+
+
+def _kept(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple(pair for pair in entry.xattrs if not pair[0].startswith(b"user.amalgam."))
+
+
+def _edits(
+    objects: Objects, prefix: bytes, fd: int, way: tuple[bytes, ...], folder: Entry | None
+) -> Iterator[Edit]:
+    if len(way) > DEEPEST:
+        return
+    known = Known(objects, prefix, joined(way))
+    entries = {}
+    if folder is not None:
+        entries = {entry.name: entry for entry in Directory(objects, directory_id(folder))}
+    present = dict(listing(fd))
+    for name in sorted(present.keys() | entries.keys()):
+        entry, status = entries.get(name), present.get(name)
+        path = joined((*way, name))
+        if status is None:
+            yield Edit(path, ChangeKind.REMOVED)
+        elif entry is None:
+            yield Edit(path, ChangeKind.ADDED)
+            yield from _below(objects, prefix, fd, way, name, status, None)
+        elif entry.kind == Kind.DIRECTORY and stat.S_ISDIR(status.st_mode):
+            yield from _below(objects, prefix, fd, way, name, status, entry)
+        elif (kind := difference(objects, fd, entry, status, known)) is not None:
+            yield Edit(path, kind)
+            yield from _below(objects, prefix, fd, way, name, status, None)
+
+
+def _below(
+    objects: Objects, prefix: bytes, fd: int, way: tuple[bytes, ...], name: bytes,
+    status: os.stat_result, entry: Entry | None,
+) -> Iterator[Edit]:  # fmt: skip
+    if not stat.S_ISDIR(status.st_mode):
+        return
+    below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
+    try:
+        if entry is not None:
+            attributes = (stat.S_IMODE(status.st_mode), read_xattrs(below))
+            if attributes != (entry.mode, _kept(entry)):
+                yield Edit(joined((*way, name)), ChangeKind.METADATA)
+        yield from _edits(objects, prefix, below, (*way, name), entry)
+    finally:
+        os.close(below)
+
+
+def listing(fd: int) -> list[tuple[bytes, os.stat_result]]:
+    """Returns what is in an open directory, without what a tree cannot have."""
+    found = []
+    with os.scandir(fd) as items:
+        for item in items:
+            try:
+                status = item.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+            if kind_of(status.st_mode) is not None:
+                found.append((os.fsencode(item.name), status))
+    return found
