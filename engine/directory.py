@@ -20,6 +20,7 @@ from engine.nodes import (
     Entry,
     IndexNode,
     Kind,
+    ListNode,
     Page,
     Totals,
     directory_node,
@@ -111,7 +112,7 @@ class Directory:
         node = self._node
         if isinstance(node, DirectoryNode):
             return len(node.entries)
-        return sum(page.entries for page in node.pages)
+        return sum([page.entries for page in node.pages])
 
     def page_ids(self) -> Iterator[NodeId]:
         """Yields the ids of all the nodes that make up this directory, its own included."""
@@ -176,7 +177,7 @@ class _Pages:
 def open_node(objects: Objects, identifier: NodeId) -> DirectoryNode | IndexNode:
     """Returns a directory's node, or the highest index of one in pages."""
     node = objects.node(identifier)
-    if not isinstance(node, DirectoryNode | IndexNode):
+    if isinstance(node, ListNode):
         raise CorruptObjectError("node", identifier, "it is not a directory")
     return node
 
@@ -193,16 +194,22 @@ def open_page(
     identifier = NodeId(page.node)
     node = open_node(objects, identifier)
     if isinstance(node, DirectoryNode):
-        right = parent.level == 1 and len(node.entries) == page.entries
-        right = right and node.entries[-1].name == page.last
-        first = node.entries[0].name if node.entries else b""
-    else:
-        right = parent.level == node.level + 1 and node.pages[-1].last == page.last
-        right = right and sum(p.entries for p in node.pages) == page.entries
-        first = node.pages[0].last
-    if not right or first <= floor:
-        raise CorruptObjectError("node", identifier, "it is not the page that its index promises")
-    return node, floor
+        entries = node.entries
+        if (
+            parent.level == 1
+            and len(entries) == page.entries
+            and entries[-1].name == page.last
+            and entries[0].name > floor
+        ):
+            return node, floor
+    elif (
+        parent.level == node.level + 1
+        and node.pages[-1].last == page.last
+        and node.pages[0].last > floor
+        and sum([page.entries for page in node.pages]) == page.entries
+    ):
+        return node, floor
+    raise CorruptObjectError("node", identifier, "it is not the page that its index promises")
 
 
 def fits_one_node(count: int) -> bool:

@@ -69,12 +69,14 @@ class Objects:
 
     def node(self, identifier: NodeId) -> Node:
         """Returns a decoded node. Raises MissingObjectError or CorruptObjectError."""
-        with self._lock:
-            node = self._nodes.get(identifier)
-            if node is not None:
-                self._nodes.move_to_end(identifier)
-                self._hits[0] += 1
-                return node
+        # Without the lock: what goes meanwhile is a KeyError, and only a miss.
+        try:
+            node = self._nodes[identifier]
+            self._nodes.move_to_end(identifier)
+            self._hits[0] += 1
+            return node
+        except KeyError:
+            pass
         coming = self.pending.nodes.get(identifier)
         if coming is not None:
             node = decode(identifier, coming, strict=self._strict)
