@@ -180,7 +180,7 @@ class CommitQueue:
         left = []
         for batch in batches:
             if failure is None:
-                self._objects.keep(batch.decoded)
+                self._objects.keep(batch.decoded, batch.nodes)
                 self._hide(batch)
             elif not batch.durable:
                 left.append(batch)
@@ -197,7 +197,7 @@ class CommitQueue:
 
     def _show(self, batch: Batch) -> None:
         pending = self._objects.pending
-        self._objects.keep(batch.decoded)
+        self._objects.keep(batch.decoded, batch.nodes)
         pending.chunks.update(batch.chunks)
         pending.nodes.update(batch.nodes)
         if batch.snapshot is not None:

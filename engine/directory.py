@@ -9,7 +9,8 @@ list.)
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 
 from engine.errors import CorruptObjectError
 from engine.ids import NodeId, digest
@@ -35,6 +36,10 @@ PAGE_BITS = 5
 """A page has 2 ** PAGE_BITS items on average, and the one that an item chosen at random is in
 twice as many. Measured: see docs/design/0002."""
 
+_ENDS_BELOW = [(1 << 256 - PAGE_BITS * (level + 1)).to_bytes(32, "big") for level in range(TALLEST)]
+_NAME: Callable[[Entry], bytes] = attrgetter("name")
+_LAST: Callable[[Page], bytes] = attrgetter("last")
+
 
 class Directory:
     """A read-only view of one stored directory."""
@@ -55,13 +60,13 @@ class Directory:
         """Returns the page that has the entry called `name`, the place there, and the entry."""
         node, floor, identifier = self._node, b"", self.identifier
         while isinstance(node, IndexNode):
-            at = bisect_left(node.pages, name, key=lambda page: page.last)
+            at = bisect_left(node.pages, name, key=_LAST)
             if at == len(node.pages):
                 return None
             identifier = NodeId(node.pages[at].node)
             node, floor = open_page(self._objects, node, at, floor)
         entries = node.entries
-        at = bisect_left(entries, name, key=lambda entry: entry.name)
+        at = bisect_left(entries, name, key=_NAME)
         if at == len(entries) or entries[at].name != name:
             return None
         return identifier, at, entries[at]
@@ -225,7 +230,7 @@ def ends_page(name: bytes, level: int) -> bool:
 def _ends_page(name: bytes, level: int) -> bool:
     if level == TALLEST:  # names can be sought out that would make a higher tree
         return False
-    return not int.from_bytes(digest(name)[:8], "big") >> 64 - PAGE_BITS * (level + 1)
+    return digest(name) < _ENDS_BELOW[level]
 
 
 def store_directory(put: PutNode, entries: Iterable[Entry]) -> NodeId:
@@ -261,7 +266,7 @@ def store_pages(put: PutNode, pages: Sequence[Page], level: int) -> NodeId:
 
 def index_page(pages: Sequence[Page], node: NodeId) -> Page:
     """Returns what an index says of the index `node` that has these pages."""
-    return Page(pages[-1].last, node, sum(page.entries for page in pages))
+    return Page(pages[-1].last, node, sum([page.entries for page in pages]))
 
 
 def directory_entry(

@@ -11,7 +11,8 @@ head and its items' encodings one after the other, so an item is found by its en
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import cast
 
 from engine.directory import (
@@ -36,7 +37,7 @@ from engine.nodes import (
     Page,
     Totals,
     directory_node,
-    encode,
+    encode_item,
     head,
     index_node,
 )
@@ -46,6 +47,8 @@ Edits = Mapping[bytes, Entry | None]
 """What becomes of names: None removes one."""
 
 _Item = Entry | Page
+_ENTRY_KEY: Callable[[_Item], bytes] = attrgetter("name")
+_PAGE_KEY: Callable[[_Item], bytes] = attrgetter("last")
 _Changes = Mapping[bytes, _Item | None]
 _Branch = DirectoryNode | IndexNode
 _Path = list[tuple[IndexNode, int, bytes]]
@@ -96,7 +99,7 @@ def _edited(
     if isinstance(node, IndexNode):
         directory = Directory(objects, identifier)
         removed = sum(entry is None for entry in edits.values())
-        if not fits_one_node(len(directory) - removed):
+        if not removed or not fits_one_node(len(directory) - removed):
             return _PagedEdit(objects, nodes, identifier, node).apply(edits, old)
         entries = list(directory)
         replaced = _apply(entries, edits)
@@ -153,7 +156,7 @@ class _PagedEdit:
                 ends = _ends(level, mine)
                 if not is_last or ends_page(page.last, level):
                     ends.add(page.last)
-                groups = _cut(carried + items, ends)
+                groups = _cut(carried + items if carried else items, ends)
                 whole = len(groups) == 1 and not carried
                 carried = groups.pop() if _is_open(groups, ends) and not is_last else []
                 for group in groups:
@@ -170,7 +173,7 @@ class _PagedEdit:
         node, floor = self._root, b""
         path: _Path = []
         while True:
-            number = bisect_left(node.pages, name, key=lambda page: page.last)
+            number = bisect_left(node.pages, name, key=_PAGE_KEY)
             number = min(number, len(node.pages) - 1)
             path.append((node, number, floor))
             if node.level == level + 1:
@@ -243,12 +246,17 @@ def _key(item: _Item) -> bytes:
     return item.name if isinstance(item, Entry) else item.last
 
 
+def _keys(items: Sequence[_Item]) -> Callable[[_Item], bytes]:
+    """Returns what gives the key of one of `items`, as fast as that can be."""
+    return _ENTRY_KEY if items and isinstance(items[0], Entry) else _PAGE_KEY
+
+
 def _apply(items: list[_Item], changes: _Changes) -> list[_Item]:
     """Changes a sorted list of items; returns those that were replaced or removed."""
     old = []
     for key in sorted(changes):
         new = changes[key]
-        at = bisect_left(items, key, key=_key)
+        at = bisect_left(items, key, key=_keys(items))
         if at < len(items) and _key(items[at]) == key:
             old.append(items[at])
             items[at : at + 1] = [] if new is None else [new]
@@ -262,7 +270,9 @@ def _ends(level: int, changes: _Changes) -> set[bytes]:
     return {key for key, new in changes.items() if new is not None and ends_page(key, level)}
 
 
-def _cut(items: Iterable[_Item], ends: set[bytes]) -> list[list[_Item]]:
+def _cut(items: list[_Item], ends: set[bytes]) -> list[list[_Item]]:
+    if items and ends <= {_key(items[-1])}:  # nearly always
+        return [items]
     groups: list[list[_Item]] = [[]]
     for item in items:
         groups[-1].append(item)
@@ -302,17 +312,17 @@ def _spliced(data: bytes, node: _Branch, old: _Branch, changes: _Changes) -> byt
     parts = [head(node)]
     for key in sorted(changes):
         new = changes[key]
-        number = bisect_left(items, key, key=_key)
+        number = bisect_left(items, key, key=_keys(items))
         start, length = len(data), 0
         if number < len(items):
-            found = encode(items[number])
+            found = encode_item(items[number])
             start = data.find(found, at)
             if start < 0 or data.find(found, start + 1) >= 0:
                 return None
             length = len(found) if _key(items[number]) == key else 0
         parts.append(data[at:start])
         if new is not None:
-            parts.append(encode(new))
+            parts.append(encode_item(new))
         at = start + length
     parts.append(data[at:])
     return b"".join(parts)

@@ -155,18 +155,44 @@ def encode(value: msgspec.Struct) -> bytes:
     return cbor2.dumps(msgspec.to_builtins(value, builtin_types=(bytes,)), canonical=True)
 
 
+def encode_item(item: Entry | Page) -> bytes:
+    """Returns what `encode` returns, for items of which a splice needs one after the other.
+
+    Of a page, and of an entry without any extras, several times as fast.
+    """
+    if isinstance(item, Page):
+        name = _head(0x40, len(item.last)) + item.last
+        return b"".join((b"\x83", name, b"\x58\x20", item.node, _head(0, item.entries)))
+    content = item.content
+    if item.xattrs or item.link is not None or item.mtime_ns < 0 or not isinstance(content, bytes):
+        return encode(item)
+    totals = item.totals
+    return b"".join((
+        b"\x89", _head(0x40, len(item.name)), item.name, _head(0, item.kind), _head(0, item.mode),
+        _head(0, item.mtime_ns), _head(0, item.size), _head(0x40, len(content)), content,
+        b"\x80\xf6\xf6" if totals is None
+        else b"\x80\xf6\x82" + _head(0, totals.entries) + _head(0, totals.links),
+    ))  # fmt: skip
+
+
 def head(node: DirectoryNode | IndexNode) -> bytes:
     """Returns what the encoding of a directory or index begins with, before its first item."""
     if isinstance(node, DirectoryNode):
-        return b"\x82\x01" + _array_head(len(node.entries))
-    return b"\x83\x02" + bytes([node.level]) + _array_head(len(node.pages))
+        return b"\x82\x01" + _head(0x80, len(node.entries))
+    return b"\x83\x02" + bytes((node.level,)) + _head(0x80, len(node.pages))
 
 
-def _array_head(count: int) -> bytes:
-    if count < 24:
-        return bytes([0x80 | count])
-    size = next(size for size in (1, 2, 4, 8) if count < 1 << 8 * size)
-    return bytes([0x97 + size.bit_length()]) + count.to_bytes(size, "big")
+def _head(kind: int, value: int) -> bytes:
+    """Returns the first bytes of an integer (`kind` 0), of bytes (0x40), of an array (0x80)."""
+    if value < 24:
+        return bytes((kind | value,))
+    if value < 1 << 8:
+        return bytes((kind | 24, value))
+    if value < 1 << 16:
+        return bytes((kind | 25,)) + value.to_bytes(2, "big")
+    if value < 1 << 32:
+        return bytes((kind | 26,)) + value.to_bytes(4, "big")
+    return bytes((kind | 27,)) + value.to_bytes(8, "big")
 
 
 def node_id(encoded: bytes) -> NodeId:
