@@ -214,8 +214,8 @@ def node_putter(writer: Writer) -> PutNode:
 class NodeBuffer:
     """Collects encoded nodes in memory, to be stored in one transaction later."""
 
-    def __init__(self) -> None:
-        self.nodes: dict[NodeId, bytes] = {}
+    def __init__(self, nodes: dict[NodeId, bytes] | None = None) -> None:
+        self.nodes: dict[NodeId, bytes] = {} if nodes is None else nodes
 
     def put(self, node: msgspec.Struct) -> NodeId:
         """Keeps a node and returns its id."""
