@@ -351,13 +351,12 @@ def test_who_waits_for_a_process_that_is_killed_commits_by_itself(
     )
     make().commit(nothing, lambda: None)
     turn = str(Path(store.path, "locks/commits/turn"))
-    holder = subprocess.Popen([sys.executable, "-c", script, turn], stdout=subprocess.PIPE)
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == b"held\n"
-    followers = Followers([make()], [post()])
-    waiting(store, 1)
-    holder.kill()
-    holder.wait()
+    with subprocess.Popen([sys.executable, "-c", script, turn], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        followers = Followers([make()], [post()])
+        waiting(store, 1)
+        holder.kill()
     followers.join()
     assert followers.own == 1
     assert count(store, Db.SNAPSHOTS) == 1
