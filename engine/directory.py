@@ -36,7 +36,6 @@ PAGE_BITS = 5
 """A page has 2 ** PAGE_BITS items on average, and the one that an item chosen at random is in
 twice as many. Measured: see docs/design/0002."""
 
-_ENDS_BELOW = [(1 << 256 - PAGE_BITS * (level + 1)).to_bytes(32, "big") for level in range(TALLEST)]
 _NAME: Callable[[Entry], bytes] = attrgetter("name")
 _LAST: Callable[[Page], bytes] = attrgetter("last")
 
@@ -230,7 +229,7 @@ def ends_page(name: bytes, level: int) -> bool:
 def _ends_page(name: bytes, level: int) -> bool:
     if level == TALLEST:  # names can be sought out that would make a higher tree
         return False
-    return digest(name) < _ENDS_BELOW[level]
+    return not int.from_bytes(digest(name)[:8], "big") >> 64 - PAGE_BITS * (level + 1)
 
 
 def store_directory(put: PutNode, entries: Iterable[Entry]) -> NodeId:

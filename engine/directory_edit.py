@@ -95,6 +95,11 @@ def _edited(
 ) -> NodeId:
     """Returns the id of the edited directory; adds to `old` what the edits replace."""
     node = open_node(objects, identifier)
+    if len(edits) == 1:
+        ((name, entry),) = edits.items()
+        changed = entry and _replaced(objects, nodes, (identifier, node), name, entry, old)
+        if changed:
+            return changed
     entries: list[_Item]
     if isinstance(node, IndexNode):
         directory = Directory(objects, identifier)
@@ -113,6 +118,60 @@ def _edited(
             return _put_changed(objects, nodes, _node(0, entries), (identifier, node), edits)
     old += cast(list[Entry], replaced)
     return store_directory(nodes.put, cast(list[Entry], entries))
+
+
+def _replaced(
+    objects: Objects,
+    nodes: NodeBuffer,
+    source: tuple[NodeId, _Branch],
+    name: bytes,
+    entry: Entry,
+    old: list[Entry],
+    *,
+    above: IndexNode | None = None,
+    floor: bytes = b"",
+) -> NodeId | None:
+    """Returns the id of a directory, or a page of `above`, with an entry in another's place.
+
+    What a search loop does again and again, in half the time of `_PagedEdit`. None, and nothing
+    is put, where there is no such name, or a page is to be cut, as in directories of format 1.
+    """
+    identifier, node = source
+    before: tuple[_Item, ...]
+    if isinstance(node, IndexNode):
+        before = pages = node.pages
+        at = bisect_left(pages, name, key=_PAGE_KEY)
+        if at == len(pages) or (len(pages) == 1 and node.level > 1):
+            return None
+        page = pages[at]
+        if at < len(pages) - 1 and ends_page(page.last, node.level):
+            return None
+        below, floor = open_page(objects, node, at, floor)
+        lower = NodeId(page.node), below
+        changed = _replaced(objects, nodes, lower, name, entry, old, above=node, floor=floor)
+        if changed is None:
+            return None
+        new: _Item = Page(page.last, changed, page.entries)
+    else:
+        before = entries = node.entries
+        at = bisect_left(entries, name, key=_ENTRY_KEY)
+        if at == len(entries) or entries[at].name != name:
+            return None
+        if above is None and not fits_one_node(len(entries)):
+            return None
+        if above is not None and at < len(entries) - 1 and ends_page(name, 0):
+            return None
+        old.append(entries[at])
+        new = entry
+    level = node.level if isinstance(node, IndexNode) else 0
+    result = _node(level, [*before[:at], new, *before[at + 1 :]])
+    data = objects.encoded(identifier)
+    found = encode_item(before[at])
+    start = data.find(found)
+    if start < 0 or data.find(found, start + 1) >= 0:  # see `_spliced`
+        return nodes.put(result)
+    data = b"".join((data[:start], encode_item(new), data[start + len(found) :]))
+    return nodes.put_encoded(result, data)
 
 
 class _PagedEdit:
