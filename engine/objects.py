@@ -16,14 +16,15 @@ import msgspec
 from engine.codec import pack, read_compression, unpack
 from engine.errors import CorruptObjectError, MissingObjectError
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
-from engine.nodes import DirectoryNode, Node, decode, encode, node_id
+from engine.nodes import DirectoryNode, IndexNode, Node, decode, encode, node_id
 from engine.snapshots import Snapshot, decode_snapshot
 from engine.store import Db, Reader, Store, Writer
 
 PutNode = Callable[[msgspec.Struct], NodeId]
 
 NODE_CACHE_ENTRIES = 65_536
-"""Decoded entries kept, about 400 bytes each."""
+"""Entries kept, decoded and as they are stored, about 450 bytes each; a page of an index or a piece
+of a long file is half of one."""
 CHUNK_CACHE_BYTES = 8 << 20
 
 
@@ -62,7 +63,7 @@ class Objects:
         self.store, self._strict = store, strict
         self.pending = Pending()
         self._lock = threading.Lock()
-        self._nodes: OrderedDict[bytes, Node] = OrderedDict()
+        self._nodes: OrderedDict[bytes, tuple[Node, bytes]] = OrderedDict()
         self._entries = 0
         self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
         self._chunk_bytes = 0
@@ -70,41 +71,23 @@ class Objects:
 
     def node(self, identifier: NodeId) -> Node:
         """Returns a decoded node. Raises MissingObjectError or CorruptObjectError."""
-        with self._lock:
-            node = self._nodes.get(identifier)
-            if node is not None:
-                self._nodes.move_to_end(identifier)
-                self._hits[0] += 1
-                return node
-        coming = self.pending.nodes.get(identifier)
-        if coming is not None:
-            node = decode(identifier, coming, strict=self._strict)
-        else:
-            with self.store.read() as reader:
-                raw = reader.get(Db.NODES, identifier)
-                if raw is None:
-                    raise MissingObjectError("node", identifier)
-                node = decode(identifier, raw, strict=self._strict)
+        # Without the lock: what goes meanwhile is a KeyError, and only a miss.
+        try:
+            kept = self._nodes[identifier]
+            self._nodes.move_to_end(identifier)
+            self._hits[0] += 1
+            return kept[0]
+        except KeyError:
+            pass
+        data = self._encoded(identifier)
+        node = decode(identifier, data, strict=self._strict)
         with self._lock:
             self._hits[1] += 1
-            self._keep(identifier, node)
+            self._keep(identifier, node, data)
         return node
 
-    def keep(self, nodes: Mapping[NodeId, Node]) -> None:
-        """Takes decoded nodes into the cache that are in the store now, or on their way there."""
-        with self._lock:
-            for identifier, node in nodes.items():
-                self._keep(identifier, node)
-
-    def _keep(self, identifier: NodeId, node: Node) -> None:
-        if identifier not in self._nodes:
-            self._nodes[identifier] = node
-            self._entries += _weight(node)
-        while self._entries > NODE_CACHE_ENTRIES and len(self._nodes) > 1:
-            self._entries -= _weight(self._nodes.popitem(last=False)[1])
-
-    def encoded(self, identifier: NodeId) -> bytes:
-        """Returns the bytes of a node, checked against its id only."""
+    def _encoded(self, identifier: NodeId) -> bytes:
+        """Returns the bytes of a node, unchecked."""
         coming = self.pending.nodes.get(identifier)
         if coming is not None:
             return coming
@@ -112,7 +95,27 @@ class Objects:
             raw = reader.get(Db.NODES, identifier)
             if raw is None:
                 raise MissingObjectError("node", identifier)
-            data = bytes(raw)
+            return bytes(raw)
+
+    def keep(self, decoded: Mapping[NodeId, Node], encoded: Mapping[NodeId, bytes]) -> None:
+        """Takes decoded nodes into the cache that are in the store now, or on their way there."""
+        with self._lock:
+            for identifier, node in decoded.items():
+                self._keep(identifier, node, encoded[identifier])
+
+    def _keep(self, identifier: NodeId, node: Node, data: bytes) -> None:
+        if identifier not in self._nodes:
+            self._nodes[identifier] = node, data
+            self._entries += _weight(node)
+        while self._entries > NODE_CACHE_ENTRIES and len(self._nodes) > 1:
+            self._entries -= _weight(self._nodes.popitem(last=False)[1][0])
+
+    def encoded(self, identifier: NodeId) -> bytes:
+        """Returns the bytes of a node, checked against its id only."""
+        kept = self._nodes.get(identifier)
+        if kept is not None:
+            return kept[1]
+        data = self._encoded(identifier)
         if node_id(data) != identifier:
             raise CorruptObjectError("node", identifier, "its bytes do not match its id")
         return data
@@ -176,7 +179,9 @@ class Objects:
 
 
 def _weight(node: Node) -> int:
-    return len(node.entries) + 1 if isinstance(node, DirectoryNode) else 64
+    if isinstance(node, DirectoryNode):
+        return len(node.entries) + 1
+    return len(node.pages if isinstance(node, IndexNode) else node.refs) // 2 + 1
 
 
 def _unpacked(reader: Reader, identifier: ChunkId) -> bytes | memoryview:
@@ -210,8 +215,8 @@ def node_putter(writer: Writer) -> PutNode:
 class NodeBuffer:
     """Collects encoded nodes in memory, to be stored in one transaction later."""
 
-    def __init__(self) -> None:
-        self.nodes: dict[NodeId, bytes] = {}
+    def __init__(self, nodes: dict[NodeId, bytes] | None = None) -> None:
+        self.nodes: dict[NodeId, bytes] = {} if nodes is None else nodes
 
     def put(self, node: msgspec.Struct) -> NodeId:
         """Keeps a node and returns its id."""
