@@ -27,6 +27,7 @@ from fsdriver.errnos import errno_of
 from fsdriver.metrics import Timing
 from fsdriver.protocol import KILL_SUIDGID, is_served
 from fsdriver.readahead import ReadAhead
+from fsdriver.seat import Seat
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -47,7 +48,8 @@ def _answered(
 
     @functools.wraps(handler)
     async def answer(self: "Operations", /, *arguments: P.args, **named: P.kwargs) -> T:
-        began = perf_counter_ns()
+        began, seat = perf_counter_ns(), self.seat
+        device = seat.begin() if seat is not None else -1
         try:
             return await handler(self, *arguments, **named)
         except FUSEError:
@@ -64,6 +66,8 @@ def _answered(
             log.exception("crashed", operation=name)
             raise FUSEError(errno.EIO) from error
         finally:
+            if seat is not None:
+                seat.end(device)
             self.timings[name].add(perf_counter_ns() - began)
 
     name = handler.__name__
@@ -105,6 +109,7 @@ class Operations(pyfuse3.Operations):
         self._staging: dict[int, trio.Event] = {}
         self.abilities = Abilities()
         self.ahead: ReadAhead | None = None
+        self.seat: Seat | None = None
 
     async def _stage(self, inode: Inode, changes: Changes | None = None) -> None:
         """Copies a large file up in a thread before it is changed; others wait for that."""
