@@ -73,6 +73,8 @@ _ANSWERED_HERE = frozenset(
 
 _ROOT = 1
 
+_GATHERED = 64
+"""So many FORGETs at most wait until they are passed on as one."""
 _IN_A_ROW = 32
 """So many requests at most are taken before other tasks get a turn."""
 _SOON = 50_000
@@ -160,6 +162,7 @@ class Channel:
         self._turns = self._slept = 0
         self._in_a_loop = False
         self._init_reply = b""
+        self._forgotten: list[bytes] = []
         device = mount(mountpoint, source=source, allow_other=allow_other)
         self._whole = _Connection(device, mountpoint, _ROOT)
         try:
@@ -310,7 +313,7 @@ class Channel:
 
     async def _advance(self) -> bool:
         """Passes one request on and tells whether pyfuse3 has to answer it; or waits for one."""
-        if self.seat.awaited:
+        if self.seat.unanswered:
             self._pass_reply()
         self._turns += 1
         if self._turns % _IN_A_ROW == 0:
@@ -330,6 +333,9 @@ class Channel:
             if perf_counter_ns() >= until:
                 break
         self._in_a_loop = False
+        if self._forgotten:
+            self._pass_forgotten()
+            return True
         if not self._stopping:
             await trio.lowlevel.wait_readable(self._events.fileno())
             self._slept = perf_counter_ns() - began
@@ -362,6 +368,15 @@ class Channel:
         """Answers a request here, or changes it for pyfuse3 and sends it there (True)."""
         _, opcode, unique, node, *_ = protocol.IN.unpack_from(message)
         self._counts[opcode & 255] += 1
+        if opcode == protocol.FORGET:
+            self._forgotten.append(
+                bytes(message[protocol.NODE_AT : protocol.NODE_AT + 8])
+                + bytes(message[protocol.BODY_AT :])
+            )
+            if len(self._forgotten) < _GATHERED:
+                return False
+            self._pass_forgotten()
+            return True
         if opcode in _ANSWERED_HERE and self._serve_here(connection, message, opcode, unique, node):
             return False
         if node == _ROOT and connection.root != _ROOT:
@@ -384,6 +399,15 @@ class Channel:
         self.seat.put(connection.device, answered=opcode not in protocol.WITHOUT_REPLY)
         self._ours.send(message)
         return True
+
+    def _pass_forgotten(self) -> None:
+        """Passes on what the kernel has forgotten, as the kernel does where it has much."""
+        count, pairs = len(self._forgotten), b"".join(self._forgotten)
+        self._forgotten.clear()
+        size = protocol.IN.size + protocol.BATCH_HEAD.size + len(pairs)
+        head = protocol.IN.pack(size, protocol.BATCH_FORGET, 0, 0, 0, 0, 0, 0, 0)
+        self.seat.put(-1, answered=False)
+        self._ours.send(head + protocol.BATCH_HEAD.pack(count, 0) + pairs)
 
     def _serve_here(
         self, connection: _Connection, message: memoryview, opcode: int, unique: int, node: int

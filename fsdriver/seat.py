@@ -19,17 +19,17 @@ class Seat:
         """Takes the place of `fd`, a socket's."""
         self._fd, self._socket = fd, os.dup(fd)
         self._behind, self._device = self._socket, -1
-        self.awaited = False
+        self.unanswered = False
         """Whether the last request is to be answered, and no handler has begun with it."""
 
     def put(self, device: int, *, answered: bool) -> None:
         """Puts the socket there: a request is to be read from it that came from `device`."""
-        self._device, self.awaited = device, answered
+        self._device, self.unanswered = device, answered
         self._stand(self._socket)
 
     def begin(self) -> int:
         """Tells the device of the request that was just read: its handler begins."""
-        self.awaited = False
+        self.unanswered = False
         return self._device
 
     def end(self, device: int) -> None:
