@@ -366,21 +366,21 @@ class SessionDirectory(SessionInode):
             raise fail(errno.ENOENT)
         if isinstance(child, SessionDirectory):
             raise fail(errno.EISDIR)
-        if self.copied_without(name) is not None:
-            child.copy_up()
+        if child.entry is not None and child.entry.link is not None:
+            child.copy_up()  # its other names will have one link less
         self.copy_up()
         child.hold()
-        self._hide(name)
+        self._hide(name, directory=False)
         child.drop_name(self, name)
 
-    def _hide(self, name: bytes) -> None:
+    def _hide(self, name: bytes, *, directory: bool) -> None:
         """Removes an upper's file or empty directory; what the base has there goes too."""
         upper, path = self.overlay.upper, join(self.path(), name)
         if self.base_entry(name) is not None:
             upper.whiteout(path)
             self.children[name] = None
         else:
-            upper.remove(path)
+            upper.remove(path, directory=directory)
             self.children.pop(name, None)
 
     def rmdir(self, name: bytes) -> None:
@@ -393,7 +393,7 @@ class SessionDirectory(SessionInode):
         self.copy_up()
         gone = child.attributes()
         gone.nlink = 0
-        self._hide(name)
+        self._hide(name, directory=True)
         child.gone = gone
 
     def check_empty(self) -> None:

@@ -254,6 +254,8 @@ class SessionFile(SessionInode):
         """Opens what is about to lose its last name, if the kernel may have it open."""
         if len(self.names) > 1 or not self.lookups or not self.copied:
             return
+        if self.fd >= 0 and self.mode is not None:
+            return
         status = self.status()
         if self.mode is None:
             self.mode = self.overlay.upper.mode(self.absolute(), status)
@@ -276,7 +278,7 @@ class SessionFile(SessionInode):
             self.overlay.close_file(self)
         if not self.names:
             self._leave_group()
-            if self.fd < 0 or not os.fstat(self.fd).st_nlink:
+            if self.host and (self.fd < 0 or not os.fstat(self.fd).st_nlink):
                 self._leave_host()  # else it has names that nobody looked at yet
 
     def _leave_group(self) -> None:

@@ -241,7 +241,8 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         inode = self.vfs.inode(fh & ~KILL_SUIDGID)
-        await self._stage(inode)
+        if inode.to_copy():
+            await self._stage(inode)
         if fh & KILL_SUIDGID:
             inode.drop_set_id()
         return inode.write(off, buf)
@@ -334,7 +335,9 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         parent = self.vfs.inode(parent_inode)
-        await self._stage_without(parent, name)
+        child = parent.copied_without(name)
+        if child is not None:
+            await self._stage(child)
         parent.unlink(name)
 
     @_answered
