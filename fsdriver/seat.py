@@ -9,7 +9,11 @@ It holds because of an order: from `put` to the read, and from the end of a hand
 writing of its answer, nothing else runs in pyfuse3's thread.
 """
 
+import ctypes
 import os
+
+_libc = ctypes.PyDLL(None)
+"""Called without letting go of the interpreter: else another thread takes it, and the answer waits."""
 
 
 class Seat:
@@ -43,5 +47,6 @@ class Seat:
 
     def _stand(self, behind: int) -> None:
         if self._behind != behind:
-            os.dup2(behind, self._fd, inheritable=False)
+            if _libc.dup3(behind, self._fd, os.O_CLOEXEC) < 0:
+                os.dup2(behind, self._fd, inheritable=False)  # says why
             self._behind = behind
