@@ -5,7 +5,8 @@ What a session changed, laid over its base:
     regular files, links, fifos   stand for themselves and hide what the base has there
     whiteout                      a character device 0:0 (or, where none can be made, an empty
                                   file with `user.overlay.whiteout` in a directory marked
-                                  `user.overlay.opaque=x`): the base's name is gone
+                                  `user.overlay.opaque=x`): the base's name is gone. All may be
+                                  names of one file
     directory                     merged with the base's directory of the same path,
       user.overlay.opaque=y       unless it hides it,
       user.overlay.redirect=/p    or is merged with the base's directory at /p instead
@@ -259,7 +260,7 @@ class Upper:
 
     def make_whiteout(self, absolute: bytes) -> None:
         """Makes a whiteout at a free path."""
-        if self._link_whiteout(absolute):
+        if self.link_whiteout(absolute):
             return
         try:
             os.mknod(absolute, stat.S_IFCHR, os.makedev(0, 0))
@@ -271,15 +272,16 @@ class Upper:
             os.link(absolute, another)
             self._whiteout = another
 
-    def _link_whiteout(self, absolute: bytes) -> bool:
-        """Gives the last whiteout another name, if it may have one more; tells whether it did.
+    def link_whiteout(self, path: bytes, place: int | None = None) -> bool:
+        """Gives the last whiteout another name where nothing is; tells whether it could.
 
-        As overlayfs does: a new file takes several times as long, and room on the disk.
+        `path` is absolute or starts at the descriptor `place`. As overlayfs does: a new file takes
+        several times as long, and room on the disk.
         """
         if self._whiteout is None:
             return False
         try:
-            os.link(self._whiteout, absolute)
+            os.link(self._whiteout, path, dst_dir_fd=place)
         except FileExistsError:
             return False
         except OSError:
@@ -297,7 +299,7 @@ class Upper:
     def whiteout(self, path: bytes) -> None:
         """Puts a whiteout where nothing is, or in place of what is there, at once."""
         target, temporary = self.at(path), self.scratch()
-        if self._link_whiteout(target):
+        if self.link_whiteout(target):
             return
         self.make_whiteout(temporary)
         self._mark_parent(temporary, target)
