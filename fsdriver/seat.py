@@ -13,7 +13,7 @@ import ctypes
 import os
 
 _libc = ctypes.PyDLL(None)
-"""Called without letting go of the interpreter: else another thread takes it, and the answer waits."""
+"""Called without letting go of the interpreter: else another thread takes it, and answers wait."""
 
 
 class Seat:
