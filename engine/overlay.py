@@ -46,12 +46,16 @@ if TYPE_CHECKING:
 OPEN_FILES = 256
 """How many of the upper's files are kept open for reading and writing."""
 
+OPEN_DIRECTORIES = 8
+"""How many of the upper's directories are kept open, to start a path from."""
+
 
 class OverlayStatistics(msgspec.Struct, frozen=True):
     """What an overlay holds in memory: descriptors, and files whose last name went."""
 
     open_files: int
     orphans: int
+    open_directories: int
 
 
 class Overlay:
@@ -73,6 +77,7 @@ class Overlay:
         self.orphans: set[SessionFile] = set()
         self.changed: Changed | None = None
         self._open: OrderedDict[SessionFile, None] = OrderedDict()
+        self._places: dict[SessionDirectory, int] = {}
         self.closed = False
         self.made = 0
 
@@ -100,7 +105,7 @@ class Overlay:
         file.fd = fd
         self._open[file] = None
         kept = len(self._open)
-        room = OPEN_FILES if fd < os.sysconf("SC_OPEN_MAX") // 2 else max(kept - 2, 1)
+        room = OPEN_FILES if _is_low(fd) else max(kept - 2, 1)
         for _ in range(kept - room):
             self.close_file(next(iter(self._open)))
 
@@ -127,9 +132,43 @@ class Overlay:
             os.close(file.fd)
             file.fd = -1
 
+    def place(self, directory: "SessionDirectory") -> int:
+        """Returns a descriptor of the upper's directory, good until the next call; -1 if none.
+
+        For names of one directory that are used one after the other: neither we nor the host then
+        walk down to it each time.
+        """
+        fd = self._places.get(directory, -1)
+        if fd < 0:
+            flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            try:
+                fd = os.open(directory.absolute(), flags)
+            except OSError:
+                return -1
+            self._places[directory] = fd
+            room = OPEN_DIRECTORIES if _is_low(fd) else 1
+            for _ in range(len(self._places) - room):
+                self.leave(next(iter(self._places)))
+        return fd
+
+    def known_place(self, directory: "SessionDirectory") -> int:
+        """Returns a descriptor that there is already, or -1."""
+        return self._places.get(directory, -1)
+
+    def leave(self, directory: "SessionDirectory") -> None:
+        """Closes the descriptor of a directory if there is one."""
+        fd = self._places.pop(directory, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def _leave_all(self) -> None:
+        for directory in list(self._places):
+            self.leave(directory)
+
     def close(self) -> None:
         """Closes every descriptor. Requests that are under way are answered ESTALE from now on."""
         self.closed = True
+        self._leave_all()
         for file in [*self._open, *self.orphans]:
             self.close_file(file)
 
@@ -151,6 +190,7 @@ class Overlay:
         their descriptors. What `base` lacks, at the paths `left_out`, moves to the new upper.
         """
         kept = [self.root.find(path) for path in left_out]
+        self._leave_all()
         old, self.base, self.upper = self.upper, base, upper
         self.by_host.clear()
         self.root.become_pristine(base)
@@ -192,7 +232,12 @@ class Overlay:
 
     def statistics(self) -> OverlayStatistics:
         """Returns what is held in memory."""
-        return OverlayStatistics(len(self._open), len(self.orphans))
+        return OverlayStatistics(len(self._open), len(self.orphans), len(self._places))
+
+
+def _is_low(fd: int) -> bool:
+    """Tells whether a descriptor is in the lower half of what the process may have."""
+    return fd < os.sysconf("SC_OPEN_MAX") // 2
 
 
 class SessionInode(Inode):

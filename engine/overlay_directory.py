@@ -67,6 +67,10 @@ class SessionDirectory(SessionInode):
 
     # Looking.
 
+    def status(self) -> os.stat_result:
+        fd = self.overlay.known_place(self)
+        return os.lstat(self.absolute()) if fd < 0 else os.fstat(fd)
+
     def base(self) -> Directory | None:
         """Returns the base's directory that is merged here."""
         if self.entry is None:
@@ -195,6 +199,8 @@ class SessionDirectory(SessionInode):
                 names.update(e.name for e in base if e.name not in self.children)
             self._order = sorted((cookie_of(name), name) for name in names)
         order = self._order
+        if self.copied and self.gone is None:
+            self.overlay.place(self)
         for at in range(bisect_right(order, (cookie, LAST_NAME)), len(order)):
             name = order[at][1]
             child = self.lookup(name)
@@ -366,22 +372,28 @@ class SessionDirectory(SessionInode):
             raise fail(errno.ENOENT)
         if isinstance(child, SessionDirectory):
             raise fail(errno.EISDIR)
-        if self.copied_without(name) is not None:
-            child.copy_up()
+        if child.entry is not None and child.entry.link is not None:
+            child.copy_up()  # its other names will have one link less
         self.copy_up()
+        self.overlay.place(self)
         child.hold()
-        self._hide(name)
+        self._hide(name, directory=False)
         child.drop_name(self, name)
 
-    def _hide(self, name: bytes) -> None:
+    def _hide(self, name: bytes, *, directory: bool) -> None:
         """Removes an upper's file or empty directory; what the base has there goes too."""
-        upper, path = self.overlay.upper, join(self.path(), name)
+        upper = self.overlay.upper
+        place = self.overlay.place(self)
         if self.base_entry(name) is not None:
-            upper.whiteout(path)
+            if place < 0 or not upper.link_whiteout(name, place):
+                upper.whiteout(join(self.path(), name))
             self.children[name] = None
+            return
+        if place >= 0 and not directory:
+            os.unlink(name, dir_fd=place)
         else:
-            upper.remove(path)
-            self.children.pop(name, None)
+            upper.remove(join(self.path(), name), directory=directory)
+        self.children.pop(name, None)
 
     def rmdir(self, name: bytes) -> None:
         child = self.lookup(name)
@@ -393,8 +405,9 @@ class SessionDirectory(SessionInode):
         self.copy_up()
         gone = child.attributes()
         gone.nlink = 0
-        self._hide(name)
+        self._hide(name, directory=True)
         child.gone = gone
+        self.overlay.leave(child)
 
     def check_empty(self) -> None:
         """Raises ENOTEMPTY unless nothing is to be seen in it."""
@@ -476,6 +489,7 @@ class SessionDirectory(SessionInode):
             self.children.pop(name, None)
         if isinstance(other, SessionDirectory):
             other.gone = gone
+            self.overlay.leave(other)
         elif other is not None:
             other.drop_name(target, new_name)
         target._place(new_name, source, (self, name))

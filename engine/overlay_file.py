@@ -27,7 +27,7 @@ class SessionFile(SessionInode):
     count, in an open descriptor `fd` or, while pristine, in the store.
     """
 
-    __slots__ = ("fd", "host", "names", "staged")
+    __slots__ = ("fd", "host", "names", "regular", "staged")
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class SessionFile(SessionInode):
         self.names: list[tuple[SessionDirectory, bytes]] = [(parent, name)]
         self.fd = -1
         self.host = 0
+        self.regular = False
         self.staged: tuple[Entry, bytes] | None = None
 
     @property
@@ -54,7 +55,18 @@ class SessionFile(SessionInode):
         return self.fd if self.orphan else self.absolute()
 
     def status(self) -> os.stat_result:
-        return os.fstat(self.fd) if self.fd >= 0 else os.lstat(self.absolute())
+        if self.fd >= 0:
+            status = os.fstat(self.fd)
+        else:
+            path, place = self._from_place()
+            status = os.stat(path, dir_fd=place, follow_symlinks=False)
+        self.regular = stat.S_ISREG(status.st_mode)
+        return status
+
+    def _from_place(self) -> tuple[bytes, int | None]:
+        """Returns the upper's path of what has a name, and the descriptor that it starts from."""
+        place = self.overlay.known_place(self.parent) if self.parent is not None else -1
+        return (self.absolute(), None) if place < 0 else (self.name, place)
 
     def attributes(self) -> Attributes:
         attributes = super().attributes()
@@ -254,16 +266,19 @@ class SessionFile(SessionInode):
         """Opens what is about to lose its last name, if the kernel may have it open."""
         if len(self.names) > 1 or not self.lookups or not self.copied:
             return
-        status = self.status()
-        if self.mode is None:
-            self.mode = self.overlay.upper.mode(self.absolute(), status)
-        if self.fd < 0:
+        kind = os.O_RDWR
+        if self.mode is None or not self.regular:
+            status = self.status()
+            if self.mode is None:
+                self.mode = self.overlay.upper.mode(self.absolute(), status)
             fifo = stat.S_ISFIFO(status.st_mode)
-            flags = os.O_RDWR if fifo or stat.S_ISREG(status.st_mode) else os.O_PATH
-            if fifo and status.st_mode & 0o600 != 0o600:
+            if fifo and self.fd < 0 and status.st_mode & 0o600 != 0o600:
                 os.chmod(self.absolute(), stat.S_IMODE(status.st_mode) | 0o600)
-            flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-            self.overlay.keep_open(self, os.open(self.absolute(), flags))
+            kind = os.O_RDWR if fifo or self.regular else os.O_PATH
+        if self.fd < 0:
+            flags = kind | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+            path, place = self._from_place()
+            self.overlay.keep_open(self, os.open(path, flags, dir_fd=place))
 
     def drop_name(self, parent: "SessionDirectory", name: bytes) -> None:
         """Notes that a name went; `hold` came before."""
@@ -276,7 +291,7 @@ class SessionFile(SessionInode):
             self.overlay.close_file(self)
         if not self.names:
             self._leave_group()
-            if self.fd < 0 or not os.fstat(self.fd).st_nlink:
+            if self.host and (self.fd < 0 or not os.fstat(self.fd).st_nlink):
                 self._leave_host()  # else it has names that nobody looked at yet
 
     def _leave_group(self) -> None:

@@ -58,12 +58,13 @@ _ROOMY, _ROOM_EACH = 1 << 20, 400
 
 
 class VfsStatistics(msgspec.Struct, frozen=True):
-    """What the table holds: inodes, sessions, and over all sessions files and orphans."""
+    """What the table holds: inodes, sessions, and over all sessions files, orphans, directories."""
 
     inodes: int
     sessions: int
     open_files: int
     orphans: int
+    open_directories: int
 
 
 class LiveSession:
@@ -385,7 +386,7 @@ class Vfs:
         files = [live.overlay.statistics() for live in self.live.values()]
         return VfsStatistics(
             len(self.table), len(self.live), sum(f.open_files for f in files),
-            sum(f.orphans for f in files),
+            sum(f.orphans for f in files), sum(f.open_directories for f in files),
         )  # fmt: skip
 
 

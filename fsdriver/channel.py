@@ -5,26 +5,26 @@ so that one message stays one message. Between the two it does five things, and 
 rule about trees:
 
 - it joins two mounts to one pyfuse3. What is immutable is mounted a second time inside of the
-  first, read-only for the kernel: see `Part`. Requests of the second carry `_OF_PART` in
-  their unique number, and its root is the inode that pyfuse3 knows by another number;
+  first, read-only for the kernel: see `Part`. Its root is the inode that pyfuse3 knows by another
+  number;
 - in the kernel's INIT it reads what the kernel can do, and in the reply it adds what pyfuse3
   cannot ask for (see `_INIT_ADD`) and bounds the size of messages by the socket's buffer;
 - it abolishes OPEN and with it RELEASE, once the part is mounted: cached pages are good, and the
   kernel has checked permission. Without it, OPEN for reading is answered here, and OPEN for
   writing is for pyfuse3 to decide. IOCTL, which Python sends for every file it opens and
   pyfuse3 does not serve, is refused; so is GETXATTR for what is not in `user.`, which the
-  kernel sends before a first write and `ls -l` for every name, and for overlayfs's own;
+  kernel sends before a first write and `ls -l` for every name, and for overlayfs's own. INTERRUPT
+  as well, whereupon the kernel sends no other: no handler can be interrupted;
 - in place of a file handle it puts the inode's number: pyfuse3 passes only the handle on, and a
   kernel that does not send OPEN has none. The handle's first bit says whether set-user-ID and
   set-group-ID bits are to go, which the kernel then does not ask for beforehand;
-- it lets no more requests through than the socket has room for replies to, because pyfuse3 writes
-  replies from the thread that also empties the socket. Notifications it sends itself, from
-  a thread: one may wait for a request to be answered.
+- notifications it sends itself, from a thread: one may wait for a request to be answered.
 
 All of it happens where pyfuse3 waits for a request: it takes a request from the device and puts it
-into the socket, and the replies since then the other way. pyfuse3 lets its event library be
-replaced, which its asyncio mode is made of; `_TrioForPyfuse3` is trio but for that place. Tasks
-or threads that pump between the two take twice as long for each request.
+into the socket. pyfuse3 lets its event library be replaced, which its asyncio mode is made of;
+`_TrioForPyfuse3` is trio but for that place. Tasks or threads that pump between the two take twice
+as long for each request. What a handler answers goes to the device without coming by here: see
+`seat`.
 
 With `plain`, pyfuse3 has the device itself and none of this happens.
 """
@@ -48,6 +48,7 @@ from fsdriver import protocol
 from fsdriver.abilities import Abilities
 from fsdriver.device import MountRefusedError, mount
 from fsdriver.mountpoint import UnmountError, mounts, unmount
+from fsdriver.seat import Seat
 
 log = structlog.get_logger("channel")
 
@@ -64,12 +65,16 @@ _INIT_CLEAR = protocol.ATOMIC_O_TRUNC | protocol.AUTO_INVAL_DATA
 time of a change turns out to be another than the kernel thought: it was the kernel's own."""
 
 _ANSWERED_HERE = frozenset(
-    {protocol.OPEN, protocol.RELEASE, protocol.IOCTL, protocol.GETXATTR, protocol.INIT}
-)
+    {
+        protocol.OPEN, protocol.RELEASE, protocol.IOCTL, protocol.GETXATTR, protocol.INIT,
+        protocol.INTERRUPT,
+    }
+)  # fmt: skip
 
 _ROOT = 1
-_OF_PART = 1 << 63
 
+_GATHERED = 64
+"""So many FORGETs at most wait until they are passed on as one."""
 _IN_A_ROW = 32
 """So many requests at most are taken before other tasks get a turn."""
 _SOON = 50_000
@@ -82,8 +87,6 @@ LARGEST_IO = 1 << 20
 """The most that a read or write moves in one message, if the socket's buffer has room."""
 _PAGE = 4096
 _HEADROOM = 8192
-_SMALLEST_REPLY = 4096
-"""What a reply without data is reckoned to take in the socket, with the kernel's bookkeeping."""
 
 
 class Part(NamedTuple):
@@ -102,8 +105,8 @@ class Part(NamedTuple):
 class _Connection:
     """One mount: its device, and how its numbers are told from the other's."""
 
-    def __init__(self, device: int, mountpoint: str, root: int, mark: int) -> None:
-        self.device, self.mountpoint, self.root, self.mark = device, mountpoint, root, mark
+    def __init__(self, device: int, mountpoint: str, root: int) -> None:
+        self.device, self.mountpoint, self.root = device, mountpoint, root
         self.inbox = bytearray(LARGEST_IO + _HEADROOM)
         self.inbox_view = memoryview(self.inbox)
 
@@ -159,16 +162,17 @@ class Channel:
         self._turns = self._slept = 0
         self._in_a_loop = False
         self._init_reply = b""
+        self._forgotten: list[bytes] = []
         device = mount(mountpoint, source=source, allow_other=allow_other)
-        self._whole = _Connection(device, mountpoint, _ROOT, 0)
+        self._whole = _Connection(device, mountpoint, _ROOT)
         try:
             self._ours, self._theirs = socket.socketpair(
                 socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
             )
             self._ours.setblocking(False)
             self._bound_messages()
+            self.seat = Seat(self._theirs.fileno())
             self._events = select.epoll()
-            self._events.register(self._ours, select.EPOLLIN)
             self._start(operations, f"/dev/fd/{self._theirs.fileno()}", _options(source, False))
         except BaseException:
             self._give_up()
@@ -188,9 +192,6 @@ class Channel:
         self._largest = LARGEST_IO
         while self._largest + _HEADROOM > room // 2 and self._largest > 16 * _PAGE:
             self._largest //= 2
-        self._room = room - room // 4
-        self._taken = 0
-        self._weights: dict[int, int] = {}
         self._init_unique: int | None = None
         self._kernel_flags = 0
         self._outbox = bytearray(LARGEST_IO + _HEADROOM)
@@ -236,7 +237,7 @@ class Channel:
             self._wanted = None
             self._whole.notify(protocol.INVAL_ENTRY, _ROOT, _name(os.fsencode(wanted.name)))
             return
-        self._part = _Connection(device, where, wanted.root, _OF_PART)
+        self._part = _Connection(device, where, wanted.root)
         self._listen(self._part)
         self.abilities.no_open = bool(self._kernel_flags & protocol.NO_OPEN_SUPPORT)
 
@@ -268,6 +269,7 @@ class Channel:
         """Ends the mount, even a busy one, and the connection."""
         if not self._plain:
             self._give_up()
+            self.seat.close()
         pyfuse3.close(unmount=True)
         if not self._plain:
             self._events.close()
@@ -311,7 +313,8 @@ class Channel:
 
     async def _advance(self) -> bool:
         """Passes one request on and tells whether pyfuse3 has to answer it; or waits for one."""
-        self._pass_replies()
+        if self.seat.unanswered:
+            self._pass_reply()
         self._turns += 1
         if self._turns % _IN_A_ROW == 0:
             await trio.lowlevel.checkpoint()
@@ -326,10 +329,13 @@ class Channel:
                     if self._slept < _SOON:
                         self._in_a_loop = True
                     self._slept = 0
-                    return await self._forward(connection, message)
+                    return self._forward(connection, message)
             if perf_counter_ns() >= until:
                 break
         self._in_a_loop = False
+        if self._forgotten:
+            self._pass_forgotten()
+            return True
         if not self._stopping:
             await trio.lowlevel.wait_readable(self._events.fileno())
             self._slept = perf_counter_ns() - began
@@ -358,21 +364,24 @@ class Channel:
                 log.warning("a part was unmounted from outside", path=connection.mountpoint)
         return None
 
-    async def _forward(self, connection: _Connection, message: memoryview) -> bool:
+    def _forward(self, connection: _Connection, message: memoryview) -> bool:
         """Answers a request here, or changes it for pyfuse3 and sends it there (True)."""
         _, opcode, unique, node, *_ = protocol.IN.unpack_from(message)
         self._counts[opcode & 255] += 1
+        if opcode == protocol.FORGET:
+            self._forgotten.append(
+                bytes(message[protocol.NODE_AT : protocol.NODE_AT + 8])
+                + bytes(message[protocol.BODY_AT :])
+            )
+            if len(self._forgotten) < _GATHERED:
+                return False
+            self._pass_forgotten()
+            return True
         if opcode in _ANSWERED_HERE and self._serve_here(connection, message, opcode, unique, node):
             return False
-        if connection.mark:
-            unique |= _OF_PART
-            protocol.WORD.pack_into(message, protocol.UNIQUE_AT, unique)
-            if node == _ROOT:
-                node = connection.root
-                protocol.WORD.pack_into(message, protocol.NODE_AT, node)
-            if opcode == protocol.INTERRUPT:
-                meant = protocol.WORD.unpack_from(message, protocol.BODY_AT)[0] | _OF_PART
-                protocol.WORD.pack_into(message, protocol.BODY_AT, meant)
+        if node == _ROOT and connection.root != _ROOT:
+            node = connection.root
+            protocol.WORD.pack_into(message, protocol.NODE_AT, node)
         if opcode in protocol.BY_HANDLE:
             handle = node
             if opcode == protocol.WRITE:
@@ -386,17 +395,19 @@ class Channel:
                 handle = node | protocol.KILL_SUIDGID
                 protocol.HALF.pack_into(message, protocol.BODY_AT, valid | protocol.ATTR_HANDLE)
                 protocol.WORD.pack_into(message, protocol.SETATTR_HANDLE_AT, handle)
-        if opcode not in protocol.WITHOUT_REPLY:
-            weight = _SMALLEST_REPLY
-            if opcode in protocol.SIZED:
-                weight += protocol.HALF.unpack_from(message, protocol.SIZE_AT)[0]
-            while self._taken and self._taken + weight > self._room:
-                await trio.lowlevel.wait_readable(self._ours)
-                self._pass_replies()
-            self._taken += weight
-            self._weights[unique] = weight
+        self._last = connection
+        self.seat.put(connection.device, answered=opcode not in protocol.WITHOUT_REPLY)
         self._ours.send(message)
         return True
+
+    def _pass_forgotten(self) -> None:
+        """Passes on what the kernel has forgotten, as the kernel does where it has much."""
+        count, pairs = len(self._forgotten), b"".join(self._forgotten)
+        self._forgotten.clear()
+        size = protocol.IN.size + protocol.BATCH_HEAD.size + len(pairs)
+        head = protocol.IN.pack(size, protocol.BATCH_FORGET, 0, 0, 0, 0, 0, 0, 0)
+        self.seat.put(-1, answered=False)
+        self._ours.send(head + protocol.BATCH_HEAD.pack(count, 0) + pairs)
 
     def _serve_here(
         self, connection: _Connection, message: memoryview, opcode: int, unique: int, node: int
@@ -413,14 +424,14 @@ class Channel:
             connection.write(protocol.OPEN_REPLY.pack(size, 0, unique, node, flags, 0))
         elif opcode == protocol.RELEASE:
             self._answer(connection, unique, 0)
-        elif opcode == protocol.IOCTL:
+        elif opcode in {protocol.IOCTL, protocol.INTERRUPT}:
             self._answer(connection, unique, -errno.ENOSYS)
         elif opcode == protocol.GETXATTR:
             at = protocol.XATTR_NAME_AT
             if protocol.is_served(message[at:]):
                 return False
             self._answer(connection, unique, -errno.ENODATA)
-        elif connection.mark:  # INIT: as the whole's was answered
+        elif connection is not self._whole:  # INIT: as the whole's was answered
             reply = bytearray(self._init_reply)
             protocol.WORD.pack_into(reply, protocol.UNIQUE_AT, unique)
             connection.write(bytes(reply))
@@ -435,29 +446,17 @@ class Channel:
 
     # To the kernel.
 
-    def _pass_replies(self) -> None:
-        """Passes on what pyfuse3 has answered."""
-        while self._weights:
-            try:
-                size = self._ours.recv_into(self._outbox)
-            except BlockingIOError:
-                return
-            if not size:
-                return
-            self._reply(self._outbox_view[:size])
-
-    def _reply(self, message: memoryview) -> None:
-        unique = protocol.WORD.unpack_from(message, protocol.UNIQUE_AT)[0]
-        self._taken -= self._weights.pop(unique, 0)
-        if unique & _OF_PART:
-            protocol.WORD.pack_into(message, protocol.UNIQUE_AT, unique ^ _OF_PART)
-            if self._part is not None:
-                self._part.write(message)
+    def _pass_reply(self) -> None:
+        """Passes on what libfuse has answered by itself to the last request."""
+        try:
+            size = self._ours.recv_into(self._outbox)
+        except BlockingIOError:
             return
-        if unique == self._init_unique:
+        message = self._outbox_view[:size]
+        if size and protocol.WORD.unpack_from(message, protocol.UNIQUE_AT)[0] == self._init_unique:
             self._init_unique = None
             self._agree(message)
-        self._whole.write(message)
+        self._last.write(message)
 
     def _agree(self, message: memoryview) -> None:
         """Changes the reply to INIT to what this channel offers."""

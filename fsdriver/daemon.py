@@ -146,6 +146,7 @@ def _mounted(
         )  # fmt: skip
         stack.callback(channel.close)
         if not options.plain:
+            operations.seat = channel.seat
             operations.ahead = ReadAhead(channel.give)
             stack.callback(operations.ahead.close)
         status = Status(

@@ -69,7 +69,7 @@ def of_this_process() -> Process:
 
 
 GAUGES = {
-    "vfs": {"inodes", "sessions", "open_files", "orphans"},
+    "vfs": {"inodes", "sessions", "open_files", "orphans", "open_directories"},
     "objects": {"cached_nodes", "cached_entries", "cached_chunk_bytes"},
     "ahead": {"waiting"},
     "process": {"resident", "descriptors", "threads"},

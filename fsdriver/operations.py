@@ -27,6 +27,7 @@ from fsdriver.errnos import errno_of
 from fsdriver.metrics import Timing
 from fsdriver.protocol import KILL_SUIDGID, is_served
 from fsdriver.readahead import ReadAhead
+from fsdriver.seat import Seat
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -47,7 +48,8 @@ def _answered(
 
     @functools.wraps(handler)
     async def answer(self: "Operations", /, *arguments: P.args, **named: P.kwargs) -> T:
-        began = perf_counter_ns()
+        began, seat = perf_counter_ns(), self.seat
+        device = seat.begin() if seat is not None else -1
         try:
             return await handler(self, *arguments, **named)
         except FUSEError:
@@ -64,6 +66,8 @@ def _answered(
             log.exception("crashed", operation=name)
             raise FUSEError(errno.EIO) from error
         finally:
+            if seat is not None:
+                seat.end(device)
             self.timings[name].add(perf_counter_ns() - began)
 
     name = handler.__name__
@@ -105,6 +109,7 @@ class Operations(pyfuse3.Operations):
         self._staging: dict[int, trio.Event] = {}
         self.abilities = Abilities()
         self.ahead: ReadAhead | None = None
+        self.seat: Seat | None = None
 
     async def _stage(self, inode: Inode, changes: Changes | None = None) -> None:
         """Copies a large file up in a thread before it is changed; others wait for that."""
@@ -236,7 +241,8 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         inode = self.vfs.inode(fh & ~KILL_SUIDGID)
-        await self._stage(inode)
+        if inode.to_copy():
+            await self._stage(inode)
         if fh & KILL_SUIDGID:
             inode.drop_set_id()
         return inode.write(off, buf)
@@ -329,7 +335,9 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
         parent = self.vfs.inode(parent_inode)
-        await self._stage_without(parent, name)
+        child = parent.copied_without(name)
+        if child is not None:
+            await self._stage(child)
         parent.unlink(name)
 
     @_answered

@@ -12,6 +12,8 @@ INIT_OUT = struct.Struct("=IIIIHHIIHH")
 """Major, minor, max_readahead, flags, background, congestion, max_write, time_gran, max_pages."""
 OPEN_REPLY = struct.Struct("=IiQQII")
 """A reply's head; then handle, flags, padding."""
+BATCH_HEAD = struct.Struct("=II")
+"""Of a BATCH_FORGET, after a request's head: how many, padding; then node and count of each."""
 WORD = struct.Struct("=Q")
 HALF = struct.Struct("=I")
 

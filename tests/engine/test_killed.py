@@ -237,8 +237,9 @@ def test_a_failed_operation_was_done_or_not(world: World, whiteouts: str, operat
             finished = True
         failed = not KILLER.armed
         KILLER.disarm()
-        live = mounted.vfs.statistics().open_files
-        assert len(os.listdir("/proc/self/fd")) <= descriptors + live
+        live = mounted.vfs.statistics()
+        kept = live.open_files + live.open_directories
+        assert len(os.listdir("/proc/self/fd")) <= descriptors + kept
         shown = settled(mounted.kernel.tree(counts=False))
         found = mounted.remount()
         if found != shown:

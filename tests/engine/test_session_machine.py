@@ -725,5 +725,6 @@ def test_a_session_in_a_narrow_place_is_like_a_directory(monkeypatch: pytest.Mon
     """No whiteout devices, few descriptors, directories in pages."""
     monkeypatch.setattr(engine.sessions, "Upper", WithoutDevices)
     monkeypatch.setattr(engine.overlay, "OPEN_FILES", 2)
+    monkeypatch.setattr(engine.overlay, "OPEN_DIRECTORIES", 2)
     monkeypatch.setattr(engine.directory, "PAGED_FROM", 3)
     run(type("Machine", (SessionMachine,), {}), 50, 50)

@@ -159,6 +159,25 @@ def test_a_whiteout_is_a_device_or_an_empty_file_in_a_marked_directory(upper: Up
     assert names(upper) == {b"device": True, b"file": False, b"plain": False}
 
 
+def test_whiteouts_are_names_of_one_file(upper: Upper):
+    """Until it can have no more, or is gone; a name that is taken is no reason for another."""
+    for name in (b"one", b"two"):
+        upper.whiteout(name)
+    Path(os.fsdecode(upper.at(b"file"))).touch()
+    os.mkdir(upper.at(b"directory"))
+    for name in (b"file", b"directory", b"three"):
+        upper.whiteout(name)
+    one = os.lstat(upper.at(b"one"))
+    same = {name for name, _ in upper.scan(b"") if os.lstat(upper.at(name)).st_ino == one.st_ino}
+    assert same == {b"one", b"two", b"three", b"file", b"directory"}
+    for name in os.listdir(upper.work):
+        os.unlink(upper.work + b"/" + name)
+    for name in (b"four", b"five"):
+        upper.whiteout(name)
+    assert os.lstat(upper.at(b"four")).st_ino == os.lstat(upper.at(b"five")).st_ino != one.st_ino
+    assert set(names(upper).values()) == {True}
+
+
 def test_modes_that_would_lock_the_owner_out(upper: Upper):
     path = upper.at(b"file")
     Path(os.fsdecode(path)).touch()

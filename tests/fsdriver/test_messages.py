@@ -14,8 +14,8 @@ from engine.ids import SnapshotId
 from fsdriver import messages
 from fsdriver.mountpoint import PART, mounts
 from tests.conftest import run_as_user
-from tests.fsdriver.conftest import PLAIN, Mount
-from tests.fsdriver.syscalls import refused
+from tests.fsdriver.conftest import PLAIN, Mount, until
+from tests.fsdriver.syscalls import fallocate, refused
 
 pytestmark = [
     pytest.mark.fuse,
@@ -170,3 +170,28 @@ def test_a_program_that_lost_its_bits_stays_so(mount, session):
     path.chmod(0o6755)
     subprocess.run(["chgrp", str(os.getgid()), path], check=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o755
+
+
+def test_what_is_forgotten_is_forgotten_when_nobody_asks(mount, session):
+    """FORGETs are gathered, but not for longer than there is something to do."""
+    (session / "first").write_bytes(b"x")
+    before = mount.statistics()["vfs"]
+    for number in range(150):
+        (session / f"file{number}").write_bytes(b"x")
+    assert mount.statistics()["vfs"]["inodes"] == before["inodes"] + 150
+    for number in range(150):
+        (session / f"file{number}").unlink()
+    until(lambda: mount.statistics()["vfs"]["inodes"] == before["inodes"])
+    assert mount.statistics()["vfs"]["orphans"] == 0
+
+
+def test_what_pyfuse3_does_not_know_is_answered(mount, session):
+    """libfuse answers by itself: no handler begins."""
+    with (session / "file").open("wb") as file:
+        file.write(b"words")
+        for _ in range(3):
+            with refused(errno.EOPNOTSUPP):
+                fallocate(file.fileno(), 0, 0, 100)
+            file.write(b"more")
+            file.flush()
+    assert (session / "file").read_bytes() == b"words" + b"more" * 3
