@@ -14,16 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import msgspec
 
-from engine.checkout import (
-    OPEN_DIRECTORY,
-    CheckoutRefusedError,
-    CheckoutReport,
-    Progress,
-    Rows,
-    check_out,
-    check_out_file,
-    check_target,
-)
+from engine.checkout import check_out, check_out_file, check_target
 from engine.checkout_records import (
     CheckoutRecord,
     NotACheckoutError,
@@ -39,6 +30,7 @@ from engine.checkout_records import (
 )
 from engine.directory import directory_id
 from engine.errors import EngineError, MissingObjectError
+from engine.filling import OPEN_DIRECTORY, CheckoutRefusedError, CheckoutReport, Progress, Rows
 from engine.ids import SnapshotId, check_name
 from engine.importing import ImportResult, import_directory
 from engine.leases import Lease, LeaseHeldError, acquire
@@ -177,6 +169,8 @@ class Checkouts:
 
             def change(writer: Writer) -> None:
                 forget(writer, identifier)
+                if any(other.path == record.path for _, other in records(writer)):
+                    return  # one that was made in its place, whose rows they are
                 keys = writer.keys(Db.IMPORTS, prefix)
                 for key in list(takewhile(lambda key: key.startswith(prefix), keys)):
                     writer.delete(Db.IMPORTS, key)
@@ -237,11 +231,10 @@ class Checkouts:
         """
         with self._hold(directory, "looking for edits") as (path, _, record, fd):
             prefix = cache_prefix(path)
-            edits = list(local_edits(self._objects, prefix, fd, record.root))
+            edits = local_edits(self._objects, prefix, fd, record.root)
             if record.towards is None:
                 return edits
-            other = set(local_edits(self._objects, prefix, fd, record.towards))
-            theirs = {edit.path for edit in other}
+            theirs = {each.path for each in local_edits(self._objects, prefix, fd, record.towards)}
             return [edit for edit in edits if edit.path in theirs]
 
     def switch(

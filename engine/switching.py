@@ -13,15 +13,15 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import msgspec
 
-from engine.checkout import OPEN_DIRECTORY, dress_directory, open_way, write_entry
 from engine.diffing import ChangeKind, pairs
 from engine.directory import Directory, directory_id
 from engine.errors import CorruptObjectError
+from engine.filling import dress_directory, open_way, opened, write_entry
 from engine.hostfs import mtime_of, read_xattrs
 from engine.local_edits import Edit, Known, LocalEditsError, difference, listing
 from engine.nodes import DEEPEST, Entry, Kind
@@ -119,14 +119,18 @@ class Switch:
                 if self._edits == "keep":
                     folder.kept = True
                     continue
-                self._descend(fd, folder, _Folder(name, [], None), way)
+                with self._entered(fd, folder, _Folder(name, [], None), way) as (below, child):
+                    self._plan(below, child, (*way, name))
                 continue
             if here and new is not None and new.kind == Kind.DIRECTORY:
-                self._descend(fd, folder, _Folder(name, directories, new), way)
+                found = _Folder(name, directories, new)
+                with self._entered(fd, folder, found, way) as (below, child):
+                    self._plan(below, child, (*way, name))
                 continue
             if here and directories:
-                child = _Folder(name, directories, None)
-                self._descend(fd, folder, child, way)
+                found = _Folder(name, directories, None)
+                with self._entered(fd, folder, found, way) as (below, child):
+                    self._plan(below, child, (*way, name))
                 if new is not None and not child.kept:
                     folder.steps.append(_Step(name, new, status))
                 continue
@@ -137,11 +141,14 @@ class Switch:
                     folder.kept = True
                     continue
                 if here:
-                    self._descend(fd, folder, _Folder(name, [], None), way)
+                    with self._entered(fd, folder, _Folder(name, [], None), way) as (below, child):
+                        self._plan(below, child, (*way, name))
             if new is not None and new.kind == Kind.DIRECTORY:
                 if status is not None:
                     folder.steps.append(_Step(name, None, status))
-                self._descend(None, folder, _Folder(name, [], new, make=True), way)
+                found = _Folder(name, [], new, make=True)
+                with self._entered(None, folder, found, way) as (below, child):
+                    self._plan(below, child, (*way, name))
             elif new is not None or status is not None:
                 folder.steps.append(_Step(name, new, status))
 
@@ -158,20 +165,19 @@ class Switch:
         if leads_out(self.objects, directories, link.content):
             raise OutsideLinkError(joined((*way, link.name)), link.content)
 
-    def _descend(
+    @contextlib.contextmanager
+    def _entered(
         self, fd: int | None, folder: _Folder, child: _Folder, way: tuple[bytes, ...]
-    ) -> None:
+    ) -> Iterator[tuple[int | None, _Folder]]:
+        """Adds a folder to the one around it, for the caller to plan: one frame for each."""
         folder.folders.append(child)
         if fd is None:
-            self._plan(None, child, (*way, child.name))
+            yield None, child
             return
-        below = os.open(child.name, OPEN_DIRECTORY, dir_fd=fd)
-        try:
+        with opened(fd, child.name) as below:
             if child.new is not None and child.olds and self._attributes_edited(below, child):
                 self._found.append(Edit(joined((*way, child.name)), ChangeKind.METADATA))
-            self._plan(below, child, (*way, child.name))
-        finally:
-            os.close(below)
+            yield below, child
         folder.kept = folder.kept or child.kept
 
     def _differences(
@@ -245,7 +251,9 @@ class Switch:
         rows: list[Row] = []
         for child in folder.folders:
             if child.new is None:
-                self._remove(fd, child, [*way, child.name])
+                with opened(fd, child.name) as below:
+                    self._run(below, child, [*way, child.name])
+                self._remove(fd, child)
         for step in folder.steps:
             self._do(fd, step, way, rows)
         for child in folder.folders:
@@ -253,29 +261,23 @@ class Switch:
                 if child.make:
                     os.mkdir(child.name, 0o700, dir_fd=fd)
                     self.report.written += 1
-                below = os.open(child.name, OPEN_DIRECTORY, dir_fd=fd)
-                try:
+                with opened(fd, child.name) as below:
                     self._run(below, child, [*way, child.name])
                     rows.append(self._row(child.name, os.fstat(below)))
-                finally:
-                    os.close(below)
         self._dress(fd, folder, stat.S_IMODE(before.st_mode))
         self._remember(folder, rows)
 
-    def _remove(self, fd: int, folder: _Folder, way: list[bytes]) -> None:
-        below = os.open(folder.name, OPEN_DIRECTORY, dir_fd=fd)
+    def _remove(self, fd: int, folder: _Folder) -> None:
+        """Removes a directory that has been emptied."""
+        if folder.kept:
+            return
         try:
-            self._run(below, folder, way)
-        finally:
-            os.close(below)
-        if not folder.kept:
-            try:
-                os.rmdir(folder.name, dir_fd=fd)
-            except OSError as error:  # something that no tree has, as a socket, or that just came
-                if error.errno != errno.ENOTEMPTY:
-                    raise
-            else:
-                self.report.removed += 1
+            os.rmdir(folder.name, dir_fd=fd)
+        except OSError as error:  # something that no tree has, as a socket, or that just came
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            self.report.removed += 1
 
     def _do(self, fd: int, step: _Step, way: list[bytes], rows: list[Row]) -> None:
         now = _look(fd, step.name)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from engine import Repository, SnapshotId, checkouts, importing
-from engine.checkout import OPEN_DIRECTORY, CheckoutRefusedError, Fill
 from engine.checkout_records import PREFIX, NotACheckoutError, new_record
 from engine.checkouts import PartialCheckoutError, SwitchInterruptedError
 from engine.content import pieces
 from engine.diffing import ChangeKind
 from engine.directory import directory_id, find
 from engine.errors import CorruptObjectError, MissingObjectError
+from engine.filling import OPEN_DIRECTORY, CheckoutRefusedError, Fill
 from engine.holders import Holder, Target
 from engine.leases import LeaseHeldError
 from engine.local_edits import LocalEditsError
