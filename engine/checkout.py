@@ -8,6 +8,7 @@ left, and removes it.
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -32,6 +33,7 @@ from engine.removing import remove_tree
 from engine.surveying import check_room
 
 _OPEN_AROUND = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
 _TICK = 0.02
 """Seconds in which a file's ctime may stand still: twice the kernel's tick at its coarsest."""
 Recorder = Callable[[os.stat_result, bool, Rows], None]
@@ -79,7 +81,13 @@ def check_out(
                 else:
                     unmark(fd)
                 record(os.fstat(fd), marked, job.rows)
-                os.rename(temporary, name, src_dir_fd=around, dst_dir_fd=around)
+                try:
+                    os.rename(temporary, name, src_dir_fd=around, dst_dir_fd=around)
+                except OSError as error:
+                    if error.errno not in _IN_THE_WAY:
+                        raise
+                    why = "something has come there meanwhile"
+                    raise CheckoutRefusedError(target, why) from error
             finally:
                 os.close(fd)
         except BaseException:
@@ -95,6 +103,11 @@ def check_target(target: str) -> None:
     """Raises CheckoutRefusedError if a tree cannot be made at `target`."""
     target = os.path.abspath(target)
     parent = os.path.dirname(target)
+    try:
+        os.lstat(target)
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise CheckoutRefusedError(target, "its name is too long") from error
     if os.path.lexists(target):
         if os.path.islink(target) or not os.path.isdir(target):
             raise CheckoutRefusedError(target, "it exists and is not a directory")

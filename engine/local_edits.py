@@ -14,7 +14,7 @@ from engine.diffing import ChangeKind
 from engine.directory import Directory, directory_id
 from engine.errors import CorruptObjectError, EngineError
 from engine.filling import opened
-from engine.hostfs import kind_of, mtime_of, read_xattrs
+from engine.hostfs import kept_xattrs, kind_of, mtime_of, read_xattrs
 from engine.ids import NodeId
 from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import Objects
@@ -98,7 +98,8 @@ def difference(
     attributes = (stat.S_IMODE(status.st_mode), mtime_of(status), xattrs)
     if kind == Kind.SYMLINK:
         return None if attributes[1] == entry.mtime_ns else ChangeKind.METADATA
-    return None if attributes == (entry.mode, entry.mtime_ns, _kept(entry)) else ChangeKind.METADATA
+    wanted = (entry.mode, entry.mtime_ns, kept_xattrs(entry.xattrs))
+    return None if attributes == wanted else ChangeKind.METADATA
 
 
 def _without_link(entry: Entry) -> Entry:
@@ -136,11 +137,8 @@ def local_edits(objects: Objects, prefix: bytes, fd: int, root: Entry) -> list[E
 
 def _is_dressed_otherwise(fd: int, entry: Entry) -> bool:
     """Tells whether an open directory has other attributes than its entry."""
-    return (stat.S_IMODE(os.fstat(fd).st_mode), read_xattrs(fd)) != (entry.mode, _kept(entry))
-
-
-def _kept(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple(pair for pair in entry.xattrs if not pair[0].startswith(b"user.amalgam."))
+    attributes = (stat.S_IMODE(os.fstat(fd).st_mode), read_xattrs(fd))
+    return attributes != (entry.mode, kept_xattrs(entry.xattrs))
 
 
 def _look_through(

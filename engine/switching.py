@@ -21,8 +21,8 @@ import msgspec
 from engine.diffing import ChangeKind, pairs
 from engine.directory import Directory, directory_id
 from engine.errors import CorruptObjectError
-from engine.filling import dress_directory, open_way, opened, write_entry
-from engine.hostfs import mtime_of, read_xattrs
+from engine.filling import Progress, dress_directory, open_way, opened, write_entry
+from engine.hostfs import kept_xattrs, mtime_of, read_xattrs
 from engine.local_edits import Edit, Known, LocalEditsError, difference, listing
 from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import Objects
@@ -62,6 +62,10 @@ class _Step(msgspec.Struct):
     new: Entry | None
     seen: os.stat_result | None
 
+    def bytes(self) -> int:
+        """Returns how many bytes are to be written."""
+        return self.new.size if self.new is not None and self.new.kind == Kind.FILE else 0
+
 
 class _Folder(msgspec.Struct):
     """A directory in which something differs; `new` is None for one that is to go."""
@@ -82,7 +86,7 @@ class Switch:
     def __init__(
         self, objects: Objects, prefix: bytes, identifier: bytes, fd: int, path: str,
         olds: list[Entry], new: Entry, *, edits: EditPolicy = "refuse",
-        outside_links: bool = False,
+        outside_links: bool = False, progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self.objects, self.prefix, self.fd, self.path = objects, prefix, fd, path
         self.report = SwitchReport()
@@ -91,6 +95,8 @@ class Switch:
         self._count = 0
         self._edits: EditPolicy = edits
         self._outside_links = outside_links
+        self._progress = progress or (lambda done, total: None)
+        self._coming = 0
         self._interrupted = len(olds) > 1
         self._found: list[Edit] = []
         self._groups: dict[bytes, tuple[list[bytes], bytes]] = {}
@@ -149,7 +155,7 @@ class Switch:
                 found = _Folder(name, [], new, make=True)
                 with self._entered(None, folder, found, way) as (below, child):
                     self._plan(below, child, (*way, name))
-            elif new is not None or status is not None:
+            elif new is not None or (status is not None and not here):
                 folder.steps.append(_Step(name, new, status))
 
     def _check_link(self, way: tuple[bytes, ...], link: Entry) -> None:
@@ -227,8 +233,8 @@ class Switch:
     def _attributes_edited(self, fd: int, folder: _Folder) -> bool:
         """Tells whether a directory has attributes of its user's that are to be replaced."""
         assert folder.new is not None
-        new = (folder.new.mode, folder.new.xattrs)
-        olds = [(old.mode, old.xattrs) for old in folder.olds]
+        new = _dress_of(folder.new)
+        olds = [_dress_of(old) for old in folder.olds]
         if all(old == new for old in olds) or self._interrupted:
             return False
         return (stat.S_IMODE(os.fstat(fd).st_mode), read_xattrs(fd)) not in [new, *olds]
@@ -242,6 +248,11 @@ class Switch:
         else:
             self.report.overwritten = self._found
         self._fresh = time.time_ns() - FRESH_NS
+        waiting = [self._root]
+        while waiting:
+            folder = waiting.pop()
+            self._coming += sum(step.bytes() for step in folder.steps)
+            waiting += folder.folders
         self._run(self.fd, self._root, [])
 
     def _run(self, fd: int, folder: _Folder, way: list[bytes]) -> None:
@@ -308,7 +319,8 @@ class Switch:
             where = os.path.join(self.path, os.fsdecode(joined((*way, step.name))))
             raise OSError(error.errno, error.strerror, where) from error
         self.report.written += 1
-        self.report.bytes += step.new.size if step.new.kind == Kind.FILE else 0
+        self.report.bytes += step.bytes()
+        self._progress(self.report.bytes, self._coming)
         if group is None:  # the status of one with several names changes once more
             rows.append(self._row(step.name, os.stat(step.name, dir_fd=fd, follow_symlinks=False)))
 
@@ -324,9 +336,9 @@ class Switch:
         new = folder.new
         if new is None:
             return
-        same = all((old.mode, old.xattrs) == (new.mode, new.xattrs) for old in folder.olds)
+        same = all(_dress_of(old) == _dress_of(new) for old in folder.olds)
         if folder.make or self._interrupted or not same:
-            wanted = {name for name, _ in new.xattrs}
+            wanted = {name for name, _ in kept_xattrs(new.xattrs)}
             for name, _ in read_xattrs(fd):
                 if name not in wanted:
                     os.removexattr(fd, name)
@@ -371,6 +383,11 @@ class Switch:
         result = FolderResult(directory_id(new), new.size, new.totals.entries)
         encoded = encode_rows([kept[name] for name in sorted(kept)])
         self.values[known.key] = encode_folder(encoded, result)
+
+
+def _dress_of(entry: Entry) -> tuple[int, tuple[tuple[bytes, bytes], ...]]:
+    """Returns the attributes that a directory of an entry has, but for its time."""
+    return entry.mode, kept_xattrs(entry.xattrs)
 
 
 def _look(fd: int | None, name: bytes) -> os.stat_result | None:
