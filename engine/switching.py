@@ -248,12 +248,53 @@ class Switch:
         else:
             self.report.overwritten = self._found
         self._fresh = time.time_ns() - FRESH_NS
+        planned: dict[bytes, int] = {}
         waiting = [self._root]
         while waiting:
             folder = waiting.pop()
-            self._coming += sum(step.bytes() for step in folder.steps)
             waiting += folder.folders
+            for step in folder.steps:
+                self._coming += step.bytes()
+                if step.new is not None and step.new.link is not None:
+                    link = step.new.link
+                    planned[link.group] = planned.get(link.group, link.count) - 1
+        self._find_linked({group for group, others in planned.items() if others > 0})
         self._run(self.fd, self._root, [])
+
+    def _find_linked(self, groups: set[bytes]) -> None:
+        """Finds files that are to get other names, and are there under names that stay."""
+        stack: list[tuple[tuple[bytes, ...], Entry]] = []
+        if groups and self._root.new is not None:
+            stack = [((), self._root.new)]
+        while stack:
+            way, folder = stack.pop()
+            if folder.totals is None or not folder.totals.links or len(way) > DEEPEST:
+                continue
+            linked = []
+            for entry in Directory(self.objects, directory_id(folder)):
+                if entry.kind == Kind.DIRECTORY:
+                    stack.append(((*way, entry.name), entry))
+                elif entry.link is not None and entry.link.group in groups - self._groups.keys():
+                    linked.append(entry)
+            if linked:
+                self._find_there(way, linked)
+
+    def _find_there(self, way: tuple[bytes, ...], linked: list[Entry]) -> None:
+        """Notes those entries of one directory that are on the disk, unedited."""
+        try:
+            fd = open_way(self.fd, list(way))
+        except OSError:  # it is still to be made, or is not as it was
+            return
+        try:
+            known = Known(self.objects, self.prefix, joined(way))
+            for entry in linked:
+                status = _look(fd, entry.name)
+                if status is not None and entry.link is not None:
+                    edit = difference(self.objects, fd, entry, status, known)
+                    if edit is None:
+                        self._groups.setdefault(entry.link.group, (list(way), entry.name))
+        finally:
+            os.close(fd)
 
     def _run(self, fd: int, folder: _Folder, way: list[bytes]) -> None:
         before = os.fstat(fd)

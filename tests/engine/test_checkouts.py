@@ -552,6 +552,27 @@ def test_another_part_of_a_snapshot(world: World):
     assert checkouts.commit(target).snapshot == world.ids[1]
 
 
+def test_a_file_that_gets_another_name(world: World):
+    """One of its names stays as it was, and so does its entry: the other is linked to it."""
+    first, second = world.path / "links1", world.path / "links2"
+    (first / "d").mkdir(parents=True)
+    (first / "d/stays").write_bytes(noise(5000))
+    os.link(first / "d/stays", first / "goes")
+    age(first)
+    clone(first, second)
+    (second / "goes").rename(second / "comes")
+    roots = [world.repository.import_directory(str(each)).root for each in (first, second)]
+    target = world.path / "linked"
+    world.repository.check_out(roots[0], str(target))
+    world.repository.checkouts.switch(str(target), roots[1])
+    assert of_directory(target) == of_directory(second)
+    (target / "d/stays").write_bytes(b"edited")
+    (target / "comes").unlink()
+    world.repository.checkouts.switch(str(target), roots[0], edits="keep")
+    assert (target / "d/stays").read_bytes() == b"edited"
+    assert (target / "goes").read_bytes() == noise(5000)
+
+
 def test_the_progress_of_a_switch(world: World):
     world.check_out()
     seen: list[tuple[int, int | None]] = []
