@@ -245,7 +245,7 @@ def measure_history(bench: Bench, commits: int) -> None:
         remove(copy)
         return {"a history of git": seconds}
 
-    bench.compare("checkout", {US: ours, "fast-export | fast-import": theirs}, bench.runs)
+    bench.compare("checkout", {US: ours, "fast-export, fast-import": theirs}, bench.runs)
     remove(source)
 
 

@@ -96,7 +96,7 @@ TARGETS = {
     "switch to a snapshot ten files away, in the engine": (Target(0.02),),
     "tar of the tree, written": (Target(1.3, ("GNU tar",)),),
     "tar of the tree, read": (Target(1.3, ("GNU tar",)),),
-    "a history of git": (Target(1.0, ("fast-export | fast-import",)),),
+    "a history of git": (Target(1.0, ("fast-export, fast-import",)),),
     "bundle written, each GB": (Target(1 / 0.3),),
     "bundle applied, each GB": (Target(1 / 0.3),),
     "fork": (Target(20e-6, who=US), *_FLAT),
