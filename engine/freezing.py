@@ -27,6 +27,12 @@ _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _TRIES = 4
 
 
+Sign = tuple[int, int, int, int]
+"""Inode, size, modification and change time of a file that was read."""
+Known = tuple[Content, int, tuple[tuple[bytes, bytes], ...]]
+"""What was read of a file: content, permission bits, attributes."""
+
+
 class TooDeepError(EngineError):
     """A session has directories inside each other beyond what a tree may have."""
 
@@ -49,14 +55,23 @@ class Freeze:
     """One freezing of one session."""
 
     def __init__(
-        self, store: Store, objects: Objects, upper: Upper, base: Entry, changed: Changed | None
+        self,
+        store: Store,
+        objects: Objects,
+        upper: Upper,
+        base: Entry | None,
+        changed: Changed | None = None,
+        known: dict[Sign, Known] | None = None,
     ) -> None:
-        """Gets ready. `changed` collects what is changed from now on; None if nobody does."""
+        """Gets ready. `changed` collects what is changed from now on; None if nobody does.
+
+        What is `known` already is not read.
+        """
         self._objects, self._upper, self._base = objects, upper, base
         self._changed = changed
         self._store, self._sink = store, ChunkSink(store)
         self._lists, self._nodes = NodeBuffer(), NodeBuffer()
-        self._known: dict[_Sign, _Known] = {}
+        self._known: dict[Sign, Known] = known or {}
         self._files: dict[bytes, Entry] = {}
         self._scans: dict[bytes, list[tuple[bytes, os.stat_result | None]]] = {}
         self._marked = 0
@@ -67,7 +82,7 @@ class Freeze:
     def prepare(self) -> None:
         """Stores the contents of what has changed so far. Blocks on the disk."""
         for path, status in self._walk(b"", 0):
-            if stat.S_ISREG(status.st_mode):
+            if stat.S_ISREG(status.st_mode) and sign_of(status) not in self._known:
                 with contextlib.suppress(OSError, SourceChangedError):  # `build` reads it again
                     self._read(path)
         self._sink.flush()
@@ -154,19 +169,19 @@ class Freeze:
             else:
                 yield child, status
 
-    def _read(self, path: bytes) -> tuple[os.stat_result, "_Known"]:
+    def _read(self, path: bytes) -> tuple[os.stat_result, Known]:
         for _ in range(_TRIES):
             fd = os.open(self._upper.at(path), _OPEN)
             try:
                 before = os.fstat(fd)
-                sign = _sign(before)
+                sign = sign_of(before)
                 known = self._known.get(sign)
                 if known is not None:
                     return before, known
                 content, size = ingest(fd, before, self._sink, self._lists.put)
                 known = (content, self._upper.mode(fd, before), read_xattrs(fd))
                 after = os.fstat(fd)
-                if sign == _sign(after) and size == after.st_size:
+                if sign == sign_of(after) and size == after.st_size:
                     self._known[sign] = known
                     return after, known
             finally:
@@ -179,7 +194,7 @@ class Freeze:
         if kind is None:
             return None
         if kind == Kind.FILE:
-            known = self._known.get(_sign(status))
+            known = self._known.get(sign_of(status))
             if known is None:
                 status, known = self._read(path)
             content, mode, xattrs = known
@@ -233,6 +248,8 @@ class Freeze:
 
     def _merged(self, path: bytes, same_name: Entry | None) -> Entry | None:
         """Returns the base's directory that the upper's at `path` is merged with."""
+        if self._base is None:
+            return None
         redirect = self._upper.redirect(path)
         if redirect is not None:
             same_name = find(self._objects, self._base, redirect)
@@ -243,10 +260,6 @@ class Freeze:
         return same_name
 
 
-_Sign = tuple[int, int, int, int]
-_Known = tuple[Content, int, tuple[tuple[bytes, bytes], ...]]
-"""What was read of a file: content, permission bits, attributes."""
-
-
-def _sign(status: os.stat_result) -> _Sign:
+def sign_of(status: os.stat_result) -> Sign:
+    """Returns what tells whether a file is still the one that was read."""
     return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

@@ -659,6 +659,7 @@ class Repository:
         self.pins.tidy()
         if not dry_run:
             self.checkouts.tidy()
+            self.sessions.remove_unused()
         with acquire(self.path, "gc", what=what):
             collection = Collection(self.store, self.path, self.objects)
             collection.mark(progress)

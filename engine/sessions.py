@@ -3,7 +3,8 @@
 A session's record, database `sessions` under its name, MessagePack: its uid (16 hexadecimal
 digits, the directory `sessions/<uid>` beside the database), the snapshot that its next commit
 has as parent, its layers, the root of its base tree, and the generation of its upper. The
-upper is `sessions/<uid>/upper.<generation>`; beside it lies `work`.
+upper is `sessions/<uid>/upper.<generation>`; beside it lies `work`, and while a command runs in
+a full checkout of the session, that, as `tree` (see `session_tree`).
 
 A commit writes objects, snapshot and a record with the next generation, whose upper is empty,
 in one transaction; the upper of the generation before is garbage from then on. So a process
@@ -11,6 +12,7 @@ killed at any moment leaves either the old upper on the old base or the empty on
 """
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -28,11 +30,11 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
-from engine.freezing import Changed, Freeze
-from engine.ids import SnapshotId, check_name
+from engine.freezing import Changed, Freeze, Known, Sign
+from engine.ids import SnapshotId, check_name, digest
 from engine.inodes import Owner
 from engine.layers import NAMES, fold
-from engine.leases import Lease, LeaseHeldError, acquire
+from engine.leases import Lease, LeaseHeldError, acquire, is_held
 from engine.nodes import Entry
 from engine.objects import NodeBuffer, Objects
 from engine.overlay import Overlay
@@ -40,14 +42,20 @@ from engine.overlay_directory import open_overlay
 from engine.removing import remove_tree
 from engine.snapshots import encode_snapshot, make_snapshot
 from engine.store import LONGEST_KEY, Db, Reader, Store, Writer
-from engine.upper import Upper
+from engine.upper import Upper, attribute
 
 _ADD_WAIT = 30.0
+_COMPLETE = b"user.overlay.amalgam.complete"
+"""On a full tree in which programs may have written: the generation of the session that it was
+made of, and since when the machine runs."""
 _UID = re.compile(r"[0-9a-f]{16}")
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A session's record. `layers` are (name, snapshot id) from the lowest up."""
+    """A session's record. `layers` are (name, snapshot id) from the lowest up.
+
+    A `temporary` one goes when nobody uses it any more.
+    """
 
     name: str
     uid: str
@@ -56,6 +64,7 @@ class Session(msgspec.Struct, frozen=True):
     root: Entry
     generation: int
     created_ns: int
+    temporary: bool = False
 
 
 class CommitReport(msgspec.Struct, frozen=True):
@@ -99,6 +108,50 @@ class Sessions:
             name, os.urandom(8).hex(), named[-1][1], named, root, 0, time.time_ns()
         )  # fmt: skip
         return self._add(session, nodes.flush)
+
+    def create_temporary(self, snapshot: SnapshotId) -> tuple[Session, Lease]:
+        """Makes a session for one run on a snapshot; it lasts as long as the lease is held.
+
+        Its name and its directory are the same each time, unless they are taken. Raises
+        MissingObjectError.
+        """
+        root = self._objects.snapshot(snapshot).root
+        layers = ((NAMES[-1], bytes(snapshot)),)
+        taken = {session.uid for session in self.all()}
+        for number in itertools.count(1):
+            again = f"-{number}" if number > 1 else ""
+            name, uid = f"run-{snapshot.hex()[:12]}{again}", digest(snapshot + again.encode()).hex()
+            session = Session(name, uid[:16], snapshot, layers, root, 0, time.time_ns(), True)
+            if session.uid in taken:
+                continue
+            with contextlib.suppress(LeaseHeldError, NameTakenError):
+                return self._add_temporary(session)
+        raise AssertionError
+
+    def _add_temporary(self, session: Session) -> tuple[Session, Lease]:
+        lease = acquire(self._path, _run_lease(session), what="running a command")
+        try:
+            home = os.fsencode(self._home(session))
+            if os.path.isdir(home):  # of one whose removal was interrupted
+                remove_tree(home)
+            return self._add(session, lambda writer: None), lease
+        except BaseException:
+            lease.release()
+            raise
+
+    def unused(self) -> list[Session]:
+        """Returns the temporary sessions whose runs have ended without removing them."""
+        return [
+            session
+            for session in self.all()
+            if session.temporary and not is_held(self._path, _run_lease(session))
+        ]
+
+    def remove_unused(self) -> None:
+        """Removes the `unused` sessions, but for those that a mount shows."""
+        for session in self.unused():
+            with contextlib.suppress(LeaseHeldError, NotFoundError):
+                self.remove(self.hold(session.name, "removing it"))
 
     def _add(self, session: Session, save: Callable[[Writer], None]) -> Session:
         # The lease, for `sweep` removes directories that have no record.
@@ -150,11 +203,13 @@ class Sessions:
                 if session.uid != asked.uid:
                     lease.release()
                     continue
-                self._tidy(session)
+                held = HeldSession(self, self._store, self._objects, session, lease)
+                held.recover()
+                self._tidy(held.session)
             except BaseException:
                 lease.release()
                 raise
-            return HeldSession(self, self._store, self._objects, session, lease)
+            return held
 
     def _acquire(self, session: Session, what: str, wait: float) -> Lease:
         try:
@@ -176,7 +231,7 @@ class Sessions:
                 self._look(session).bring_over(self.upper(before))
         current = os.path.basename(upper.root)
         for name in os.listdir(os.fsencode(home)):
-            if name.startswith(b"upper.") and name != current:
+            if name not in {current, b"work"}:
                 remove_tree(os.path.join(os.fsencode(home), name))
         if next(upper.all_copying(), None) is not None:
             with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
@@ -218,9 +273,9 @@ class Sessions:
         self._store.write(change)
         held.release()
         remove_tree(os.fsencode(self._home(session)))
-        lock = os.path.join(self._path, "locks", f"session-{session.uid}")
-        if os.path.exists(lock):
-            os.unlink(lock)
+        for lease in (f"session-{session.uid}", _run_lease(session)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._path, "locks", lease))
 
     def sweep(self) -> int:
         """Removes session directories that no record names; returns how many.
@@ -338,6 +393,47 @@ class HeldSession:
             overlay.rebase(session.root, self.upper(), freeze.left_out)
         return session
 
+    # The full tree beside the upper; `session_tree` says what it is for.
+
+    @property
+    def tree_path(self) -> str:
+        """Where the full tree is while there is one: the same for the session's life."""
+        return os.path.join(self._sessions._home(self.session), "tree")
+
+    def finish_tree(self) -> None:
+        """Says that the full tree is complete: from now on it is what the session has."""
+        os.setxattr(self.tree_path, _COMPLETE, self._complete())
+
+    def _complete(self) -> bytes:
+        # The generation: what was taken in, and is just being removed, is not taken in again.
+        return b"%d %s" % (self.session.generation, this_boot())
+
+    def recover(self) -> None:
+        """Takes in the full tree that a killed holder, or what it left running, has left."""
+        if attribute(os.fsencode(self.tree_path), _COMPLETE) == self._complete():
+            with acquire(self._sessions._path, "objects", shared=True, wait=_ADD_WAIT):
+                self.take_in({})
+
+    def take_in(self, known: dict[Sign, Known]) -> tuple[str, ...]:
+        """Makes the full tree the session's base, with an empty upper, and removes it.
+
+        The caller holds the lease on objects. Files that are as they are `known` are not read.
+        Returns warnings, as `CommitReport` has them. After an error the tree stays.
+        """
+        tree = Upper(self.tree_path, self.upper().work.decode("utf-8", "surrogateescape"))
+        tree.open_up()
+        freeze = Freeze(self._store, self._objects, tree, None, known=known)
+        freeze.prepare()
+        root = self.peek_root(freeze)
+        session = msgspec.structs.replace(
+            self.session, root=root, generation=self.session.generation + 1
+        )
+        self._sessions._make_upper(session)
+        self._sessions.upper(session).follow(True)  # the upper may have sockets, no tree has
+        self._go_on(session, freeze.save)
+        self._sessions._tidy(self.session)
+        return tuple(freeze.warnings)
+
     def take_back(self) -> None:
         """Gets the upper back from the kernel's overlayfs, which is mounted no more."""
         self._sessions._tidy(self.session)
@@ -403,6 +499,16 @@ class HeldSession:
         for name in os.listdir(home):
             if name.startswith(b"upper.") and name != current:
                 upper.discard(os.path.join(home, name))
+
+
+def _run_lease(session: Session) -> str:
+    return f"run-{session.uid}"
+
+
+def this_boot() -> bytes:
+    """Returns what stands for the time since the machine was started."""
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().strip()
 
 
 def _check_layers(reader: Reader, session: Session) -> None:

@@ -127,7 +127,7 @@ class Upper:
                 yield item.name, None if is_whiteout(item.path, status, marked) else status
 
     def _mark(self, absolute: bytes) -> bytes:
-        return _attribute(absolute, OPAQUE) or b""
+        return attribute(absolute, OPAQUE) or b""
 
     def is_opaque(self, path: bytes) -> bool:
         """Tells whether a directory hides the base's."""
@@ -135,15 +135,15 @@ class Upper:
 
     def redirect(self, path: bytes) -> bytes | None:
         """Returns the base's path, without its leading slash, that a directory is merged with."""
-        value = _attribute(self.at(path), REDIRECT)
+        value = attribute(self.at(path), REDIRECT)
         return value.strip(b"/") if value else None
 
     def mode(self, where: bytes | int, status: os.stat_result) -> int:
         """Returns the permission bits that programs are to see."""
         if _has_bits(status):
-            kept = _attribute(where, MODE)
+            kept = _kept_mode(where)
             if kept is not None:
-                return int(kept, 8) & 0o7777
+                return kept
         return stat.S_IMODE(status.st_mode)
 
     # The kernel's overlayfs as the user of the upper, by turns with a session.
@@ -170,31 +170,38 @@ class Upper:
             if not _has_bits(status):
                 continue
             where = self.at(path)
-            kept = _attribute(where, MODE)
+            kept = _kept_mode(where)
             if kept is not None:
                 os.removexattr(where, MODE)  # first: without u+w it could not be
-                os.chmod(where, int(kept, 8) & 0o7777)
+                os.chmod(where, kept)
 
     def take_back(self) -> None:
         """Makes what the kernel's overlayfs may have left accessible to its owner again."""
-        if os.geteuid() == 0 or not os.path.lexists(self._note()):
+        if os.path.lexists(self._note()):
+            self._open_up(0o600)
+
+    def open_up(self) -> None:
+        """Makes what programs have left here readable for its owner."""
+        self._open_up(0o400)
+
+    def _open_up(self, for_files: int) -> None:
+        if os.geteuid() == 0:
             return
         pending = [b""]
         while pending:
             path = pending.pop()
-            self._unlock(self.at(path))
+            self._unlock(self.at(path), 0o700)
             for item in os.scandir(self.at(path)):
                 below = path + b"/" + item.name if path else item.name
                 if item.is_dir(follow_symlinks=False):
                     pending.append(below)
                 elif item.is_file(follow_symlinks=False):
-                    self._unlock(self.at(below))
+                    self._unlock(self.at(below), for_files)
 
-    def _unlock(self, where: bytes) -> None:
-        status = os.lstat(where)
-        needed = _needed(status)
-        mode = stat.S_IMODE(status.st_mode)
+    def _unlock(self, where: bytes, needed: int) -> None:
+        mode = stat.S_IMODE(os.lstat(where).st_mode)
         if mode & needed != needed:
+            needed = 0o700 if needed == 0o700 else 0o600
             os.chmod(where, mode | needed)  # first: without u+w it has no attributes
             os.setxattr(where, MODE, b"%o" % mode)
 
@@ -228,7 +235,7 @@ class Upper:
         needed = 0o700 if directory else 0o600
         if self.shows(mode, directory=directory):
             os.chmod(where, mode)
-            if not new and _attribute(where, MODE) is not None:
+            if not new and attribute(where, MODE) is not None:
                 os.removexattr(where, MODE)
             return
         try:
@@ -247,7 +254,7 @@ class Upper:
 
     def follows(self) -> bool:
         """Tells what `follow` said."""
-        return _attribute(self.root, FOLLOWS) is not None
+        return attribute(self.root, FOLLOWS) is not None
 
     def set_opaque(self, path: bytes) -> None:
         """Marks a directory as hiding the base's."""
@@ -408,13 +415,23 @@ def is_whiteout(absolute: bytes, status: os.stat_result, marked: bool) -> bool:
         return True
     if not marked or not stat.S_ISREG(status.st_mode) or status.st_size:
         return False
-    return _attribute(absolute, WHITEOUT) is not None
+    return attribute(absolute, WHITEOUT) is not None
 
 
-def _attribute(where: bytes | int, name: bytes) -> bytes | None:
+def _kept_mode(where: bytes | int) -> int | None:
+    """Returns the permission bits kept aside; None also for what some program put there."""
+    kept = attribute(where, MODE)
+    try:
+        return None if kept is None else int(kept, 8) & 0o7777
+    except ValueError:
+        return None
+
+
+def attribute(where: bytes | int, name: bytes) -> bytes | None:
+    """Returns an extended attribute; None if there is none, or no such file."""
     try:
         return os.getxattr(where, name, follow_symlinks=isinstance(where, int))
     except OSError as error:
-        if error.errno in {errno.ENODATA, errno.ENOTSUP}:
+        if error.errno in {errno.ENODATA, errno.ENOTSUP, errno.ENOENT}:
             return None
         raise

@@ -1,8 +1,10 @@
-"""Runs a command in a session: under the kernel's overlayfs, or in the FUSE mount as anybody may.
+"""Runs a command in a session: under the kernel's overlayfs, in the FUSE mount as anybody may,
+or in a full checkout that nobody needs a mount for.
 
 Light; imports neither trio nor pyfuse3. A `Run` gets the session from the mount's daemon, holds
 it while the command and all that came from it lives, and lets the daemon have it again. What
-the command sees, who tells whom, and who outlives whom is in `supervisor`.
+the command sees, who tells whom, and who outlives whom is in `supervisor`; which of the modes
+will be the fastest, in `choosing`.
 """
 
 import contextlib
@@ -12,6 +14,7 @@ import json
 import os
 import select
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -19,16 +22,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from engine.errors import EngineError, InUseError
+from engine.ids import digest
+from engine.importing import Progress
 from engine.repository import Repository
+from engine.session_tree import SessionTree, TreeReads
 from engine.sessions import HeldSession
 from engine.vfs import base_path
 from fsdriver import messages
 from fsdriver.client import DaemonError, find_daemon
+from fsdriver.cost_model import FULL, LAZY, OVERLAY
 from fsdriver.launch import launch, wait_until_ended
 from fsdriver.supervisor import FORWARDED, WATCHED, Job
-
-AUTO, OVERLAY, LAZY = "auto", "overlay", "lazy"
-"""Which way to take: overlayfs if that is possible, else the FUSE mount; only one of them."""
 
 TAKE_SECONDS = 2.0
 """How long the session that the daemon lets go may stay somebody else's."""
@@ -36,12 +40,19 @@ END_SECONDS = 5.0
 """How long the end of a mount that nobody needs any more is waited for."""
 
 
-class OverlayRefusedError(EngineError):
-    """The session cannot be shown by the kernel's overlayfs. `why` is half a sentence."""
+_CANNOT = {
+    OVERLAY: "overlayfs cannot show the session",
+    LAZY: "the mount cannot show the session there",
+    FULL: "there can be no checkout of the session",
+}
 
-    def __init__(self, why: str) -> None:
-        super().__init__(f"overlayfs cannot show the session: {why}")
-        self.why = why
+
+class ModeRefusedError(EngineError):
+    """A session cannot be run in that mode. `why` is half a sentence."""
+
+    def __init__(self, mode: str, why: str) -> None:
+        super().__init__(f"{_CANNOT[mode]}: {why}")
+        self.mode, self.why = mode, why
 
 
 class CommandMissingError(EngineError):
@@ -79,10 +90,22 @@ class Ended(NamedTuple):
 class Place:
     """Where the store is mounted; `life` keeps the mount, -1 where it does not depend on it."""
 
-    def __init__(self, mountpoint: str, life: int = -1) -> None:
-        self.mountpoint, self.life = mountpoint, life
+    def __init__(self, mountpoint: str, name: str, life: int = -1) -> None:
+        self.mountpoint, self.name, self.life = mountpoint, name, life
+        """`name` is one that no other mount ever has."""
         self.needed = False
         """Whether what a command left running still needs the mount."""
+
+
+def find_place(store: str) -> Place | None:
+    """Returns the store's mount, if it has one. Raises DaemonLostError."""
+    client = find_daemon(store)
+    if client is None:
+        return None
+    with client:
+        reply = client.ask(messages.GetStatus())
+    assert isinstance(reply, messages.Status)
+    return Place(reply.mountpoint, f"{reply.pid}-{reply.started_ns}")
 
 
 @contextlib.contextmanager
@@ -92,14 +115,11 @@ def mounted(store: str) -> Iterator[Place]:
     That is until this block, and all who have inherited `life`, have ended. Raises
     DaemonLostError, LaunchError.
     """
-    client = find_daemon(store)
-    if client is not None:
-        with client:
-            reply = client.ask(messages.GetStatus())
-        assert isinstance(reply, messages.Status)
-        yield Place(reply.mountpoint)
+    place = find_place(store)
+    if place is not None:
+        yield place
         return
-    directory = tempfile.mkdtemp(prefix="amalgamfs-")
+    directory = own_directory(store)
     theirs, life = os.pipe()
     try:
         launch(store, directory, life=theirs)
@@ -109,7 +129,7 @@ def mounted(store: str) -> Iterator[Place]:
         raise
     finally:
         os.close(theirs)
-    place = Place(directory, life)
+    place = Place(directory, "", life)
     try:
         yield place
     finally:
@@ -118,25 +138,55 @@ def mounted(store: str) -> Iterator[Place]:
             wait_until_ended(store, END_SECONDS)
 
 
+def own_directory(store: str) -> str:
+    """Makes a directory for trees of a store, the same whenever that is possible.
+
+    A build may have written down where it was.
+    """
+    name = digest(os.fsencode(os.path.realpath(store)))[:6].hex()
+    path = os.path.join(tempfile.gettempdir(), f"amalgamfs-{os.geteuid()}-{name}")
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        status = os.lstat(path)  # in a directory where others may have made it
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if ours and not status.st_mode & 0o077 and not os.listdir(path):
+            return path
+    except OSError:
+        pass  # a dead mount, say
+    return tempfile.mkdtemp(prefix="amalgamfs-")
+
+
 class Run:
-    """One command in one session. Use it in a `with` statement; `wait` before the end."""
+    """One command in one session, in one mode. Use it in a `with` statement."""
 
     def __init__(
         self,
         repository: Repository,
         session: str,
-        place: Place,
+        mode: str,
+        place: Place | None = None,
         *,
-        way: str = AUTO,
         at: str | None = None,
+        lease: int = -1,
+        progress: Progress | None = None,
     ) -> None:
-        """Gets ready. `at` is where the session's tree shall be, else where the mount shows it."""
+        """Gets ready. The modes LAZY and OVERLAY need a `place`.
+
+        `at` is where the command shall see the tree; else it is where the mount has it, or would
+        have it. What the command leaves running keeps `lease`, a descriptor. `progress` hears of
+        the bytes of a checkout.
+        """
         self._repository, self._session, self._place = repository, session, place
-        self._asked, self.reason = way, ""
-        self.shown = os.path.join(place.mountpoint, "sessions", session)
-        self._at = at or self.shown
-        self.way = LAZY if way == LAZY else OVERLAY
+        self.mode, self.at = mode, at
+        self.warnings: tuple[str, ...] = ()
+        self.reads: TreeReads | None = None
+        """What was read in a full checkout, once the run is closed."""
+        self._lease, self._progress = lease, progress
         self._held: HeldSession | None = None
+        self._tree: SessionTree | None = None
+        self._cover = ""
+        self._bare = False
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._ended: Ended | None = None
         self._said = b""
@@ -147,6 +197,21 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def shown(self) -> str:
+        """Where the command sees the session's tree; of a checkout known once it has started."""
+        if self.at is not None:
+            return self.at
+        if self._bare and self._tree is not None:
+            return self._tree.path
+        return self.in_mount
+
+    @property
+    def in_mount(self) -> str:
+        """Where the mount shows the session's tree, or would."""
+        mountpoint = self._cover if self._place is None else self._place.mountpoint
+        return os.path.join(mountpoint, "sessions", self._session)
 
     def start(
         self,
@@ -161,31 +226,25 @@ class Run:
         Its directory is `below` in the session's tree, if there is one, else the tree's own. It
         begins with the signals of `mask` blocked, else those that the calling thread has, and
         inherits the descriptors `inherit` besides the first three. Raises NotFoundError,
-        LeaseHeldError, OverlayRefusedError, CommandMissingError, CommandRefusedError.
+        LeaseHeldError, ModeRefusedError, CommandMissingError, CommandRefusedError, OSError.
         """
         self.prepare(command[0])
-        if self._held is not None:
-            upper = self._held.upper()
-            base = base_path(self._repository, self._held.session)
-            lower = os.path.join(self._place.mountpoint, base)
-            layers = (lower, os.fsdecode(upper.root), os.fsdecode(upper.work))
-            try:
-                return self._launch(command, below, mask, inherit, layers)
-            except OverlayRefusedError as error:
-                self._give_back()
-                self._go_lazy(error)
-        return self._launch(command, below, mask, inherit, ("", "", ""))
+        return self._launch(command, below, mask, inherit)
 
     def prepare(self, name: str) -> None:
         """Takes the session for a program `name`, if need be; raises as `start`, which calls it."""
         self._repository.sessions.get(self._session)
-        if self.way == OVERLAY and self._held is None:
-            try:
-                self._held = self._take(f"running {name}")
+        if self.mode == LAZY or self._held is not None:
+            return
+        try:
+            self._held = self._take(f"running {name}")
+            if self.mode == OVERLAY:
                 self._hand_over(self._held)
-            except OverlayRefusedError as error:
-                self._give_back()
-                self._go_lazy(error)
+            else:
+                self._check_out(self._held)
+        except BaseException:
+            self._give_back()
+            raise
 
     def _hand_over(self, held: HeldSession) -> None:
         try:
@@ -193,12 +252,15 @@ class Run:
         except OSError as error:
             if error.errno != errno.ENOTSUP:
                 raise
-            raise OverlayRefusedError("the store's disk has no user attributes") from error
+            raise ModeRefusedError(OVERLAY, "the store's disk has no user attributes") from error
 
-    def _go_lazy(self, error: OverlayRefusedError) -> None:
-        if self._asked == OVERLAY:
-            raise error
-        self.way, self.reason, self._at = LAZY, error.why, self.shown
+    def _check_out(self, held: HeldSession) -> None:
+        tree = SessionTree(self._repository.store, self._repository.objects, held)
+        with self._repository.storing():
+            tree.make(self._progress)
+        self._tree = tree
+        if self._place is None:
+            self._cover = own_directory(self._repository.path)
 
     def _take(self, what: str) -> HeldSession:
         """Takes the session from the daemon."""
@@ -210,28 +272,41 @@ class Run:
                     client.ask(messages.Lend(self._session))
                 except DaemonError as error:
                     if error.kind == InUseError.__name__:
-                        raise OverlayRefusedError(str(error)) from error
+                        raise ModeRefusedError(self.mode, str(error)) from error
                     raise
             return self._repository.sessions.hold(self._session, what, wait=TAKE_SECONDS)
 
+    def _layers(self) -> tuple[str, str, str, str]:
+        """Returns what is to be mounted, as `Job` has it."""
+        if self._held is not None and self.mode == OVERLAY:
+            assert self._place is not None
+            upper = self._held.upper()
+            base = base_path(self._repository, self._held.session)
+            lower = os.path.join(self._place.mountpoint, base)
+            return lower, os.fsdecode(upper.root), os.fsdecode(upper.work), ""
+        if self._tree is not None and not self._bare:
+            return "", "", "", self._tree.path
+        if self.mode == LAZY and self.at is not None:
+            return "", "", "", self.in_mount
+        return "", "", "", ""
+
     def _launch(
-        self,
-        command: Sequence[str],
-        below: str,
-        mask: Sequence[int] | None,
+        self, command: Sequence[str], below: str, mask: Sequence[int] | None,
         inherit: Sequence[int],
-        layers: tuple[str, str, str],
-    ) -> int:
+    ) -> int:  # fmt: skip
         self._tell, told = os.pipe()
         lives, self._life = os.pipe()
-        lease = self._held.lease.fileno() if self._held is not None else -1
+        lease = self._held.lease.fileno() if self._held is not None else self._lease
+        mountpoint, life = self._cover, -1
+        if self._place is not None:
+            mountpoint, life = self._place.mountpoint, self._place.life
         if mask is None:
             mask = list(signal.pthread_sigmask(signal.SIG_BLOCK, []))
         job = Job(
-            told, lives, lease, self._place.life, self._place.mountpoint, *layers, self._at,
-            f"amalgamfs:{self._session}", os.path.join(self._at, below), list(map(int, mask)),
+            told, lives, lease, life, mountpoint, bool(self._cover), *self._layers(), self.shown,
+            f"amalgamfs:{self._session}", os.path.join(self.shown, below), list(map(int, mask)),
         )  # fmt: skip
-        given = {told, lives, *(fd for fd in (lease, self._place.life) if fd >= 0), *inherit}
+        given = {told, lives, *(fd for fd in (lease, life) if fd >= 0), *inherit}
         try:
             # -P: what lies in the directory where it starts is no module of ours.
             self._supervisor = subprocess.Popen(
@@ -248,9 +323,12 @@ class Run:
         self._drop_supervisor()
         if "refused" in answer:
             step, code = answer["refused"]
+            if self.mode == FULL and self.at is None and not self._bare:
+                self._bare = True  # then it is where it is
+                return self._launch(command, below, mask, inherit)
             error = OSError(code, os.strerror(code), step)
-            if self._held is not None:
-                raise OverlayRefusedError(f"{step}: {os.strerror(code)}") from error
+            if self._held is not None or self.at is not None:
+                raise ModeRefusedError(self.mode, f"{step}: {os.strerror(code)}") from error
             raise error
         if "failed" in answer:
             code = int(answer["failed"])
@@ -313,7 +391,11 @@ class Run:
     # Afterwards.
 
     def close(self) -> None:
-        """Lets the mount have the session again; kills a command that has not ended."""
+        """Lets the mount have the session again; kills a command that has not ended.
+
+        What was changed in a checkout is durably the session's then, and the checkout removed.
+        After an error (a full disk) it stays, and whoever takes the session next tries again.
+        """
         supervisor = self._supervisor
         if supervisor is not None:
             self._let_go()
@@ -322,7 +404,9 @@ class Run:
         left = self._ended is not None and self._ended.left
         if left and supervisor is not None:
             # What is left goes on with the session, and the supervisor with both.
-            self._place.needed = True
+            self._cover = ""
+            if self._place is not None:
+                self._place.needed = True
             if self._held is not None:
                 self._held.lease.describe(what="what a command left running", pid=supervisor.pid)
                 self._held.lease.hand_on()
@@ -351,11 +435,21 @@ class Run:
 
     def _give_back(self) -> None:
         held, self._held = self._held, None
-        if held is not None:
-            try:
+        if held is None:
+            return
+        try:
+            if self._tree is not None:
+                with contextlib.suppress(OSError):
+                    self.reads = self._tree.reads()
+                with self._repository.storing():
+                    self.warnings = self._tree.take_in()
+            elif self.mode == OVERLAY:
                 held.take_back()
-            finally:
-                held.release()
+        finally:
+            held.release()
+            if self._cover:
+                with contextlib.suppress(OSError):  # somebody else may use it by now
+                    os.rmdir(self._cover)
 
 
 def _is_stopped(pid: int) -> bool:

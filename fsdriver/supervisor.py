@@ -36,7 +36,7 @@ FORWARDED = (
 WATCHED = (*FORWARDED, signal.SIGCHLD, signal.SIGIO)
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
-_MS_REC, _MS_PRIVATE, _MS_SLAVE = 0x4000, 0x40000, 0x80000
+_MS_BIND, _MS_REC, _MS_PRIVATE, _MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SAME_SECONDS = 0.2
 """Within this time a signal sent to the process group and one passed on are the same."""
@@ -50,16 +50,23 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Job(NamedTuple):
-    """What to do. Descriptors by number; `lower` is empty where nothing is to be mounted."""
+    """What to do. Descriptors by number.
+
+    At `place` overlayfs is mounted from `lower`, `upper` and `work`, or with an empty `lower` the
+    directory `tree`; with both empty nothing is. `mountpoint` may be empty; else, if `cover`, it
+    is an empty directory in which `place` is to be made.
+    """
 
     tell: int
     life: int
     lease: int
     mount: int
     mountpoint: str
+    cover: bool
     lower: str
     upper: str
     work: str
+    tree: str
     place: str
     name: str
     directory: str
@@ -81,8 +88,9 @@ def main(argv: list[str]) -> int:
             os.set_inheritable(descriptor, False)
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     try:
-        if job.lower:
+        if job.lower or job.tree:
             _enter(job)
+            (_mount_overlay if job.lower else _bind)(job)
         _go_to(job)
     except _RefusedError as refused:
         _tell(job, refused=[refused.step, refused.code])
@@ -115,7 +123,7 @@ def _tell(job: Job, **facts: Any) -> None:
 
 
 def _enter(job: Job) -> None:
-    """Mounts the session's tree where only this process and its descendants see it."""
+    """Goes where only this process and its descendants see what is mounted."""
     ids = [("uid_map", os.geteuid()), ("gid_map", os.getegid())]
     if _libc.unshare(_CLONE_NEWNS):  # only root may, without a user namespace
         _call("a user namespace", _libc.unshare, _CLONE_NEWUSER | _CLONE_NEWNS)
@@ -126,8 +134,24 @@ def _enter(job: Job) -> None:
         except OSError as error:
             raise _RefusedError("a user namespace", error.errno or errno.EIO) from error
     _call("a mount namespace", _libc.mount, None, b"/", None, _MS_REC | _MS_SLAVE, None)
-    # Ours stays as long as it is needed here; elsewhere it may be ended as if we were not.
-    _libc.mount(None, os.fsencode(job.mountpoint), None, _MS_REC | _MS_PRIVATE, None)
+    if job.mountpoint and not job.cover:
+        # Ours stays as long as it is needed here; elsewhere it may be ended as if we were not.
+        _libc.mount(None, os.fsencode(job.mountpoint), None, _MS_REC | _MS_PRIVATE, None)
+
+
+def _bind(job: Job) -> None:
+    if job.cover:
+        cover = os.fsencode(job.mountpoint)
+        _call("a place for the tree", _libc.mount, b"tmpfs", cover, b"tmpfs", 0, b"mode=700")
+        try:
+            os.makedirs(job.place)
+        except OSError as error:
+            raise _RefusedError("a place for the tree", error.errno or errno.EIO) from error
+    tree, place = os.fsencode(job.tree), os.fsencode(job.place)
+    _call("the tree's place", _libc.mount, tree, place, None, _MS_BIND | _MS_REC, None)
+
+
+def _mount_overlay(job: Job) -> None:
     try:
         # By descriptors, so that no path needs to be escaped, and none is too long.
         parts = {

@@ -205,9 +205,10 @@ ROWS = {
         DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"
     ),
     # run
-    "OverlayRefusedError": Row(
-        REFUSED, "without --overlay and --at it runs in the mount; `mountctl doctor` may know why"
+    "ModeRefusedError": Row(
+        REFUSED, "`--mode auto` takes another one; `mountctl doctor` may know why"
     ),
+    "CalibrationFailedError": Row(SYSTEM, "look at what the program said; run it once more"),
     "CommandMissingError": Row(NO_PROGRAM, "name a program in $PATH, or one by its path"),
     "CommandRefusedError": Row(NOT_EXECUTABLE, "look at its permissions and its first line"),
     "SupervisorLostError": Row(SYSTEM, "run the command again; what it wrote is in the session"),

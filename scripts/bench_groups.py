@@ -130,7 +130,11 @@ def writable(bench: Bench, name: str, store: str, source: str, at: str) -> Itera
 
 def words_before(name: str, store: str) -> tuple[str, ...]:
     """Returns what stands before a command in the tree that `writable` gives."""
-    return (PROGRAM, "--store", store, "run", "--overlay", "build", "--") if name == RUN else ()
+    return (
+        (PROGRAM, "--store", store, "run", "--mode", "overlay", "build", "--")
+        if name == RUN
+        else ()
+    )
 
 
 def measure_build(bench: Bench) -> None:

@@ -17,6 +17,7 @@ from scripts.bench_driver import measure_driver
 from scripts.bench_engine import SIZES, measure_engine
 from scripts.bench_figures import Bench, Figure, tables
 from scripts.bench_groups import measure_build, measure_commit, measure_store
+from scripts.bench_modes import measure_modes
 from scripts.bench_mount import measure_mount
 from scripts.bench_plot import draw
 from scripts.bench_projects import measure_projects
@@ -40,6 +41,7 @@ GROUPS = {
     "checkout": measure_checkout,
     "driver": measure_driver,
     "engine": measure_engine,
+    "modes": measure_modes,
 }
 
 DOCUMENT = os.path.join(ROOT, "docs", "benchmarks.md")

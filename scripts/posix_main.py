@@ -25,7 +25,7 @@ from scripts.posix_setting import SIDES, Place, adopt, place_on, run_directory
 DOCUMENT = os.path.join(ROOT, "docs", "posix.md")
 BEGIN, END = "<!-- posix:begin -->", "<!-- posix:end -->"
 OVERLAY_REFUSED = 4
-"""What `mountctl run --overlay` exits with where the kernel shows it no overlayfs."""
+"""What `mountctl run --mode overlay` exits with where the kernel shows it no overlayfs."""
 
 
 class Suite(NamedTuple):

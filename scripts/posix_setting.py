@@ -185,7 +185,7 @@ def place_on(side: str, base: str, *, short: bool) -> Iterator[tuple[Place, list
     mount(store, at, plain=side == "plain")
     mountctl(store, "session", "create", "posix", "main")
     spared = set(started())
-    by = (PROGRAM, "--store", store, "-q", "run", "--overlay", "posix", "--")
+    by = (PROGRAM, "--store", store, "-q", "run", "--mode", "overlay", "posix", "--")
     path = os.path.join(at, "sessions", "posix")
     yield Place(path, scratch, side, short, by if side == "run" else ()), wrong
     end(spared)

@@ -69,7 +69,7 @@ def bind_of_run(folder: str, store: str, mountpoint: str) -> None:
     ours, theirs = socket.socketpair()
     number = theirs.fileno()
     holder = subprocess.Popen(
-        [PROGRAM, "--store", store, "run", "--overlay", "union", "--",
+        [PROGRAM, "--store", store, "run", "--mode", "overlay", "union", "--",
          sys.executable, "-P", "-m", "scripts.posix_union", "hold", str(number)],
         cwd="/", stdin=subprocess.DEVNULL, pass_fds=[number], start_new_session=True,
     )  # fmt: skip

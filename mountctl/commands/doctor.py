@@ -1,7 +1,9 @@
 """`mountctl doctor`."""
 
 import click
+import msgspec
 
+from fsdriver.cost_model import ModeCosts
 from mountctl.command import Command, pass_invocation
 from mountctl.failures import FOUND
 from mountctl.invocation import Invocation
@@ -16,17 +18,28 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
     example="""
     $ mountctl doctor
     $ mountctl doctor --json | jq '.checks[] | select(.status != "ok")'
+    $ mountctl doctor --calibrate
     """,
 )
+@click.option(
+    "--calibrate", is_flag=True,
+    help="Measure what the modes of `run` cost here, on the store's disk; takes some ten seconds.",
+)  # fmt: skip
 @click.pass_context
 @pass_invocation
-def command(invocation: Invocation, context: click.Context) -> None:
+def command(invocation: Invocation, context: click.Context, calibrate: bool) -> None:
     """Tell what this machine lacks, and what to do.
 
     Writes one line for each check: ok, warn (something costs speed or is not to be had) or
     fail (something that was promised cannot work), and then what to do. Ends with exit code 1
     if any check fails. Changes nothing.
+
+    --calibrate checks nothing: it measures, and keeps what it found in the store, for `run --mode
+    auto` to choose by. Do it once, on a machine that is doing nothing else.
     """
+    if calibrate:
+        _calibrate(invocation)
+        return
     from mountctl.checks import FAIL, run_checks
 
     output = invocation.output
@@ -45,3 +58,43 @@ def command(invocation: Invocation, context: click.Context) -> None:
         output.note("something is missing" if failed else "everything needed is there")
     if failed:
         context.exit(FOUND)
+
+
+def _calibrate(invocation: Invocation) -> None:
+    from fsdriver.calibration import calibrate
+    from fsdriver.run_records import RunRecords
+
+    output = invocation.output
+    with invocation.open() as store:
+        path = store.repository.path
+        with output.progress("measuring"):
+            costs = calibrate(path)
+        RunRecords(path).set_costs(costs)
+    if output.json:
+        output.result(msgspec.to_builtins(costs))
+        return
+    names = msgspec.structs.fields(ModeCosts)
+    output.table(
+        ["mode", *(_HEADINGS[field.name] for field in names)],
+        [
+            [mode, *(_figure(field.name, getattr(each, field.name)) for field in names)]
+            for mode, each in costs.modes.items()
+        ],
+    )
+    output.note(f"making and ending a mount takes {costs.mount:.2f} s")
+
+
+_HEADINGS = {
+    "start": "start ms", "entry": "entry µs", "byte": "MB ms", "asked": "request µs",
+    "read": "read MB ms", "made": "new µs", "rewritten": "changed µs",
+    "written": "written MB ms", "removed": "removed µs",
+}  # fmt: skip
+
+
+def _figure(name: str, seconds: float) -> str:
+    """Returns a cost in the unit of its column."""
+    if name == "start":
+        return f"{seconds * 1e3:.0f}"
+    if name in {"byte", "read", "written"}:
+        return f"{seconds * 1e9:.2f}"
+    return f"{seconds * 1e6:.0f}"

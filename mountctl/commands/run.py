@@ -1,18 +1,29 @@
 """`mountctl run`."""
 
+import contextlib
 import os
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from mountctl.command import TEXT, Command, pass_invocation, session_argument
+from engine.errors import EngineError, NotFoundError
+from engine.ids import SnapshotId
+from engine.leases import LeaseHeldError
+from fsdriver.client import DaemonError
+from mountctl.command import TEXT, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import quoted, short
 
 if TYPE_CHECKING:
-    from fsdriver.running import Ended, Run
+    from engine.leases import Lease
+    from engine.sessions import Session
+    from fsdriver.choosing import Attempt
+    from fsdriver.running import Ended
     from mountctl.access import StoreAccess
     from mountctl.output import Output
+
+AUTO = "auto"
 
 
 @click.command(
@@ -21,19 +32,29 @@ if TYPE_CHECKING:
     example="""
     $ mountctl run work -- make -j2
     $ mountctl run work --commit -m "tested" -- make check
+    $ mountctl run main --mode full -- ./configure
+    $ mountctl run work --explain -- make check
+    $ mountctl run --history
     """,
 )
-@session_argument()
 @click.argument(
-    "command", nargs=-1, required=True, type=click.UNPROCESSED,
+    "target", metavar="SESSION|SNAPSHOT", required=False,
+    help="A session, as NAME or @NAME; or a snapshot, for a session that goes afterwards.",
+)  # fmt: skip
+@click.argument(
+    "command", nargs=-1, type=click.UNPROCESSED,
     metavar="-- COMMAND [ARG]...", help="The command, found as a shell finds it.",
 )  # fmt: skip
-@click.option("--overlay", is_flag=True, help="Fail where the kernel's overlayfs is not possible.")
-@click.option("--lazy", is_flag=True, help="Run in the mount, without the kernel's overlayfs.")
+@click.option(
+    "--mode", type=click.Choice(["lazy", "overlay", "full", AUTO]), default=AUTO,
+    help="In the mount, under the kernel's overlayfs, in a checkout; auto takes the fastest.",
+)  # fmt: skip
 @click.option(
     "--at", type=click.Path(exists=True, file_okay=False), metavar="DIR",
     help="Where the command sees the tree; else where the mount has it.",
 )  # fmt: skip
+@click.option("--explain", is_flag=True, help="Tell what each mode should take; run nothing.")
+@click.option("--history", is_flag=True, help="List earlier runs: what was expected, what came.")
 @click.option("--commit", is_flag=True, help="Commit afterwards, if the command succeeded.")
 @click.option("--commit-always", is_flag=True, help="Commit afterwards, whatever it did.")
 @click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
@@ -41,64 +62,158 @@ if TYPE_CHECKING:
 @pass_invocation
 def command(
     invocation: Invocation,
-    session: str,
+    target: str | None,
     command: tuple[str, ...],
-    overlay: bool,
-    lazy: bool,
+    mode: str,
     at: str | None,
+    explain: bool,
+    history: bool,
     commit: bool,
     commit_always: bool,
     message: str,
     ref: str | None,
 ) -> int:
-    """Run a command in a session under the kernel's overlayfs.
+    """Run a command in a session, or on a snapshot.
 
-    The kernel's overlayfs shows the tree to the command and what it starts, and to nobody else,
-    who find the session busy meanwhile. Where that is not possible the command runs in the mount.
+    lazy runs it in the mount. overlay shows it the tree by the kernel's overlayfs, and full in a
+    checkout, which is removed afterwards: both to the command and what it starts, and to nobody
+    else, who find the session busy meanwhile. What it changed is in the session then, whatever
+    the mode. auto takes the mode that should be the fastest, by what this command took before,
+    and another one where that is not possible. The tree is at the same path in all of them.
+
     Exits with what the command exits with, or 128 and the number of the signal that killed it.
     """
-    from fsdriver import running
-
     committing = commit or commit_always
-    if overlay and lazy:
-        raise click.UsageError("--overlay and --lazy exclude each other")
-    if lazy and at is not None:
-        raise click.UsageError("--at needs overlayfs, which --lazy excludes")
     if (message or ref) and not committing:
         raise click.UsageError("--message and --ref are for --commit")
-    way = running.LAZY if lazy else running.OVERLAY if overlay or at else running.AUTO
-    output = invocation.output
+    if history:
+        if explain:
+            raise click.UsageError("--explain and --history exclude each other")
+        return _history(invocation, target)
+    if target is None or not command:
+        raise click.UsageError("give a SESSION or SNAPSHOT, and after `--` a COMMAND")
     inherit = _inherited()  # before anything else is open
+    at = at and os.path.abspath(at)
     with invocation.open() as store:
-        with (
-            running.mounted(store.repository.path) as place,
-            running.Run(
-                store.repository, session, place, way=way, at=at and os.path.abspath(at)
-            ) as run,
-        ):
-            ended = _run(run, command, inherit, output)
-        facts = {**ended._asdict(), "way": run.way, "reason": run.reason, "session": session}
-        if ended.left:
-            output.note(f"what {command[0]!r} left running goes on in @{session}, which is busy")
-        if commit_always or (commit and ended.exit_code == 0):
-            facts |= _commit(store, output, session, message, ref)
-        if output.json:
-            output.last("run", facts)
+        from fsdriver.choosing import plan
+        from fsdriver.running import find_place
+
+        repository = store.repository
+        session = _named_session(store, target)
+        base = repository.resolve(target) if session is None else SnapshotId(session.parent)
+        root = repository.snapshot(base).root if session is None else session.root
+        planned = plan(repository, base, root, command, place=find_place(repository.path))
+        if explain:
+            from mountctl.plans import show_plan
+
+            show_plan(invocation.output, planned)
+            return 0
+        modes = planned.modes if mode == AUTO else [mode]
+        with _kept(session) if session is not None else _temporary(store, base) as (used, lease):
+            return _attempt(
+                store, invocation.output, used, command, modes, inherit,
+                at=at, lease=lease, asked=mode, target=target, estimates=planned.estimates,
+                commit=(commit, commit_always, message, ref),
+            )  # fmt: skip
+
+
+def _named_session(store: "StoreAccess", target: str) -> "Session | None":
+    try:
+        return store.repository.sessions.get(target.removeprefix("@"))
+    except NotFoundError:
+        if target.startswith("@"):
+            raise
+        return None
+
+
+@contextlib.contextmanager
+def _kept(session: "Session") -> Iterator[tuple["Session", "Lease | None"]]:
+    yield session, None
+
+
+@contextlib.contextmanager
+def _temporary(
+    store: "StoreAccess", snapshot: SnapshotId
+) -> Iterator[tuple["Session", "Lease | None"]]:
+    """Makes a session for one run, and removes it and what killed runs have left."""
+    sessions = store.repository.sessions
+    for unused in sessions.unused():
+        with contextlib.suppress(EngineError):  # what a command left running may use it yet
+            store.remove(unused.name)
+    session, lease = sessions.create_temporary(snapshot)
+    try:
+        store.refresh()
+        yield session, lease
+    finally:
+        with lease, contextlib.suppress(LeaseHeldError, DaemonError):  # likewise
+            store.remove(session.name)
+
+
+def _attempt(
+    store: "StoreAccess",
+    output: "Output",
+    session: "Session",
+    command: Sequence[str],
+    modes: Sequence[str],
+    inherit: list[int],
+    *,
+    at: str | None,
+    lease: "Lease | None",
+    asked: str,
+    target: str,
+    estimates: Sequence[Any],
+    commit: tuple[bool, bool, str, str | None],
+) -> int:
+    from fsdriver.choosing import Attempt, keep
+
+    with output.progress("writing files", in_bytes=True) as progress:
+        attempt = Attempt(
+            store.repository, session.name, modes,
+            at=at, lease=-1 if lease is None else lease.fileno(), progress=progress,
+        )  # fmt: skip
+        attempt.__enter__()
+        try:
+            attempt.prepare(command[0])
+        except BaseException:
+            attempt.close()
+            raise
+    with attempt:
+        ended = _run(attempt, command, inherit, output)
+    run = attempt.run
+    output.warnings(run.warnings)
+    facts = {
+        **ended._asdict(), "mode": run.mode, "refused": [str(why) for why in attempt.refused],
+        "seconds": round(attempt.seconds, 4), "session": session.name,
+    }  # fmt: skip
+    if ended.left:
+        output.note(f"what {command[0]!r} left running goes on in @{session.name}, which is busy")
+    else:
+        with contextlib.suppress(OSError):  # it would only have served the next one
+            keep(
+                store.repository, session, command, attempt, ended,
+                asked=asked, target=target, estimates=estimates,
+            )  # fmt: skip
+    if_succeeded, always, message, ref = commit
+    if always or (if_succeeded and ended.exit_code == 0):
+        facts |= _commit(store, output, session.name, message, ref)
+    if output.json:
+        output.last("run", facts)
     return ended.exit_code
 
 
-def _run(run: "Run", command: tuple[str, ...], inherit: list[int], output: "Output") -> "Ended":
+def _run(
+    attempt: "Attempt", command: Sequence[str], inherit: list[int], output: "Output"
+) -> "Ended":
     from fsdriver.running import signals_held
 
-    below = _below(run.shown)
-    run.prepare(command[0])
+    below = _below(attempt.run.in_mount)
     with signals_held() as mask:
-        run.start(command, below=below, mask=mask, inherit=inherit)
-        if run.reason:
-            output.note(f"runs in {quoted(run.shown)} without overlayfs: {run.reason}")
+        run = attempt.start(command, below=below, mask=mask, inherit=inherit)
+        for why in attempt.refused:
+            output.note(f"runs in {quoted(run.shown)} by {run.mode}: {why}")
         ended = run.wait_forwarding()
-        run.close()
-    _look_at(os.path.join(run.shown, below))
+        attempt.close()
+    _look_at(os.path.join(run.in_mount, below))
     return ended
 
 
@@ -141,3 +256,17 @@ def _commit(
     else:
         output.note(f"nothing has changed in @{session}")
     return {"snapshot": report.snapshot, "changed": report.changed}
+
+
+def _history(invocation: Invocation, target: str | None) -> int:
+    from fsdriver.run_records import RunRecords
+    from mountctl.plans import show_history
+
+    with invocation.open() as store:
+        records = RunRecords(store.repository.path).all()
+    name = None if target is None else target.removeprefix("@")
+    show_history(
+        invocation.output,
+        [each for each in records if name is None or each.target.removeprefix("@") == name],
+    )
+    return 0

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT, Run
 
-SUITES = ["importing", "killed", "session_machine", "sessions", "upper_format"]
+SUITES = ["importing", "killed", "session_machine", "session_tree", "sessions", "upper_format"]
 SAME_FOR_ALL = ["large_directory", "deep_tree", "killed_import", "kill_during", "many_chunks"]
 
 

@@ -11,7 +11,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,16 +21,15 @@ from engine.errors import NotFoundError
 from engine.ids import SnapshotId
 from engine.leases import holder_of, is_held
 from fsdriver import messages, running
+from fsdriver.choosing import Attempt
 from fsdriver.client import DaemonError
+from fsdriver.cost_model import FULL, LAZY, MODES, OVERLAY
 from fsdriver.mountpoint import FILESYSTEM, mounts
 from fsdriver.running import (
-    AUTO,
-    LAZY,
-    OVERLAY,
     CommandMissingError,
     CommandRefusedError,
     Ended,
-    OverlayRefusedError,
+    ModeRefusedError,
     Place,
     Run,
     SupervisorLostError,
@@ -79,17 +78,21 @@ class Runner:
         self.mount, self.seen = mount, home / "seen"
 
     @contextmanager
-    def run(self, *command: str, way: str = OVERLAY, session: str = "s") -> Iterator[Run]:
+    def attempt(self, *command: str, modes: Sequence[str], session: str = "s") -> Iterator[Attempt]:
         with (
             self.mount.repository() as repository,
-            running.mounted(str(self.mount.store)) as place,
-            Run(repository, session, place, way=way) as run,
+            Attempt(repository, session, modes) as attempt,
         ):
-            run.start(command)
-            yield run
+            attempt.start(command)
+            yield attempt
 
-    def __call__(self, *command: str, way: str = OVERLAY, session: str = "s") -> Ended:
-        with self.run(*command, way=way, session=session) as run:
+    @contextmanager
+    def run(self, *command: str, mode: str = OVERLAY, session: str = "s") -> Iterator[Run]:
+        with self.attempt(*command, modes=[mode], session=session) as attempt:
+            yield attempt.run
+
+    def __call__(self, *command: str, mode: str = OVERLAY, session: str = "s") -> Ended:
+        with self.run(*command, mode=mode, session=session) as run:
             return run.wait()
 
     def python(self, code: str, *words: str, session: str = "s") -> None:
@@ -122,7 +125,7 @@ def sleeping(run: Runner) -> Iterator[Run]:
     with (
         run.mount.repository() as repository,
         running.mounted(str(run.mount.store)) as place,
-        Run(repository, "s", place) as running_one,
+        Run(repository, "s", OVERLAY, place) as running_one,
     ):
         command = ["sh", "-c", f"echo written > new; echo > /proc/self/fd/{theirs}; exec sleep 100"]
         running_one.start(command, inherit=[theirs])
@@ -228,12 +231,14 @@ def test_a_fork_with_changes_is_seen_with_them(run: Runner):
 
 def test_a_session_with_open_files_is_left_to_the_mount(run: Runner):
     with (run.mount.sessions / "s/README").open() as file:
-        with pytest.raises(OverlayRefusedError, match="files open in it: README"):
+        with pytest.raises(ModeRefusedError, match="files open in it: README"):
             run("true")
-        with run.run("sh", "-c", "echo lazily >> new", way=AUTO) as lazily:
-            assert lazily.wait() == Ended(0, None, False)
-            assert lazily.way == LAZY
-            assert "README" in lazily.reason
+        command = ["sh", "-c", "echo lazily >> new"]
+        with run.attempt(*command, modes=[OVERLAY, FULL, LAZY]) as lazily:
+            assert lazily.run.wait() == Ended(0, None, False)
+            assert lazily.run.mode == LAZY
+            assert all("README" in str(why) for why in lazily.refused)
+            assert len(lazily.refused) == 2
         assert file.read() == "read me\n"
     assert run("sh", "-c", "echo overlaid >> new").exit_code == 0
     assert (run.mount.sessions / "s/new").read_text() == "lazily\noverlaid\n"
@@ -249,7 +254,7 @@ def test_the_session_is_busy_meanwhile(run: Runner):
             os.listdir(at)
         assert caught.value.errno == errno.EBUSY
         with (
-            Run(sleeper._repository, "s", Place(str(run.mount.path))) as second,
+            Run(sleeper._repository, "s", OVERLAY, Place(str(run.mount.path), "")) as second,
             pytest.raises(DaemonError, match="running sh"),
         ):
             second.prepare("true")
@@ -277,7 +282,8 @@ def test_a_shell_that_stands_in_the_session_may_go_on(run: Runner, monkeypatch):
         Path("new").unlink()
 
 
-def test_where_a_command_runs(run: Runner, tmp_path: Path):
+@pytest.mark.parametrize("mode", MODES)
+def test_where_a_command_runs(run: Runner, tmp_path: Path, mode: str):
     at = run.mount.sessions / "s"
     (tmp_path / "elsewhere").mkdir()
     for place, below, expected in [
@@ -286,7 +292,7 @@ def test_where_a_command_runs(run: Runner, tmp_path: Path):
     ]:  # fmt: skip
         with (
             run.mount.repository() as repository,
-            Run(repository, "s", Place(str(run.mount.path)), at=place) as one,
+            Run(repository, "s", mode, Place(str(run.mount.path), ""), at=place) as one,
         ):
             one.start(["sh", "-c", f"pwd > {tmp_path}/pwd; ls README ../README"], below=below)
             one.wait()
@@ -305,26 +311,26 @@ def test_it_sees_itself_as_the_user_without_privilege(run: Runner, tmp_path: Pat
     assert "overlay" not in [mount.kind for mount in mounts()]
 
 
-@pytest.mark.parametrize("way", [OVERLAY, LAZY])
-def test_how_it_ends(run: Runner, way: str):
-    assert run("sh", "-c", "exit 3", way=way) == Ended(3, None, False)
-    assert run("sh", "-c", "kill -9 $$", way=way) == Ended(137, signal.SIGKILL, False)
+@pytest.mark.parametrize("mode", MODES)
+def test_how_it_ends(run: Runner, mode: str):
+    assert run("sh", "-c", "exit 3", mode=mode) == Ended(3, None, False)
+    assert run("sh", "-c", "kill -9 $$", mode=mode) == Ended(137, signal.SIGKILL, False)
     with pytest.raises(CommandMissingError):
-        run("./nonsense", way=way)
+        run("./nonsense", mode=mode)
     with pytest.raises(CommandRefusedError):
-        run("./src/lib", way=way)
+        run("./src/lib", mode=mode)
     with pytest.raises(NotFoundError):
-        run("true", way=way, session="none")
-    assert run("true", way=way).exit_code == 0
+        run("true", mode=mode, session="none")
+    assert run("true", mode=mode).exit_code == 0
 
 
 def test_what_the_kernel_refuses_is_said(run: Runner, monkeypatch):
     monkeypatch.setattr(running, "base_path", lambda *_: "snapshots/none")
-    with pytest.raises(OverlayRefusedError, match="directories: No such file"):
+    with pytest.raises(ModeRefusedError, match="directories: No such file"):
         run("true")
-    with run.run("touch", "new", way=AUTO) as lazily:
-        assert lazily.wait().exit_code == 0
-        assert (lazily.way, lazily.shown) == (LAZY, str(run.mount.sessions / "s"))
+    with run.attempt("touch", "new", modes=[OVERLAY, LAZY]) as lazily:
+        assert lazily.run.wait().exit_code == 0
+        assert (lazily.run.mode, lazily.run.shown) == (LAZY, str(run.mount.sessions / "s"))
     assert (run.mount.sessions / "s/new").exists()
 
 
@@ -370,9 +376,10 @@ def test_with_the_supervisor_the_command_is_killed(run: Runner):
 STARTER = """
 import os, sys
 from engine import Repository
+from fsdriver.cost_model import OVERLAY
 from fsdriver.running import Run, mounted
 with (Repository.open(sys.argv[1]) as repository, mounted(sys.argv[1]) as place,
-      Run(repository, "s", place) as run):
+      Run(repository, "s", OVERLAY, place) as run):
     command = "import os, time; os.mkdir('sealed', 0o500); print(flush=True); time.sleep(100)"
     run.start([sys.executable, "-c", command])
     run.wait()
@@ -422,31 +429,34 @@ def test_without_a_mount_there_is_one_for_the_while(own: Mount, tmp_path: Path):
     assert (own.sessions / "s/new").read_text() == "new\n"
 
 
-@pytest.mark.parametrize("way", [OVERLAY, LAZY])
-def test_a_run_that_is_given_up_kills_the_command_alone(own: Mount, tmp_path: Path, way: str):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_run_that_is_given_up_kills_the_command_alone(own: Mount, tmp_path: Path, mode: str):
     os.mkfifo(tmp_path / "go")
     daemon = f"read x < {tmp_path}/go; echo late > late"
     command = f"({daemon}) & touch {tmp_path}/ready; exec sleep 100"
     run = Runner(own, tmp_path)
+    with own.repository() as repository:
+        uid = repository.sessions.get("s").uid
+    lease = "mount" if mode == LAZY else f"session-{uid}"
     try:
-        with run.run("sh", "-c", command, way=way) as given_up:
+        with run.run("sh", "-c", command, mode=mode) as given_up:
             assert given_up._supervisor is not None
             until((tmp_path / "ready").exists)
             handle = os.pidfd_open(children(given_up._supervisor.pid)[0])
         wait_for(handle)
-        assert is_held(str(own.store), "mount")  # for what goes on
+        assert is_held(str(own.store), lease)  # for what goes on
     finally:
         (tmp_path / "go").write_text("go\n")
-    until(lambda: not is_held(str(own.store), "mount"))
+    until(lambda: not is_held(str(own.store), lease))
     own.start()
     assert (own.sessions / "s/late").read_text() == "late\n"
 
 
 def test_a_prepared_run_that_never_starts_gives_the_session_back(run: Runner):
     with run.mount.repository() as repository:
-        with Run(repository, "s", Place(str(run.mount.path))) as one:
+        with Run(repository, "s", OVERLAY, Place(str(run.mount.path), "")) as one:
             one.prepare("nothing")
-        assert one.way == OVERLAY
+        assert one.mode == OVERLAY
     assert (run.mount.sessions / "s/README").read_text() == "read me\n"
 
 

@@ -10,11 +10,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.leases import is_held
 from fsdriver.mountpoint import our_mount, unmount
+from fsdriver.run_records import this_machine
+from tests.fsdriver.conftest import until
 
 pytestmark = pytest.mark.fuse
 
@@ -46,11 +49,14 @@ def test_streams_arguments_and_exit_code_are_the_commands(mountctl, work):
     assert (done.returncode, done.stdout, done.stderr) == (7, "given\n--json -q --\n", "err\n")
 
 
-@pytest.mark.parametrize("way", ["--overlay", "--lazy"])
-def test_result_under_json(mountctl, work, way):
-    done = mountctl.run("run", "@work", way, "--json", "--", "sh", "-c", "kill -TERM $$", code=143)
-    assert result(done) == {
-        "exit_code": 143, "signal": 15, "left": False, "way": way[2:], "reason": "",
+@pytest.mark.parametrize("mode", ["overlay", "lazy", "full"])
+def test_result_under_json(mountctl, work, mode):
+    command = ["sh", "-c", "kill -TERM $$"]
+    done = mountctl.run("run", "@work", "--mode", mode, "--json", "--", *command, code=143)
+    facts = result(done)
+    assert 0 < float(str(facts.pop("seconds"))) < 60
+    assert facts == {
+        "exit_code": 143, "signal": 15, "left": False, "mode": mode, "refused": [],
         "session": "work",
     }  # fmt: skip
     assert done.stdout == ""
@@ -73,15 +79,17 @@ def test_commit_if_it_succeeded(mountctl, work, first):
     assert done.stderr == "nothing has changed in @work\n"
 
 
-def test_where_overlayfs_is_not_possible_it_says_so(mountctl, work):
+def test_where_a_mode_is_not_possible_it_says_so(mountctl, work):
     with (work / "data.bin").open("rb"):
         done = mountctl.run("run", "work", "--", "pwd")
         assert done.stdout == f"{work}\n"
-        (said,) = done.stderr.splitlines()
-        assert said.startswith(f"runs in {work} without overlayfs: session 'work' is in use")
-        assert said.endswith("data.bin")
+        said = done.stderr.splitlines()
+        assert all(line.startswith(f"runs in {work} by lazy: ") for line in said)
+        assert all(line.endswith("data.bin") for line in said)
         assert mountctl.run("run", "work", "-q", "--", "true").stderr == ""
-        assert "data.bin" in mountctl.fails(4, "run", "work", "--overlay", "--", "true")
+        for mode in ("overlay", "full"):
+            said = mountctl.fails(4, "run", "work", "--mode", mode, "--", "true")
+            assert "data.bin" in said
 
 
 def test_without_a_mount(mountctl, first):
@@ -106,12 +114,14 @@ def test_it_runs_where_the_caller_stands(mountctl, work, tmp_path):
     assert pwd(work) == pwd(tmp_path) == str(work)
     (tmp_path / "place").mkdir()
     assert pwd(work / "src", "--at", f"{tmp_path}/place") == f"{tmp_path}/place/src"
-    assert pwd(work / "src", "--lazy") == str(work / "src")
+    for mode in ("lazy", "overlay", "full"):
+        assert pwd(work / "src", "--mode", mode) == str(work / "src")
+        assert pwd(work, "--mode", mode, "--at", f"{tmp_path}/place") == f"{tmp_path}/place"
 
 
 def test_descriptors_are_passed_on_and_no_others(mountctl, work):
     ours, theirs = os.pipe()
-    command = mountctl.command("run", "work", "--", "ls", "/proc/self/fd")
+    command = mountctl.command("run", "work", "--mode", "overlay", "--", "ls", "/proc/self/fd")
     done = subprocess.run(
         command, env=mountctl.environment(), pass_fds=[theirs], capture_output=True, text=True,
         check=True,
@@ -131,8 +141,10 @@ def test_descriptors_are_passed_on_and_no_others(mountctl, work):
         (["work", "--", "./data.bin"], 126),
         (["none", "--", "true"], 3),
         (["work"], 2),
-        (["work", "--lazy", "--overlay", "--", "true"], 2),
-        (["work", "--lazy", "--at", "/tmp", "--", "true"], 2),
+        (["work", "--mode", "fast", "--", "true"], 2),
+        (["--", "true"], 2),
+        (["work", "--explain", "--history", "--", "true"], 2),
+        (["@none", "--", "true"], 3),
         (["work", "-m", "x", "--", "true"], 2),
     ],
 )
@@ -198,7 +210,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal(mountctl, work) -> Iterator[Terminal]:
-    words = mountctl.command("run", "work", "--", sys.executable, "-c", COUNT)
+    words = mountctl.command("run", "work", "--mode", "overlay", "--", sys.executable, "-c", COUNT)
     made = Terminal(words, mountctl.environment(TERM="dumb"))
     made.wait_for("ready")
     yield made
@@ -264,3 +276,152 @@ def test_killed_it_kills_the_command(terminal, work):
         except OSError:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def test_killed_in_a_checkout_what_it_wrote_is_the_sessions(mountctl, work):
+    (uid,) = os.listdir(mountctl.store / "sessions")
+    command = ["sh", "-c", "echo new > new; rm data.bin; echo ready; exec sleep 100"]
+    child = subprocess.Popen(
+        mountctl.command("run", "work", "--mode", "full", "--", *command),
+        env=mountctl.environment(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    assert "(running " in mountctl.fails(5, "commit", "work")
+    child.kill()
+    child.communicate()
+    until(lambda: not is_held(str(mountctl.store), f"session-{uid}"))
+    assert mountctl("diff", "main", "@work").stdout == "D data.bin\nA new\n"
+    assert (work / "new").read_text() == "new\n"
+
+
+# On a snapshot.
+
+
+@pytest.mark.parametrize("mode", ["overlay", "lazy", "full", "auto"])
+@pytest.mark.parametrize("is_mounted", [True, False], ids=["mounted", "not mounted"])
+def test_on_a_snapshot_nothing_is_left(mountctl, first, request, mode, is_mounted):
+    if is_mounted:
+        request.getfixturevalue("work")
+    before = mountctl("session", "list").stdout
+    done = mountctl.run("run", "main", "--mode", mode, "--", "sh", "-c", "pwd; echo x > new; ls")
+    path, *names = done.stdout.split()
+    assert Path(path).name == f"run-{first[:12]}"
+    assert "new" in names
+    assert mountctl("session", "list").stdout == before
+    again = mountctl.run("run", "main", "--mode", mode, "--", "sh", "-c", "pwd; ls")
+    assert again.stdout.split() == [path, *(name for name in names if name != "new")]
+    assert mountctl.json("snapshot", "list")[0]["snapshot"] == first
+
+
+@pytest.mark.parametrize("mode", ["overlay", "lazy", "full"])
+def test_on_a_snapshot_it_is_committed(mountctl, first, mode):
+    words = ["--mode", mode, "--commit", "-m", "made", "--ref", "made", "--json"]
+    made = result(mountctl.run("run", "main", *words, "--", "sh", "-c", "echo x > new"))
+    assert mountctl("diff", "main", "made").stdout == "A new\n"
+    assert mountctl.json("snapshot", "show", "made")["parents"] == [first]
+    assert made["changed"] is True
+
+
+def test_runs_on_a_snapshot_at_the_same_time(mountctl, work):
+    children = [
+        subprocess.Popen(
+            mountctl.command("run", "main", "--mode", mode, "--", "sh", "-c", "pwd; sleep 1; ls"),
+            env=mountctl.environment(), stdout=subprocess.PIPE, text=True,
+        )
+        for mode in ("overlay", "lazy", "full", "full")
+    ]  # fmt: skip
+    outputs = [child.communicate()[0].split() for child in children]
+    assert [child.returncode for child in children] == [0] * 4
+    assert len({output[0] for output in outputs}) == 4
+    assert len({tuple(output[1:]) for output in outputs}) == 1
+    assert "run-" not in mountctl("session", "list").stdout
+
+
+@pytest.mark.parametrize("mode", ["overlay", "lazy", "full"])
+def test_killed_on_a_snapshot_the_next_run_removes_it(mountctl, work, mode):
+    before = set(os.listdir(mountctl.store / "sessions"))
+    leases = ["run"] if mode == "lazy" else ["run", "session"]
+    command = ["sh", "-c", "echo ready; exec sleep 99"]
+    child = subprocess.Popen(
+        mountctl.command("run", "main", "--mode", mode, "--", *command),
+        env=mountctl.environment(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == "ready\n"
+    assert "run-" in mountctl("session", "list").stdout
+    (uid,) = set(os.listdir(mountctl.store / "sessions")) - before
+    child.kill()
+    child.communicate()
+    until(lambda: not any(is_held(str(mountctl.store), f"{what}-{uid}") for what in leases))
+    mountctl("run", "main", "--mode", mode, "--", "true")
+    assert "run-" not in mountctl("session", "list").stdout
+    assert len(list((mountctl.store / "sessions").iterdir())) == 1
+
+
+# Which mode.
+
+
+def test_what_a_mode_should_take_and_took(mountctl, first):
+    def explain() -> Any:
+        return json.loads(mountctl("run", "main", "--explain", "--json", "--", "true").stdout)
+
+    plan = explain()
+    assert plan["runs"] == 0
+    assert sorted(each["mode"] for each in plan["estimates"]) == ["full", "lazy", "overlay"]
+    seconds = [each["seconds"] for each in plan["estimates"]]
+    assert seconds == sorted(seconds)
+    taken = result(mountctl.run("run", "main", "--json", "--", "true"))
+    assert taken["mode"] == plan["mode"] == plan["estimates"][0]["mode"]
+    mountctl("run", "main", "--mode", "lazy", "--", "sleep", "0.01")
+    first_run, other = mountctl.json("run", "--history")
+    assert first_run["command"] == "true"
+    assert first_run["estimates"][plan["mode"]] == pytest.approx(seconds[0])
+    assert first_run["outcome"]["seconds"] == pytest.approx(taken["seconds"], abs=1e-3)
+    assert (other["asked"], other["outcome"]["mode"]) == ("lazy", "lazy")
+    again = explain()
+    own = {each["mode"]: (each["own"], each["runs"]) for each in again["estimates"]}
+    assert own[taken["mode"]][1] == 1
+    assert len({own for own, _ in own.values()}) == 1  # the others are judged by it
+    shown = mountctl("run", "--history").stdout.splitlines()
+    assert len(shown) == 3
+    assert "(auto)" in shown[1]
+    assert mountctl.run("run", "--history", "other").stderr.startswith("nothing ran here yet")
+
+
+def test_a_mode_that_proves_slow_is_left(mountctl, first):
+    slow_in_a_checkout = ["sh", "-c", "case $(stat -fc %T .) in fuse*) ;; *) sleep 1.5;; esac"]
+
+    def mode(*words: str) -> object:
+        done = mountctl.run("run", "main", "--json", *words, "--", *slow_in_a_checkout)
+        return result(done)["mode"]
+
+    assert mode("--mode", "full") == "full"
+    assert mode("--mode", "lazy") == "lazy"
+    assert mode() == "lazy"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="hides a device")
+def test_without_fuse_there_is_the_checkout(mountctl, first):
+    hidden = 'mount --bind /dev/null /dev/fuse && exec "$@"'
+
+    def run(*words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = mountctl.command("run", "main", *words, "--", "sh", "-c", "pwd; ls")
+        done = subprocess.run(
+            ["unshare", "-m", "sh", "-c", hidden, "sh", *command],
+            env=mountctl.environment(), capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == code, done.stderr
+        return done
+
+    path, *names = run("--mode", "full").stdout.split()
+    assert "data.bin" in names
+    costs = {"lazy": {"start": 0.0}, "overlay": {"start": 0.0}, "full": {"start": 9.0}}
+    (mountctl.store / "costs").write_text(
+        json.dumps({"mount": 0.0, "modes": costs, "machine": this_machine()})
+    )
+    done = run()
+    assert done.stdout.split() == [path, *names]
+    assert done.stderr.splitlines()[0].startswith(f"runs in {path} by full: ")
+    assert "error: " in run("--mode", "lazy", code=10).stderr
+    assert not is_held(str(mountctl.store), "mount")

@@ -1,0 +1,275 @@
+"""Runs a command in the mode that should be the fastest, and keeps what that took.
+
+The seed design calls it the hybrid strategy. `plan` estimates each mode by `cost_model` from
+earlier runs of the same command (`run_records`) and the machine's costs (`calibration`). An
+`Attempt` takes the first mode that is possible, and tells afterwards what the run took and did.
+"""
+
+import contextlib
+import errno
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
+
+import msgspec
+
+from engine.errors import EngineError
+from engine.ids import SnapshotId
+from engine.importing import Progress
+from engine.nodes import Entry
+from engine.repository import Repository
+from engine.sessions import Session
+from engine.upper_work import UpperWork, work_between, work_since
+from fsdriver import messages
+from fsdriver.client import DaemonLostError, find_daemon
+from fsdriver.cost_model import (
+    FULL,
+    LAZY,
+    MODES,
+    Costs,
+    Estimate,
+    Outcome,
+    Tree,
+    Work,
+    estimate,
+)
+from fsdriver.launch import LaunchError
+from fsdriver.run_records import RunRecord, RunRecords, key_of, shown
+from fsdriver.running import Ended, ModeRefusedError, Place, Run, find_place, mounted
+
+GENERATIONS = 1000
+"""How many ancestors of a tree count as the same tree for the runs of a command."""
+
+_ASKING = ("LOOKUP", "READ", "READDIR", "READDIRPLUS", "READLINK")
+_MAKING = ("CREATE", "MKDIR", "MKNOD", "SYMLINK", "LINK")
+_REMOVING = ("UNLINK", "RMDIR")
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What each mode should take, the fastest first, and what that rests on."""
+
+    estimates: list[Estimate]
+    earlier: list[RunRecord]
+    costs: Costs
+    tree: Tree
+    mounted: bool
+
+    @property
+    def modes(self) -> list[str]:
+        """The modes in the order in which they are to be tried."""
+        return [each.mode for each in self.estimates]
+
+
+def tree_size(root: Entry) -> Tree:
+    """Returns the size of a tree without reading it."""
+    return Tree(root.totals.entries if root.totals is not None else 0, root.size)
+
+
+def plan(
+    repository: Repository,
+    base: SnapshotId,
+    root: Entry,
+    command: Sequence[str],
+    *,
+    place: Place | None,
+    modes: Iterable[str] = MODES,
+) -> Plan:
+    """Estimates what a command takes in each of `modes`, in a tree that came from `base`.
+
+    `root` is the tree, or what it was before a session changed it. Raises OSError.
+    """
+    records = RunRecords(repository.path)
+    ancestors = repository.history().ancestors(base)
+    earlier = records.like(command, islice(ancestors, GENERATIONS))
+    costs, tree = records.costs(), tree_size(root)
+    estimates = estimate(
+        costs, tree, [each.outcome for each in earlier],
+        mount="" if place is None else place.name or "new", modes=modes,
+    )  # fmt: skip
+    return Plan(estimates, earlier, costs, tree, place is not None)
+
+
+class Attempt:
+    """A command in the first of several modes that is possible; use it in a `with` statement."""
+
+    def __init__(
+        self,
+        repository: Repository,
+        session: str,
+        modes: Sequence[str],
+        *,
+        at: str | None = None,
+        lease: int = -1,
+        progress: Progress | None = None,
+    ) -> None:
+        """Gets ready; see `Run`."""
+        self._repository, self._session, self._left = repository, session, list(modes)
+        self._at, self._lease, self._progress = at, lease, progress
+        self._stack = contextlib.ExitStack()
+        self._place: Place | None = None
+        self._run: Run | None = None
+        self._began = self.began_ns = 0
+        self._before: dict[str, int] = {}
+        self._root: Entry | None = None
+        self._closed = False
+        self._after: dict[str, int] = {}
+        self.refused: list[EngineError] = []
+        """Why the modes before were not possible."""
+        self.seconds = 0.0
+
+    def __enter__(self) -> "Attempt":
+        self._began, self.began_ns = time.monotonic_ns(), time.time_ns()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def run(self) -> Run:
+        """The run in the mode that was taken."""
+        assert self._run is not None, "prepare it first"
+        return self._run
+
+    def prepare(self, name: str) -> Run:
+        """Takes the first mode in which a program `name` can be run; raises as `Run.prepare`.
+
+        What the last one raises is raised; LaunchError if there is no mount and can be none.
+        """
+        while True:
+            mode = self._left.pop(0)
+            try:
+                if self._place is None:
+                    self._place = self._find(mode)
+                self._run = Run(
+                    self._repository, self._session, mode, self._place,
+                    at=self._at, lease=self._lease, progress=self._progress,
+                )  # fmt: skip
+                self._root = self._repository.sessions.get(self._session).root
+                self._before = self._counts()
+                self._run.prepare(name)
+                return self._run
+            except (ModeRefusedError, LaunchError) as error:
+                self._refuse(error)
+            except OSError as error:
+                if error.errno not in {errno.ENOSPC, errno.EDQUOT} or mode != FULL:
+                    raise
+                self._refuse(ModeRefusedError(FULL, "the store's disk has no room for it"))
+
+    def _find(self, mode: str) -> Place | None:
+        """Returns the mount; a checkout needs none, but if there is one, shows its tree there."""
+        if mode == FULL:
+            return find_place(self._repository.path)
+        return self._stack.enter_context(mounted(self._repository.path))
+
+    def _refuse(self, error: EngineError) -> None:
+        if not self._left:
+            raise error
+        self.refused.append(error)
+
+    def start(
+        self,
+        command: Sequence[str],
+        *,
+        below: str = "",
+        mask: Sequence[int] | None = None,
+        inherit: Sequence[int] = (),
+    ) -> Run:
+        """Starts the command, in another mode should it turn out to be refused."""
+        while True:
+            if self._run is None:
+                self.prepare(command[0])
+            run = self.run
+            try:
+                run.start(command, below=below, mask=mask, inherit=inherit)
+                return run
+            except ModeRefusedError as error:
+                self._run = None
+                run.close()
+                self._refuse(error)
+
+    def close(self) -> None:
+        """Ends the run, and the mount if it was made for it; again is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if self._run is not None:
+                self._run.close()
+        finally:
+            self._after = self._counts()
+            self._stack.close()
+            self.seconds = (time.monotonic_ns() - self._began) / 1e9
+
+    # What it took and did.
+
+    def _counts(self) -> dict[str, int]:
+        """Returns how many messages of each kind came to the mount so far."""
+        if self._run is None or self._run.mode == FULL or self._place is None:
+            return {}
+        try:
+            client = find_daemon(self._repository.path)
+            if client is None:
+                return {}
+            with client:
+                reply = client.ask(messages.GetStatistics())
+        except DaemonLostError:
+            return {}
+        assert isinstance(reply, messages.Statistics)
+        return reply.groups["messages"]
+
+    def outcome(self) -> Outcome:
+        """Returns what the run took and did, once it is closed. Raises OSError."""
+        run, objects = self.run, self._repository.objects
+        session = self._repository.sessions.get(self._session)
+        assert self._root is not None
+        if run.mode == FULL:
+            done = work_between(objects, self._root, session.root)
+        else:
+            upper = self._repository.sessions.upper(session)
+            done = work_since(objects, upper, session.root, self.began_ns)
+        place = self._place if run.mode != FULL else None
+        return Outcome(
+            mode=run.mode, seconds=self.seconds, tree=tree_size(session.root),
+            work=self._work(run, done), mount=place.name if place is not None else "",
+            fresh=place is not None and not place.name,
+        )  # fmt: skip
+
+    def _work(self, run: Run, done: UpperWork) -> Work:
+        if run.mode == FULL:
+            asked = run.reads.files if run.reads is not None else 0
+            read = run.reads.bytes if run.reads is not None else 0
+            return Work(asked, read, done.made, done.rewritten, done.written, done.removed)
+        made, removed = done.made, done.removed
+        if run.mode == LAZY:  # what came and went again is known here
+            made = max(made, self._came(_MAKING))
+            removed = max(removed, self._came(_REMOVING))
+        asked = self._came(_ASKING)
+        return Work(
+            max(0, asked - made) if run.mode == LAZY else asked, 0,
+            made, done.rewritten, done.written, removed,
+        )  # fmt: skip
+
+    def _came(self, kinds: Iterable[str]) -> int:
+        return sum(self._after.get(kind, 0) - self._before.get(kind, 0) for kind in kinds)
+
+
+def keep(
+    repository: Repository,
+    session: Session,
+    command: Sequence[str],
+    attempt: Attempt,
+    ended: Ended,
+    *,
+    asked: str,
+    target: str,
+    estimates: Iterable[Estimate] = (),
+) -> RunRecord:
+    """Keeps what a run took and did, for the next. Raises OSError."""
+    record = RunRecord(
+        started_ns=attempt.began_ns, key=key_of(command), command=shown(command),
+        base=session.parent.hex(), target=target, outcome=attempt.outcome(),
+        exit_code=ended.exit_code, asked=asked,
+        estimates={each.mode: each.seconds for each in estimates},
+    )  # fmt: skip
+    RunRecords(repository.path).add(record)
+    return record
