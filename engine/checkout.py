@@ -30,7 +30,7 @@ from engine.nodes import Entry, Kind
 from engine.objects import Objects
 from engine.outside_links import check_links
 from engine.removing import remove_tree
-from engine.surveying import check_room
+from engine.surveying import Room, Survey
 
 _OPEN_AROUND = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _IN_THE_WAY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}
@@ -65,7 +65,8 @@ def check_out(
     around = os.open(parent, _OPEN_AROUND)
     temporary = f".{name[:50]}.checkout-{secrets.token_hex(4)}"
     try:
-        survey = check_room(objects, root, target, around)
+        survey = Survey(objects)
+        Room.free(around).check(objects, [root], survey, target)
         if not outside_links:
             check_links(objects, root, survey)
         os.mkdir(temporary, 0o700, dir_fd=around)

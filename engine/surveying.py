@@ -44,10 +44,19 @@ class Survey:
         self._groups: set[bytes] = set()
         self._linked = 0
 
-    def of(self, root: Entry) -> Needs:
-        """Returns what a tree takes. Raises CorruptObjectError or MissingObjectError."""
-        found = self.below(root, 0)
-        return found._replace(bytes=found.bytes + self._linked)
+    def of(self, *entries: Entry) -> Needs:
+        """Returns what files take, and directories with all below them but not themselves.
+
+        Raises CorruptObjectError or MissingObjectError.
+        """
+        number = size = links = 0
+        for entry in entries:
+            if entry.kind == Kind.DIRECTORY:
+                below = self.below(entry, 0)
+            else:
+                below = Needs(1, self._file(entry), entry.kind == Kind.SYMLINK)
+            number, size, links = number + below.entries, size + below.bytes, links + below.links
+        return Needs(number, size + self._linked, links)
 
     def below(self, folder: Entry, depth: int) -> Needs:
         """Returns what a directory takes, without its files of several names."""
@@ -61,11 +70,7 @@ class Survey:
         for entry in Directory(self._objects, identifier):
             entries += 1
             if entry.kind == Kind.FILE:
-                if entry.link is None:
-                    size += self._data(entry)
-                elif entry.link.group not in self._groups:
-                    self._groups.add(entry.link.group)
-                    self._linked += self._data(entry)
+                size += self._file(entry)
             elif entry.kind == Kind.DIRECTORY:
                 under = self.below(entry, depth + 1)
                 entries, size, links = (
@@ -75,6 +80,15 @@ class Survey:
                 links += entry.kind == Kind.SYMLINK
         found = self._known[identifier] = Needs(entries, size, links)
         return found
+
+    def _file(self, entry: Entry) -> int:
+        """Returns the bytes of a file; none of one with several names, which are counted apart."""
+        if entry.link is None:
+            return self._data(entry)
+        if entry.link.group not in self._groups:
+            self._groups.add(entry.link.group)
+            self._linked += self._data(entry)
+        return 0
 
     def _data(self, entry: Entry) -> int:
         if isinstance(entry.content, bytes):
@@ -92,19 +106,35 @@ class Survey:
         return self._lists[key]
 
 
-def check_room(objects: Objects, root: Entry, target: str, fd: int) -> Survey:
-    """Returns the survey of a tree. Raises TreeTooLargeError if the disk of `fd` has no room.
+class Room(NamedTuple):
+    """What a disk has room for; without a limit of entries, that is None."""
 
-    What a filesystem would compress is counted as it is.
-    """
-    status = os.fstatvfs(fd)
-    free = status.f_bavail * status.f_frsize
-    survey = Survey(objects)
-    needs = survey.of(root)
-    if status.f_files and needs.entries > status.f_favail:
-        raise TreeTooLargeError(target, "entries", needs.entries, status.f_favail)
-    if needs.bytes + needs.entries > free:
-        needs = Survey(objects, exact=True).of(root)
-        if needs.bytes + needs.entries > free:  # where entries are not counted each takes a byte
-            raise TreeTooLargeError(target, "bytes", needs.bytes, free)
-    return survey
+    entries: int | None
+    bytes: int
+
+    @classmethod
+    def free(cls, fd: int) -> "Room":
+        """Returns what is free on the disk of an open directory."""
+        status = os.fstatvfs(fd)
+        entries = status.f_favail if status.f_files else None
+        return cls(entries, status.f_bavail * status.f_frsize)
+
+    @classmethod
+    def whole(cls, fd: int) -> "Room":
+        """Returns what the disk of an open directory could have."""
+        status = os.fstatvfs(fd)
+        return cls(status.f_files or None, status.f_blocks * status.f_frsize)
+
+    def check(self, objects: Objects, entries: list[Entry], survey: Survey, path: str) -> None:
+        """Raises TreeTooLargeError if there is no room for what `Survey.of` counts.
+
+        What a filesystem would compress is counted as it is. Where entries have no limit each is
+        taken for a byte.
+        """
+        needs = survey.of(*entries)
+        if self.entries is not None and needs.entries > self.entries:
+            raise TreeTooLargeError(path, "entries", needs.entries, self.entries)
+        if needs.entries + needs.bytes > self.bytes:
+            needs = Survey(objects, exact=True).of(*entries)
+            if needs.entries + needs.bytes > self.bytes:
+                raise TreeTooLargeError(path, "bytes", needs.bytes, self.bytes)

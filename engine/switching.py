@@ -37,6 +37,7 @@ from engine.stat_cache import (
     encode_rows,
     row_of,
 )
+from engine.surveying import Room, Survey
 
 TEMPORARY = b".amalgam-switch-"
 """What the names of files that are being written begin with, and the checkout's id after it."""
@@ -101,14 +102,38 @@ class Switch:
         self._found: list[Edit] = []
         self._groups: dict[bytes, tuple[list[bytes], bytes]] = {}
         self._root = _Folder(b"", olds, new)
+        self._whole, self._survey = Room.whole(fd), Survey(objects)
 
     # The plan.
 
     def plan(self) -> None:
-        """Looks at everything that differs. Raises LocalEditsError; changes nothing."""
+        """Looks at everything that differs; changes nothing.
+
+        Raises LocalEditsError, TreeTooLargeError.
+        """
         self._plan(self.fd, self._root, ())
         if self._found and self._edits == "refuse":
             raise LocalEditsError(self.path, self._found)
+        self._check_room()
+
+    def _check_room(self) -> None:
+        """Raises TreeTooLargeError if what comes does not fit in what is free, and what goes."""
+        coming: list[Entry] = []
+        entries, size = Room.free(self.fd)
+        for folder in self._folders():
+            for step in folder.steps:
+                coming += [step.new] if step.new is not None else []
+                if step.seen is not None and not stat.S_ISDIR(step.seen.st_mode):
+                    size += step.seen.st_blocks * 512 if step.seen.st_nlink == 1 else 0
+                    entries = None if entries is None else entries + 1
+        Room(entries, size).check(self.objects, coming, Survey(self.objects), self.path)
+
+    def _folders(self) -> Iterator[_Folder]:
+        waiting = [self._root]
+        while waiting:
+            folder = waiting.pop()
+            yield folder
+            waiting += folder.folders
 
     def _plan(self, fd: int | None, folder: _Folder, way: tuple[bytes, ...]) -> None:
         if len(way) > DEEPEST:
@@ -153,6 +178,8 @@ class Switch:
                 if status is not None:
                     folder.steps.append(_Step(name, None, status))
                 found = _Folder(name, [], new, make=True)
+                if fd is not None:  # else it was counted with the one that it is in
+                    self._whole.check(self.objects, [new], self._survey, self.path)
                 with self._entered(None, folder, found, way) as (below, child):
                     self._plan(below, child, (*way, name))
             elif new is not None or (status is not None and not here):
@@ -249,10 +276,7 @@ class Switch:
             self.report.overwritten = self._found
         self._fresh = time.time_ns() - FRESH_NS
         planned: dict[bytes, int] = {}
-        waiting = [self._root]
-        while waiting:
-            folder = waiting.pop()
-            waiting += folder.folders
+        for folder in self._folders():
             for step in folder.steps:
                 self._coming += step.bytes()
                 if step.new is not None and step.new.link is not None:

@@ -76,6 +76,17 @@ def test_a_list_that_names_one_chunk_a_million_billion_times(forge: Forge, tmp_p
     with pytest.raises(TreeTooLargeError, match="needs 65,970,697,666,560,000 bytes"):
         forge.repository.check_out(root, str(tmp_path / "out"))
     assert sorted(os.listdir(tmp_path)) == ["store"]
+    refused_by_a_switch(forge, root, tmp_path / "other")
+
+
+def refused_by_a_switch(forge: Forge, root: Entry, target: Path) -> None:
+    forge.repository.check_out(forge.root(), str(target))
+    for within in [root, forge.root(msgspec.structs.replace(root, name=b"within"))]:
+        with pytest.raises(TreeTooLargeError, match="there is no room"):
+            forge.repository.checkouts.switch(str(target), within, outside_links=True)
+    assert os.listdir(target) == []
+    assert not forge.repository.checkouts.find(str(target)).interrupted
+    shutil.rmtree(target)
 
 
 def test_directories_that_name_one_directory_a_thousand_times(forge: Forge, tmp_path: Path):
@@ -91,6 +102,7 @@ def test_directories_that_name_one_directory_a_thousand_times(forge: Forge, tmp_
         with pytest.raises(TreeTooLargeError, match="there is no room"):
             forge.repository.check_out(root, str(tmp_path / "out"), outside_links=outside_links)
     assert sorted(os.listdir(tmp_path)) == ["store"]
+    refused_by_a_switch(forge, root, tmp_path / "other")
 
 
 def test_a_tree_deeper_than_is_allowed(forge: Forge, tmp_path: Path):
@@ -155,7 +167,9 @@ def test_the_room_that_a_tree_needs(
     assert Survey(repository.objects).of(root).bytes >= exact.bytes
 
     def disk(blocks: int, files: int = 0, free: int = 0) -> None:
-        status = SimpleNamespace(f_bavail=blocks, f_frsize=1000, f_files=files, f_favail=free)
+        status = SimpleNamespace(
+            f_blocks=10_000_000, f_bavail=blocks, f_frsize=1000, f_files=files, f_favail=free
+        )
         monkeypatch.setattr(os, "fstatvfs", lambda fd: status)
 
     for blocks, files, free in [(900, 0, 0), (10_000, 1000, 30)]:
@@ -166,6 +180,18 @@ def test_the_room_that_a_tree_needs(
     disk(930, 1000, 31)
     repository.check_out(root, str(tmp_path / "out"))
     assert of_directory(tmp_path / "out") == of_directory(base)
+
+    shutil.copy(base / "one", base / "more")  # only what comes needs room
+    more = repository.import_directory(str(base)).root
+    disk(90, 1000, 1)
+    with pytest.raises(TreeTooLargeError, match="there is no room"):
+        repository.checkouts.switch(str(tmp_path / "out"), more)
+    assert of_directory(tmp_path / "out") != of_directory(base)
+    disk(101, 1000, 1)
+    repository.checkouts.switch(str(tmp_path / "out"), more)
+    assert of_directory(tmp_path / "out") == of_directory(base)
+    disk(0, 1000, 0)  # room enough for less
+    repository.checkouts.switch(str(tmp_path / "out"), root)
 
 
 # What a tree may not bring along.
