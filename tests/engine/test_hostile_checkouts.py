@@ -320,6 +320,27 @@ def test_links_where_a_tree_has_directories(world: World, outside: Path):  # noq
     assert not os.path.lexists(world.target / "going")
 
 
+def test_a_tree_that_leaves_a_link_and_one_that_is_written_through_it(
+    forge: Forge, outside: Path, tmp_path: Path
+):
+    """What many programs have met: each tree alone does no harm."""
+    link = Entry(b"x", Kind.SYMLINK, 0o777, 0, len(bytes(outside)), bytes(outside))
+    file = forge.file(b"changed", forge.chunk(b"z" * 200))
+    first = forge.root(link)
+    second = forge.root(forge.directory(b"x", file, forge.directory(b"below", file)))
+    before = of_directory(outside)
+    out, checkouts = str(tmp_path / "out"), forge.repository.checkouts
+    forge.repository.check_out(first, out, outside_links=True)
+    for root in [second, first, second]:
+        checkouts.switch(out, root, outside_links=True)
+        assert os.path.islink(out + "/x") == (root is first)
+        assert of_directory(outside) == before
+    assert Path(out + "/x/below/changed").read_bytes() == b"z" * 200
+    (tmp_path / "link").symlink_to(outside)
+    with pytest.raises(CheckoutRefusedError):  # nor is a target reached through one
+        forge.repository.check_out(second, str(tmp_path / "link"))
+
+
 def test_a_removal_is_not_led_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Somebody moves a directory that is just being emptied into another one."""
     (tmp_path / "doomed/a/b").mkdir(parents=True)
