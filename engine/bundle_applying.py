@@ -11,7 +11,6 @@ garbage collection away meanwhile.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import IO, NamedTuple
 
 import msgspec
@@ -43,10 +42,9 @@ from engine.nodes import (
     decode,
 )
 from engine.objects import Objects
+from engine.progress import Progress, unheard
 from engine.snapshots import Snapshot, decode_snapshot
 from engine.store import Db, Reader, Store, Writer
-
-Progress = Callable[[int, int | None], None]
 
 BATCH_BYTES, BATCH_OBJECTS = 16 << 20, 16384
 """What is in memory at most before it is stored."""
@@ -115,14 +113,14 @@ def apply_bundle(
     if missing:
         raise BundleBaseError(missing)
     job = _Apply(store, objects, manifest.snapshots)
-    tell = progress or (lambda done, total: None)
+    tell = progress or unheard
     for record in reader:
         try:
             job.take(record)
         except CorruptObjectError as error:
             raise BundleFormatError(record.offset, str(error)) from error
         if not reader.done & 63:
-            tell(reader.done, reader.total)
+            tell(reader.done, reader.total, reader.offset)
     try:
         job.check_outside()
     except CorruptObjectError as error:

@@ -5,7 +5,7 @@ after all that it names. Then the objects are written as the store keeps them, e
 against its id. The same store gives the same bytes. The caller keeps garbage collection away.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO
 
 import msgspec
@@ -27,9 +27,8 @@ from engine.errors import MissingObjectError
 from engine.ids import ChunkId, NodeId, SnapshotId
 from engine.nodes import DirectoryNode, IndexNode, Kind, Node
 from engine.objects import Objects
+from engine.progress import Progress, unheard
 from engine.store import Db
-
-Progress = Callable[[int, int | None], None]
 
 Named = tuple[int, bytes]
 """CHUNK or NODE, and the id."""
@@ -105,7 +104,7 @@ def create_bundle(
     involved, about 150 bytes each. Raises MissingObjectError and CorruptObjectError (what was
     written by then is no bundle), BundleTooLargeError, OSError of the stream.
     """
-    tell = progress or (lambda done, total: None)
+    tell = progress or unheard
     base = sorted(set(have))
     wanted = sorted(set(snapshots) - set(base))
     records = {each: objects.snapshot(each) for each in [*base, *wanted]}
@@ -129,7 +128,7 @@ def create_bundle(
         else:
             _add_chunk(objects, writer, ChunkId(identifier))
         if not done & 63:
-            tell(done, counts.objects)
+            tell(done, counts.objects, writer.bytes)
     size = 0
     for each in wanted:
         with objects.store.read() as reader:

@@ -4,7 +4,6 @@ Every object is checked against its id and its format, not against what it names
 in the receiver's store.
 """
 
-from collections.abc import Callable
 from typing import IO
 
 import msgspec
@@ -21,9 +20,8 @@ from engine.codec import unpack
 from engine.errors import CorruptObjectError
 from engine.ids import ChunkId, NodeId, SnapshotId
 from engine.nodes import decode
+from engine.progress import Progress, unheard
 from engine.snapshots import Snapshot, decode_snapshot
-
-Progress = Callable[[int, int | None], None]
 
 
 class Inspection(msgspec.Struct):
@@ -37,7 +35,7 @@ class Inspection(msgspec.Struct):
 def inspect_bundle(stream: IO[bytes], progress: Progress | None = None) -> Inspection:
     """Reads a bundle to its end. Raises a BundleFormatError."""
     reader = BundleReader(stream)
-    tell = progress or (lambda done, total: None)
+    tell = progress or unheard
     snapshots: dict[SnapshotId, Snapshot] = {}
     size = 0
     for record in reader:
@@ -54,5 +52,5 @@ def inspect_bundle(stream: IO[bytes], progress: Progress | None = None) -> Inspe
                 snapshots[identifier] = decode_snapshot(identifier, record.value)
         except CorruptObjectError as error:
             raise BundleFormatError(record.offset, str(error)) from error
-        tell(reader.done, reader.total)
+        tell(reader.done, reader.total, reader.offset)
     return Inspection(reader.manifest, snapshots, reader.offset)

@@ -22,13 +22,13 @@ from engine.filling import (
     CheckoutRefusedError,
     CheckoutReport,
     Fill,
-    Progress,
     Rows,
     write_entry,
 )
 from engine.nodes import Entry, Kind
 from engine.objects import Objects
 from engine.outside_links import check_links
+from engine.progress import Progress
 from engine.removing import remove_tree
 from engine.surveying import Room, Survey
 

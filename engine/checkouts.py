@@ -30,12 +30,13 @@ from engine.checkout_records import (
 )
 from engine.directory import directory_id
 from engine.errors import EngineError, MissingObjectError
-from engine.filling import OPEN_DIRECTORY, CheckoutRefusedError, CheckoutReport, Progress, Rows
+from engine.filling import OPEN_DIRECTORY, CheckoutRefusedError, CheckoutReport, Rows
 from engine.ids import SnapshotId, check_name
 from engine.importing import ImportResult, import_directory
 from engine.leases import Lease, LeaseHeldError, acquire
 from engine.local_edits import Edit, local_edits
 from engine.nodes import Entry, Kind
+from engine.progress import Progress
 from engine.roots import stored_roots
 from engine.snapshots import decode_snapshot, encode_snapshot, make_snapshot
 from engine.stat_cache import cache_key, cache_prefix, put_rows

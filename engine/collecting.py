@@ -23,8 +23,9 @@ from itertools import islice
 
 import msgspec
 
-from engine.marking import Marks, Progress
+from engine.marking import Marks
 from engine.objects import Objects
+from engine.progress import Progress
 from engine.roots import Known, pinned_roots, stored_roots
 from engine.stat_cache import ROWS_CHANGED, node_of_row
 from engine.store import Db, Reader, Store, Writer

@@ -23,10 +23,8 @@ from engine.errors import EngineError
 from engine.hostfs import set_times, write_xattrs
 from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import Objects
+from engine.progress import Progress, unheard
 from engine.stat_cache import FRESH, FolderResult, Row, encode_folder, encode_rows, row_of
-
-Progress = Callable[[int, int | None], None]
-"""Called with the bytes written and the bytes in all, from one thread at a time."""
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -153,7 +151,7 @@ class Fill:
         self.objects, self.root, self.root_fd, self.target = objects, root, fd, target
         self.report = CheckoutReport()
         self.rows: Rows = []
-        self._progress = progress or (lambda done, total: None)
+        self._progress = progress or unheard
         self._lock = threading.Lock()
         self._groups: dict[bytes, tuple[_Folder, bytes]] = {}
         self._late: list[_Folder] = []

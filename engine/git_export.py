@@ -41,13 +41,12 @@ from engine.git_trees import TIME_NS, file_mode
 from engine.ids import SnapshotId
 from engine.nodes import Entry, Kind
 from engine.objects import Objects
+from engine.progress import Progress, unheard
 from engine.snapshots import Snapshot, make_snapshot
 
 if TYPE_CHECKING:
     from engine.repository import Repository
 
-Progress = Callable[[int, int | None], None]
-"""Called with commits done and commits to do."""
 
 _WHOLE_BYTES = 8 << 20
 """A file longer than this is handed over in pieces."""
@@ -144,17 +143,21 @@ class _GitExport:
         progress: Progress | None,
     ) -> None:
         self.repository, self.target, self.author = repository, target, author
-        self.progress = progress or (lambda done, total: None)
+        self.progress = progress or unheard
         self.report = GitExport()
         self.trees = GitTreeWriter(repository.objects, target, self.report)
         self.done: dict[SnapshotId, bytes] = {}
         self.roots: dict[SnapshotId, _Tree] = {}
         self.rows: list[tuple[bytes, bytes]] = []
 
+    def tell(self, done: int, total: int) -> None:
+        self.trees.tell = lambda: self.progress(done, total, self.trees.written_bytes)
+        self.trees.tell()
+
     def run(self, wanted: list[ToExport], force: bool) -> GitExport:
         order = self._order([each.snapshot for each in wanted])
         for at, identifier in enumerate(order):
-            self.progress(at, len(order))
+            self.tell(at, len(order))
             self._snapshot(identifier)
         moves = []
         for each in wanted:
@@ -172,7 +175,7 @@ class _GitExport:
             if aim != before:
                 self.target.set_ref(name, aim, before)
             self.report.branches[name] = aim.hex()
-        self.progress(len(order), len(order))
+        self.tell(len(order), len(order))
         return self.report
 
     def _tag(self, wanted: ToExport, commit: bytes) -> bytes | None:
@@ -321,6 +324,9 @@ class GitTreeWriter:
 
     def __init__(self, objects: Objects, target: GitRepository, report: GitExport) -> None:
         self._objects, self._target, self._report = objects, target, report
+        self.written_bytes = 0
+        self.tell: Callable[[], None] = lambda: None
+        """Called for each file that is written: `written_bytes` has changed then."""
         self._trees: dict[bytes, bytes | None] = {}
         self._blobs: dict[content.Content, bytes] = {}
 
@@ -409,6 +415,8 @@ class GitTreeWriter:
             else:
                 done = self._put("blob", content.read(self._objects, entry, 0, entry.size))
             self._blobs[entry.content] = done
+            self.written_bytes += entry.size
+            self.tell()
         return done
 
     def _put(self, kind: str, data: bytes) -> bytes:

@@ -5,7 +5,7 @@ and an import that was interrupted, or runs again, goes on where it was. Commits
 first, in transactions of bounded size that hold their trees too; the refs come last, in one.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
@@ -17,14 +17,13 @@ from engine.git_repository import GitRef, GitRepository, GitSourceError
 from engine.git_trees import Base, GitTrees
 from engine.ids import SnapshotId
 from engine.objects import ChunkSink
+from engine.progress import Progress, unheard
 from engine.snapshots import encode_snapshot, make_snapshot
 from engine.store import Db, Writer
 
 if TYPE_CHECKING:
     from engine.repository import Repository
 
-Progress = Callable[[int, int | None], None]
-"""Called with commits done and commits to do (None while they are still being counted)."""
 
 _BATCH_COMMITS = 4096
 _BATCH_BYTES = 16 << 20
@@ -87,7 +86,7 @@ class _GitImport:
     ) -> None:
         self.repository, self.source = repository, source
         self.store = repository.store
-        self.progress = progress or (lambda done, total: None)
+        self.progress = progress or unheard
         self.report = GitImport()
         self.trees = GitTrees(repository.objects, source)
         self.snapshots: list[tuple[bytes, bytes]] = []
@@ -97,16 +96,20 @@ class _GitImport:
         self.read: dict[bytes, tuple[bytes, Commit]] = {}
         self.bases: dict[bytes, Base | None] = {}
 
+    def tell(self, done: int, total: int) -> None:
+        self.trees.tell = lambda: self.progress(done, total, self.trees.read_bytes)
+        self.trees.tell()
+
     def run(self, revisions: list[str], prefix: str, force: bool) -> GitImport:
         refs, tips = self._tips(revisions)
         order = self._order(tips)
         for at, identifier in enumerate(order):
-            self.progress(at, len(order))
+            self.tell(at, len(order))
             self._commit(identifier)
             if len(self.rows) >= _BATCH_COMMITS or self.trees.held_bytes() > _BATCH_BYTES:
                 self._flush()
         self._flush()
-        self.progress(len(order), len(order))
+        self.tell(len(order), len(order))
         self._set_refs(refs, prefix, force)
         report, trees = self.report, self.trees
         report.commits = len(order)

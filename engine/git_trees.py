@@ -7,6 +7,7 @@ its own list and what in it is new. What is not in memory any more is taken from
 the parent commit became, by walking both side by side.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
 from operator import attrgetter
@@ -98,6 +99,8 @@ class GitTrees:
         self.nodes = NodeBuffer()
         self.sink = ChunkSink(objects.store, batch_bytes=32 << 20)
         self.read_bytes = self.blobs = 0
+        self.tell: Callable[[], None] = lambda: None
+        """Called for each file that is read: `read_bytes` has changed then."""
         self.modules: set[tuple[bytes, str]] = set()
         self.pointers: set[bytes] = set()
         self.left_out: dict[tuple[bytes, str], None] = {}
@@ -320,6 +323,7 @@ class GitTrees:
             data = self._source.read("blob", blob)
             self.blobs += 1
             self.read_bytes += len(data)
+            self.tell()
             if len(data) <= _LONGEST_LFS and data.startswith(LFS_HEAD):
                 self.pointers.add(path)
             done = ingest_blocks((data,), self.sink.put, self.nodes.put)

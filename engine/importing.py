@@ -14,7 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import groupby
 from typing import TypeVar
 
@@ -28,6 +28,7 @@ from engine.ids import NodeId
 from engine.links import number_groups
 from engine.nodes import DEEPEST, Entry, Kind, Totals
 from engine.objects import ChunkSink, NodeBuffer, Objects
+from engine.progress import Progress, unheard
 from engine.stat_cache import (
     FRESH,
     FRESH_NS,
@@ -45,10 +46,9 @@ from engine.store import Db, Reader, Store, Writer
 
 T = TypeVar("T")
 
-Progress = Callable[[int, int | None], None]
-"""Called with files done and files to do (None while they are still being counted)."""
 
 _TRIES = 4
+_TELL_SECONDS = 0.2
 _BATCH_FILES, _BATCH_BYTES = 256, 4 << 20
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
@@ -107,7 +107,7 @@ class _Import:
         self.nodes = nodes or NodeBuffer()
         self.report = ImportReport()
         self.use_cache = use_cache
-        self.progress = progress or (lambda done, total: None)
+        self.asked, self.progress = progress is not None, progress or unheard
         self.prefix = cache_prefix(root)
         self.fresh = time.time_ns() - FRESH_NS
         self.done = 0
@@ -149,11 +149,13 @@ class _Import:
             self.submit()
             total = self.done + sum(files for files, _ in self.futures)
             for files, future in self.futures:
+                while self.asked and not wait((future,), _TELL_SECONDS).done:
+                    self.tell(total)  # one file may take long
                 read, size = future.result()
                 self.report.read_files += read
                 self.report.read_bytes += size
                 self.done += files
-                self.progress(self.done, total)
+                self.tell(total)
             self.sink.flush()
         finally:
             self.pool.shutdown(wait=True, cancel_futures=True)
@@ -286,7 +288,7 @@ class _Import:
             else:
                 self.done += 1
         folder.old_rows = {}
-        self.progress(self.done, None)
+        self.tell(None)
 
     def _special(self, fd: int, folder: _Folder, row: Row) -> None:
         kind = kind_of(row[1])
@@ -302,6 +304,10 @@ class _Import:
         )
 
     # Reading what changed, in worker threads.
+
+    def tell(self, total: int | None) -> None:
+        """Tells of files, and of bytes: small files are counted when done, chunks as they come."""
+        self.progress(self.done, total, max(self.report.read_bytes, self.sink.taken_bytes))
 
     def submit(self) -> None:
         if self.batch:

@@ -22,6 +22,7 @@ import json
 import os
 import random
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -182,6 +183,23 @@ def sharers(store_path: str, name: str) -> list[int]:
         if len(row) > 5 and row[1] == "FLOCK" and row[5].rpartition(":")[2] == str(number)
     }
     return sorted(found - {os.getpid()})
+
+
+@contextlib.contextmanager
+def share_unseen(store_path: str, name: str) -> Iterator[None]:
+    """Shares a lease for a moment without making or writing a file.
+
+    Raises LeaseHeldError, FileNotFoundError where nobody ever held it.
+    """
+    fd = os.open(os.path.join(store_path, "locks", name), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LeaseHeldError(_PLAIN.get(name, name), holder_of(store_path, name)) from None
+        yield
+    finally:
+        os.close(fd)
 
 
 def is_held(store_path: str, name: str) -> bool:

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 import lmdb
 
-from engine.leases import acquire, sharers
+from engine.leases import acquire, share_unseen, sharers
 from engine.store import (
     CompactionRefusedError,
     Db,
@@ -432,6 +432,47 @@ def _prepare(path: str) -> None:
     for name in sorted(_PARTS):
         # What a session holds may be more readable than its owner would want others to read.
         os.makedirs(os.path.join(path, name), mode=0o700, exist_ok=True)
+
+
+@contextmanager
+def look(path: str) -> Iterator[_LmdbTransaction]:
+    """Gives a view of a store without opening it for use: writes nothing, waits for nobody.
+
+    For a glance by a process that has not opened it. No format is brought up and no file made
+    whole or anew. LMDB's table of readers has one more entry meanwhile. Raises LeaseHeldError
+    while a compacted file is put in place, a StoreError for a store of another format, one that
+    is damaged, or was never opened where it is now.
+    """
+    directory = os.path.join(path, "db")
+    data = os.path.join(directory, "data.mdb")
+    try:
+        size = os.stat(data).st_size
+        os.stat(os.path.join(directory, "lock.mdb"))  # else LMDB would make it
+        with share_unseen(path, "store"), _translated(path):
+            env = lmdb.Environment(
+                directory, map_size=max(FIRST_MAP_BYTES, 2 * size), max_dbs=len(Db),
+                readonly=True, create=False, readahead=False, lib_version=LIBRARY,
+            )  # fmt: skip
+            try:
+                if os.stat(data).st_size < (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
+                    raise StoreDamagedError(path, "its file was cut short")
+                dbs = {Db.META: env.open_db(b"meta", create=False)}
+                with env.begin(buffers=True) as txn:
+                    raw = txn.get(b"format", None, dbs[Db.META])
+                    found = bytes(raw) if raw is not None else b""
+                if not found.isdigit() or int(found) < FORMAT:
+                    raise NotAStoreError(path)
+                if int(found) > FORMAT:
+                    raise NewerFormatError(path, int(found), FORMAT)
+                dbs |= {db: env.open_db(db.value.encode(), create=False) for db in Db}
+                with env.begin(buffers=True) as txn:
+                    yield _LmdbTransaction(txn, dbs)
+            finally:
+                env.close()
+    except (FileNotFoundError, NotADirectoryError, lmdb.NotFoundError) as error:
+        raise NotAStoreError(path) from error
+    except PermissionError as error:
+        raise StorePermissionError(path, str(error)) from error
 
 
 def _reserve_lock(path: str) -> None:

@@ -4,14 +4,13 @@ What a walk reads of a node is checked against its id; nothing is decoded into e
 nothing kept but ids, so memory follows unique objects, about 34 bytes each.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from engine.errors import MissingObjectError
 from engine.idset import IdSet
 from engine.nodes import child_ids
+from engine.progress import Progress
 from engine.store import Db, Reader, Store
-
-Progress = Callable[[int, int | None], None]
 
 _NODES_PER_READ = 512
 """A view that stays open keeps LMDB from using freed pages again."""

@@ -265,11 +265,19 @@ class ChunkSink:
         self._lock = threading.Lock()
         self._pending: dict[ChunkId, bytes] = {}
         self._bytes = 0
+        self._taken: dict[int, int] = {}
         self.stored_bytes = 0
+
+    @property
+    def taken_bytes(self) -> int:
+        """How many bytes have come to `put` by now, from all threads; known chunks, too."""
+        return sum(list(self._taken.values()))
 
     def put(self, data: bytes | memoryview) -> ChunkId:
         """Stores one chunk, soon, and returns its id."""
         identifier = ChunkId(digest(data))
+        thread = threading.get_ident()  # each counts alone, and none is lost
+        self._taken[thread] = self._taken.get(thread, 0) + len(data)
         if identifier in self._pending:
             return identifier
         with self._store.read() as reader:

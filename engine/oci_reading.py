@@ -10,16 +10,15 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import IO, Any
 
 from engine.errors import EngineError
 from engine.oci_writing import NAME, ImageRefusedError
+from engine.progress import Progress
 from engine.tar_reading import TarReader
-
-Progress = Callable[[int, int | None], None]
 
 LONGEST_DOCUMENT = 4 << 20
 _MOST_LAYERS = 1000

@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 import msgspec
@@ -23,10 +23,10 @@ from engine.errors import EngineError
 from engine.links import linked
 from engine.nodes import Entry, Kind
 from engine.objects import Objects
+from engine.progress import Progress, unheard
 from engine.tar_reading import WHITEOUT
 from engine.tar_writing import TarWriter, everything
 
-Progress = Callable[[int, int | None], None]
 State = tuple[str, Entry]
 """What a layer is called, and the tree that it and those before it make."""
 
@@ -84,8 +84,8 @@ def write_image(
 class _Image:
     def __init__(self, objects: Objects, path: str, progress: Progress | None) -> None:
         self.objects, self.path = objects, path
-        self.tell = progress or (lambda done, total: None)
-        self.bytes = self.members = 0
+        self.tell = progress or unheard
+        self.bytes = self.members = self.plain_bytes = 0
 
     def make(self, states: Sequence[State], image: str, architecture: str) -> OciReport:
         layers, ids, history = [], [], []
@@ -120,7 +120,13 @@ class _Image:
             packed = _Hashing(file)
             zipped = gzip.GzipFile("", "wb", 6, packed, mtime=0)
             plain = _Hashing(zipped)  # type: ignore[arg-type]  # both write, and no more is asked
-            writer = TarWriter(self.objects, plain)  # type: ignore[arg-type]  # likewise
+            before_bytes = self.plain_bytes
+
+            def tell() -> None:
+                self.plain_bytes = before_bytes + writer.report.bytes
+                self.tell(self.members, None, self.plain_bytes)
+
+            writer = TarWriter(self.objects, plain, tell)  # type: ignore[arg-type]  # likewise
             members = everything(self.objects, state) if before is None else (
                 difference(self.objects, before, state))  # fmt: skip
             for where, entry in members:
@@ -134,7 +140,7 @@ class _Image:
                 else:
                     writer.add(where, entry)
                 self.members += 1
-                self.tell(self.members, None)
+                tell()
             writer.end()
             zipped.close()
             file.flush()

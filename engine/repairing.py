@@ -16,9 +16,10 @@ from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.importing import read_directory
 from engine.nodes import decode, encode, node_id
 from engine.objects import ChunkSink, NodeBuffer, Objects
+from engine.progress import Progress
 from engine.snapshots import decode_snapshot
 from engine.store import Db, Store, Writer
-from engine.verifying import Damage, Progress, VerifyReport
+from engine.verifying import Damage, VerifyReport
 
 DATABASES = {"chunk": Db.CHUNKS, "node": Db.NODES, "snapshot": Db.SNAPSHOTS}
 _BATCH_BYTES = 4 << 20

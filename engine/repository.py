@@ -36,7 +36,7 @@ from engine.git_refs import known_ref
 from engine.history import History, StoredLinks
 from engine.holders import Holder, Target, find_object, holders, object_at
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
-from engine.importing import ImportResult, ImportSourceError, Progress, import_directory
+from engine.importing import ImportResult, ImportSourceError, import_directory
 from engine.insight import InsightDiff, InsightOptions, insight
 from engine.layers import fold
 from engine.leases import Lease, LeaseHeldError, acquire
@@ -46,6 +46,7 @@ from engine.objects import ChunkSink, NodeBuffer, Objects
 from engine.oci_reading import read_image
 from engine.oci_writing import OciReport, State, write_image
 from engine.pins import Pins
+from engine.progress import Progress
 from engine.repairing import (
     RepairReport,
     Source,
@@ -670,6 +671,8 @@ class Repository:
                 while collection.prepare():
                     with acquire(self.path, "objects", wait=GC_WAIT, what=what):
                         collection.remove()
+                    if progress is not None:
+                        progress(report.nodes + report.chunks, None, report.bytes)
                     time.sleep(PAUSE_SECONDS)
                 with acquire(self.path, "objects", wait=GC_WAIT, what=what):
                     report.session_directories = self.sessions.sweep()

@@ -18,10 +18,11 @@ from collections.abc import Iterator
 import msgspec
 
 from engine.directory import Directory, directory_id
-from engine.filling import OPEN_DIRECTORY, CheckoutReport, Fill, Progress
+from engine.filling import OPEN_DIRECTORY, CheckoutReport, Fill
 from engine.freezing import Known, Sign, sign_of
 from engine.nodes import Entry, Kind
 from engine.objects import Objects
+from engine.progress import Progress
 from engine.removing import remove_tree
 from engine.sessions import HeldSession
 from engine.store import Store

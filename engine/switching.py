@@ -21,13 +21,14 @@ import msgspec
 from engine.diffing import ChangeKind, pairs
 from engine.directory import Directory, directory_id
 from engine.errors import CorruptObjectError
-from engine.filling import Progress, dress_directory, open_way, opened, write_entry
+from engine.filling import dress_directory, open_way, opened, write_entry
 from engine.hostfs import kept_xattrs, mtime_of, read_xattrs
 from engine.local_edits import Edit, Known, LocalEditsError, difference, listing
 from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import Objects
 from engine.outside_links import OutsideLinkError, leads_out
 from engine.paths import joined
+from engine.progress import Progress, unheard
 from engine.stat_cache import (
     FRESH,
     FRESH_NS,
@@ -96,7 +97,7 @@ class Switch:
         self._count = 0
         self._edits: EditPolicy = edits
         self._outside_links = outside_links
-        self._progress = progress or (lambda done, total: None)
+        self._progress = progress or unheard
         self._coming = 0
         self._interrupted = len(olds) > 1
         self._found: list[Edit] = []

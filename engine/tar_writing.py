@@ -15,8 +15,7 @@ from engine import content
 from engine.directory import walk
 from engine.nodes import Entry, Kind
 from engine.objects import Objects
-
-Progress = Callable[[int, int | None], None]
+from engine.progress import Progress
 
 _RECORD = 20 * tarfile.BLOCKSIZE
 _TYPES = {
@@ -45,8 +44,11 @@ def everything(objects: Objects, root: Entry) -> Iterator[tuple[bytes, Entry]]:
 class TarWriter:
     """Writes one archive to a stream that need not seek."""
 
-    def __init__(self, objects: Objects, out: IO[bytes]) -> None:
-        self._objects, self._out = objects, out
+    def __init__(
+        self, objects: Objects, out: IO[bytes], tell: Callable[[], None] = lambda: None
+    ) -> None:
+        """`tell` is called for each chunk of a file: `report` has changed then."""
+        self._objects, self._out, self._tell = objects, out, tell
         self._linked: dict[bytes, bytes] = {}
         self.report = TarReport()
 
@@ -83,6 +85,7 @@ class TarWriter:
             return
         for part in content.stream(self._objects, entry, 0, entry.size):
             self._write(part)
+            self._tell()
         self._write(bytes(-entry.size % tarfile.BLOCKSIZE))
 
     def _write(self, data: bytes | memoryview) -> None:
@@ -99,11 +102,15 @@ def write_tar(
     progress: Progress | None = None,
 ) -> TarReport:
     """Writes members and the end; see `everything`."""
-    writer = TarWriter(objects, out)
+
+    def tell() -> None:
+        if progress is not None:
+            progress(writer.report.entries, total, writer.report.bytes)
+
+    writer = TarWriter(objects, out, tell)
     for path, entry in members:
         writer.add(path, entry)
-        if progress is not None:
-            progress(writer.report.entries, total)
+        tell()
     writer.end()
     return writer.report
 

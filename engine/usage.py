@@ -15,8 +15,9 @@ import msgspec
 
 from engine.errors import MissingObjectError
 from engine.idset import IdMap, IdSet
-from engine.marking import NODES_PER_TRIM, Progress
+from engine.marking import NODES_PER_TRIM
 from engine.nodes import references
+from engine.progress import Progress
 from engine.roots import pinned_roots, stored_roots
 from engine.store import Db, Reader, Store
 

@@ -6,7 +6,7 @@ refers to is read as well, and named as such when it is damaged.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import msgspec
 
@@ -22,6 +22,7 @@ from engine.ids import ID_BYTES, ChunkId, NodeId, SnapshotId
 from engine.idset import IdSet
 from engine.nodes import DEEPEST, Entry, Kind, Totals, decode, encode, node_id
 from engine.objects import Objects
+from engine.progress import Progress, unheard
 from engine.sessions import decode_record
 from engine.snapshots import decode_snapshot
 from engine.stat_cache import node_of_row, sums_of_row
@@ -31,8 +32,6 @@ _WRONG_SUMS = "what it says of its size and its entries is not so"
 _WRONG_PAGES = "it is not cut into pages as a directory of these names is"
 _SCAN = 4096
 _DIRECTORIES_PER_TRIM = 512
-
-Progress = Callable[[int, int | None], None]
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -68,7 +67,7 @@ def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
     """Checks the whole store; raises nothing for damage that it can name."""
     objects = Objects(store, strict=True)
     report = VerifyReport()
-    tell = progress or (lambda done, total: None)
+    tell = progress or unheard
     bad = _check_chunks(store, report, tell)
     roots: list[tuple[str, Entry]] = []
     with store.read() as reader:
@@ -141,7 +140,7 @@ def _check_chunks(
                 except CorruptObjectError as error:
                     bad[key] = error
                 if report.chunks % 256 == 0:
-                    tell(report.chunks, total)
+                    tell(report.chunks, total, report.bytes)
         store.trim()
     return bad
 

@@ -15,8 +15,8 @@ import msgspec
 
 from engine.errors import EngineError
 from engine.ids import SnapshotId
-from engine.importing import Progress
 from engine.nodes import Entry
+from engine.progress import Progress
 from engine.repository import Repository
 from engine.sessions import Session
 from engine.upper_work import UpperWork, work_between, work_since
@@ -100,11 +100,10 @@ class Attempt:
         *,
         at: str | None = None,
         lease: int = -1,
-        progress: Progress | None = None,
     ) -> None:
         """Gets ready; see `Run`."""
         self._repository, self._session, self._left = repository, session, list(modes)
-        self._at, self._lease, self._progress = at, lease, progress
+        self._at, self._lease = at, lease
         self._stack = contextlib.ExitStack()
         self._place: Place | None = None
         self._run: Run | None = None
@@ -130,10 +129,11 @@ class Attempt:
         assert self._run is not None, "prepare it first"
         return self._run
 
-    def prepare(self, name: str) -> Run:
+    def prepare(self, name: str, progress: Progress | None = None) -> Run:
         """Takes the first mode in which a program `name` can be run; raises as `Run.prepare`.
 
         What the last one raises is raised; LaunchError if there is no mount and can be none.
+        `progress` hears of the bytes of a checkout.
         """
         while True:
             mode = self._left.pop(0)
@@ -142,7 +142,7 @@ class Attempt:
                     self._place = self._find(mode)
                 self._run = Run(
                     self._repository, self._session, mode, self._place,
-                    at=self._at, lease=self._lease, progress=self._progress,
+                    at=self._at, lease=self._lease, progress=progress,
                 )  # fmt: skip
                 self._root = self._repository.sessions.get(self._session).root
                 self._before = self._counts()

@@ -31,6 +31,7 @@ from fsdriver.housekeeping import LOOK_SECONDS, Housekeeping, Schedule
 from fsdriver.launch import default_log
 from fsdriver.messages import Status
 from fsdriver.operations import Operations
+from fsdriver.own_directory import remove_own_directory
 from fsdriver.pressure import Pressure, sources
 from fsdriver.readahead import ReadAhead
 
@@ -63,8 +64,7 @@ def main(argv: list[str]) -> int:
             trio.run(_serve, channel, control, house, listener, ready, options.life_fd)
             del vfs
         if options.life_fd >= 0:
-            with contextlib.suppress(OSError):
-                os.rmdir(options.mountpoint)
+            remove_own_directory(options.mountpoint)
         log.info("ended", mountpoint=options.mountpoint)
     except (EngineError, OSError) as error:
         log.error("cannot serve", kind=type(error).__name__, error=str(error))

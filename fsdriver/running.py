@@ -14,16 +14,13 @@ import json
 import os
 import select
 import signal
-import stat
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from engine.errors import EngineError, InUseError
-from engine.ids import digest
-from engine.importing import Progress
+from engine.progress import Progress
 from engine.repository import Repository
 from engine.session_tree import SessionTree, TreeReads
 from engine.sessions import HeldSession
@@ -32,6 +29,7 @@ from fsdriver import messages
 from fsdriver.client import DaemonError, find_daemon
 from fsdriver.cost_model import FULL, LAZY, OVERLAY
 from fsdriver.launch import launch, wait_until_ended
+from fsdriver.own_directory import OwnDirectory, take_own_directory
 from fsdriver.supervisor import FORWARDED, WATCHED, Job
 
 TAKE_SECONDS = 2.0
@@ -119,42 +117,26 @@ def mounted(store: str) -> Iterator[Place]:
     if place is not None:
         yield place
         return
-    directory = own_directory(store)
+    directory = take_own_directory(store)
     theirs, life = os.pipe()
     try:
-        launch(store, directory, life=theirs)
+        launch(store, directory.path, life=theirs)
     except BaseException:
         os.close(life)
-        os.rmdir(directory)
+        directory.leave()
         raise
     finally:
         os.close(theirs)
-    place = Place(directory, "", life)
+    place = Place(directory.path, "", life)
     try:
         yield place
     finally:
         os.close(life)
-        if not place.needed:
+        if place.needed:
+            directory.hand_on()  # the daemon removes it
+        else:
             wait_until_ended(store, END_SECONDS)
-
-
-def own_directory(store: str) -> str:
-    """Makes a directory for trees of a store, the same whenever that is possible.
-
-    A build may have written down where it was.
-    """
-    name = digest(os.fsencode(os.path.realpath(store)))[:6].hex()
-    path = os.path.join(tempfile.gettempdir(), f"amalgamfs-{os.geteuid()}-{name}")
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-        status = os.lstat(path)  # in a directory where others may have made it
-        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-        if ours and not status.st_mode & 0o077 and not os.listdir(path):
-            return path
-    except OSError:
-        pass  # a dead mount, say
-    return tempfile.mkdtemp(prefix="amalgamfs-")
+            directory.leave()
 
 
 class Run:
@@ -185,7 +167,7 @@ class Run:
         self._lease, self._progress = lease, progress
         self._held: HeldSession | None = None
         self._tree: SessionTree | None = None
-        self._cover = ""
+        self._cover: OwnDirectory | None = None
         self._bare = False
         self._supervisor: subprocess.Popen[bytes] | None = None
         self._ended: Ended | None = None
@@ -210,7 +192,11 @@ class Run:
     @property
     def in_mount(self) -> str:
         """Where the mount shows the session's tree, or would."""
-        mountpoint = self._cover if self._place is None else self._place.mountpoint
+        mountpoint = ""
+        if self._place is not None:
+            mountpoint = self._place.mountpoint
+        elif self._cover is not None:
+            mountpoint = self._cover.path
         return os.path.join(mountpoint, "sessions", self._session)
 
     def start(
@@ -260,7 +246,7 @@ class Run:
             tree.make(self._progress)
         self._tree = tree
         if self._place is None:
-            self._cover = own_directory(self._repository.path)
+            self._cover = take_own_directory(self._repository.path)
 
     def _take(self, what: str) -> HeldSession:
         """Takes the session from the daemon."""
@@ -297,16 +283,18 @@ class Run:
         self._tell, told = os.pipe()
         lives, self._life = os.pipe()
         lease = self._held.lease.fileno() if self._held is not None else self._lease
-        mountpoint, life = self._cover, -1
-        if self._place is not None:
+        mountpoint, life, cover = "", -1, -1
+        if self._cover is not None:
+            mountpoint, cover = self._cover.path, self._cover.fileno()
+        elif self._place is not None:
             mountpoint, life = self._place.mountpoint, self._place.life
         if mask is None:
             mask = list(signal.pthread_sigmask(signal.SIG_BLOCK, []))
         job = Job(
-            told, lives, lease, life, mountpoint, bool(self._cover), *self._layers(), self.shown,
+            told, lives, lease, life, cover, mountpoint, *self._layers(), self.shown,
             f"amalgamfs:{self._session}", os.path.join(self.shown, below), list(map(int, mask)),
         )  # fmt: skip
-        given = {told, lives, *(fd for fd in (lease, life) if fd >= 0), *inherit}
+        given = {told, lives, *(fd for fd in (lease, life, cover) if fd >= 0), *inherit}
         try:
             # -P: what lies in the directory where it starts is no module of ours.
             self._supervisor = subprocess.Popen(
@@ -404,7 +392,9 @@ class Run:
         left = self._ended is not None and self._ended.left
         if left and supervisor is not None:
             # What is left goes on with the session, and the supervisor with both.
-            self._cover = ""
+            if self._cover is not None:
+                self._cover.hand_on()
+                self._cover = None
             if self._place is not None:
                 self._place.needed = True
             if self._held is not None:
@@ -447,9 +437,9 @@ class Run:
                 held.take_back()
         finally:
             held.release()
-            if self._cover:
-                with contextlib.suppress(OSError):  # somebody else may use it by now
-                    os.rmdir(self._cover)
+            if self._cover is not None:
+                self._cover.leave()
+                self._cover = None
 
 
 def _is_stopped(pid: int) -> bool:

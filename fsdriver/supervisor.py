@@ -53,16 +53,16 @@ class Job(NamedTuple):
     """What to do. Descriptors by number.
 
     At `place` overlayfs is mounted from `lower`, `upper` and `work`, or with an empty `lower` the
-    directory `tree`; with both empty nothing is. `mountpoint` may be empty; else, if `cover`, it
-    is an empty directory in which `place` is to be made.
+    directory `tree`; with both empty nothing is. `mountpoint` may be empty; with `cover`, a
+    descriptor of it, it is an empty directory, in which `place` is to be made.
     """
 
     tell: int
     life: int
     lease: int
     mount: int
+    cover: int
     mountpoint: str
-    cover: bool
     lower: str
     upper: str
     work: str
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> int:
     """Does a job; returns this process's exit status, which says nothing of the command's."""
     signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
     job, command = Job(*json.loads(argv[0])), argv[1:]
-    for descriptor in (job.tell, job.life, job.lease, job.mount):
+    for descriptor in (job.tell, job.life, job.lease, job.mount, job.cover):
         if descriptor >= 0:
             os.set_inheritable(descriptor, False)
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -134,13 +134,13 @@ def _enter(job: Job) -> None:
         except OSError as error:
             raise _RefusedError("a user namespace", error.errno or errno.EIO) from error
     _call("a mount namespace", _libc.mount, None, b"/", None, _MS_REC | _MS_SLAVE, None)
-    if job.mountpoint and not job.cover:
+    if job.mountpoint and job.cover < 0:
         # Ours stays as long as it is needed here; elsewhere it may be ended as if we were not.
         _libc.mount(None, os.fsencode(job.mountpoint), None, _MS_REC | _MS_PRIVATE, None)
 
 
 def _bind(job: Job) -> None:
-    if job.cover:
+    if job.cover >= 0:
         cover = os.fsencode(job.mountpoint)
         _call("a place for the tree", _libc.mount, b"tmpfs", cover, b"tmpfs", 0, b"mode=700")
         try:

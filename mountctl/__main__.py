@@ -7,14 +7,17 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from mountctl.command import Group
 from mountctl.failures import BUG, INTERRUPTED, READER_GONE, describe
-from mountctl.invocation import Invocation
+from mountctl.invocation import COMPLETE_VARIABLE, Invocation
 from mountctl.output import Output
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
     "The store": {
@@ -32,10 +35,11 @@ COMMANDS = {
     "The mount": {
         "mount": ("mount", "Show the store as a filesystem."),
         "umount": ("umount", "End a mount."),
-        "run": ("run", "Run a command in a session under the kernel's overlayfs."),
+        "run": ("run", "Run a command in a session, or on a snapshot."),
         "status": ("status", "Tell what there is, or what a session changed."),
         "top": ("top", "Show what a mount is doing."),
         "doctor": ("doctor", "Tell what this machine lacks, and what to do."),
+        "completion": ("completion", "Print the script that lets a shell complete commands."),
     },
     "Snapshots and sessions": {
         "log": ("log", "Show a snapshot and those it came from."),
@@ -80,6 +84,16 @@ class Program(Group):
                     [(name.ljust(width), summary) for name, (_, summary) in section.items()]
                 )
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem[str]]":
+        from click.shell_completion import CompletionItem
+
+        summaries = [row for section in COMMANDS.values() for row in section.items()]
+        return [
+            CompletionItem(name, help=summary)
+            for name, (_, summary) in summaries
+            if name.startswith(incomplete)
+        ] + click.Command.shell_complete(self, ctx, incomplete)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             result = super().invoke(ctx)
@@ -100,6 +114,8 @@ class Program(Group):
         """Runs the program and ends the process, whatever happens and whatever the mode."""
         args = sys.argv[1:] if args is None else list(args)
         invocation = extra["obj"] = Invocation()
+        if COMPLETE_VARIABLE in os.environ:
+            from mountctl import shells  # noqa: F401 - makes them known to click
         try:
             code = super().main(args, prog_name, complete_var, False, **extra)
         except _ReaderGoneError:
@@ -174,7 +190,8 @@ def _show_version(context: click.Context, option: click.Parameter, value: bool) 
 def cli() -> None:
     """Keep trees of files as snapshots, and work on them without copying.
 
-    Snapshots are named by an id, the beginning of one, a ref, or @SESSION.
+    Snapshots are named by an id, the beginning of one, a ref, or @SESSION. `mountctl COMMAND
+    --help` explains a command, with examples.
     """
 
 

@@ -4,11 +4,14 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mountctl.invocation import Invocation
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 Function = Callable[..., Any]
 
@@ -27,10 +30,9 @@ class GlobalOption(click.Option):
 
 
 def _global_options() -> list[click.Parameter]:
-    path = click.Path(readable=False)  # the engine says better what is wrong with it
     return [
         GlobalOption(
-            "--store", type=path, metavar="DIR",
+            "--store", type=DIRECTORY, metavar="DIR",
             help="The store; else $AMALGAMFS_STORE, else amalgamfs/store among the XDG data.",
         ),
         GlobalOption("--json", is_flag=True, help="Answer with one JSON object or array."),
@@ -74,14 +76,76 @@ class Group(Command, click.Group):
         self.format_commands(ctx, formatter)
 
 
-class _SessionName(click.ParamType[str]):
+class _Directory(click.Path):
+    """A path that a shell completes as a directory's; the engine says what is wrong with it."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem[str]]":
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="dir")]
+
+
+Completer = Callable[[click.Context, click.Parameter, str], "list[CompletionItem[str]]"]
+
+
+def completing(name: str) -> Completer:
+    """Returns what completes a parameter by a function of `mountctl.candidates`, loaded late."""
+
+    def complete(
+        context: click.Context, parameter: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem[str]]":
+        from mountctl import candidates
+
+        found: Completer = getattr(candidates, name)
+        return found(context, parameter, incomplete)
+
+    return complete
+
+
+class _Completed(click.ParamType[str]):
+    """Text that is completed by a function of `mountctl.candidates`, which is named here."""
+
+    candidates: str
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem[str]]":
+        return completing(self.candidates)(ctx, param, incomplete)
+
+
+class _SnapshotName(_Completed):
+    name = "snapshot"
+    candidates = "snapshots"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value
+
+
+class _SessionName(_Completed):
     name = "session"
+    candidates = "sessions"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
         name = value.removeprefix("@")
         if not name:
             self.fail("give a session as NAME or @NAME", param, ctx)
         return name
+
+
+class _Command(click.ParamType[str]):
+    name = "command"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> "list[CompletionItem[str]]":
+        from click.shell_completion import CompletionItem
+
+        return [CompletionItem(incomplete, type="command")]
 
 
 class _Text(click.ParamType[str]):
@@ -93,6 +157,16 @@ class _Text(click.ParamType[str]):
         except UnicodeEncodeError:
             self.fail("it is not valid UTF-8", param, ctx)
         return value
+
+
+class _RefName(_Text, _Completed):
+    name = "ref"
+    candidates = "refs"
+
+
+class _EpisodeName(_Text, _Completed):
+    name = "episode"
+    candidates = "episodes"
 
 
 class _Duration(click.ParamType[float]):
@@ -127,11 +201,19 @@ DURATION = _Duration()
 """A time in seconds; 0 for `off`."""
 SHARE = _Share()
 """A share of a whole, of 1; 0 for `off`."""
+SNAPSHOT = _SnapshotName()
+"""What names a snapshot, in all the ways there are."""
 SESSION = _SessionName()
 """The name of a session, given as `name` or `@name`."""
 _SESSION_HELP = "A session, as NAME or @NAME."
 TEXT = _Text()
 """Text that goes into the store, and so must be UTF-8."""
+REF, EPISODE = _RefName(), _EpisodeName()
+"""The name of a ref, of an episode, there or to be made: TEXT."""
+COMMAND = _Command()
+"""A word of another program's command line."""
+DIRECTORY = _Directory(readable=False)
+"""The path of a directory, there or to be made."""
 
 pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
 
@@ -139,6 +221,7 @@ pass_invocation = click.make_pass_decorator(Invocation, ensure=True)
 def snapshot_argument(name: str = "snapshot", **settings: Any) -> Callable[[Function], Function]:
     """Returns the argument that names a snapshot in all the ways there are."""
     settings.setdefault("help", "An id, the beginning of one, a ref, or @SESSION.")
+    settings.setdefault("type", SNAPSHOT)
     return click.argument(name, **settings)
 
 

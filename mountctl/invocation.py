@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mountctl.access import StoreAccess
 
 STORE_VARIABLE = "AMALGAMFS_STORE"
+COMPLETE_VARIABLE = "_MOUNTCTL_COMPLETE"
+"""Set by a shell that asks what a word may become; click's name for it."""
 
 
 class Invocation:

@@ -8,23 +8,29 @@ and NO_COLOR is not set, and never says anything that the text does not.
 import itertools
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from mountctl.failures import Failure
-from mountctl.text import plain, visible
+from mountctl.text import plain, size, visible
 
-Progress = Callable[[int, int | None], None]
-"""Called with what is done and what there is in all, None while that is not known."""
+if TYPE_CHECKING:
+    from engine.progress import Progress
 
 PATIENCE = 1.0
 """Seconds that an operation takes before a bar appears."""
+INTERVAL = 0.1
+"""Seconds that a bar stays as it is at least."""
 
+_RATE_SECONDS = 5.0
 _MOST_WARNINGS = 20
 _TABLE_ROWS = 200
 
@@ -148,15 +154,18 @@ class Output:
         click.echo(text, err=True, color=self._error_colour)
 
     @contextmanager
-    def progress(self, label: str, *, in_bytes: bool = False) -> Iterator[Progress]:
+    def progress(
+        self, label: str, things: str = "", *, in_bytes: bool = False
+    ) -> "Iterator[Progress]":
         """Gives a function to call with progress; shows a bar on a terminal after a second.
 
-        What is counted are things, or with `in_bytes` bytes, shown with their rate.
+        What is counted are `things`, in the plural, or with `in_bytes` nothing but bytes.
         """
-        if self.quiet or self.json or not _is_terminal(sys.stderr):
-            yield lambda done, total: None
+        dumb = os.environ.get("TERM") == "dumb"
+        if self.quiet or self.json or dumb or not _is_terminal(sys.stderr):
+            yield lambda done, total, size=0: None
             return
-        bar = _Bar(label, in_bytes)
+        bar = _Bar(label, things, in_bytes)
         try:
             yield bar.update
         finally:
@@ -164,56 +173,96 @@ class Output:
 
 
 class _Bar:
-    """A bar that appears once the operation has taken long enough; then rich is loaded."""
+    """A bar that appears once the operation has taken long enough; then rich is loaded.
 
-    def __init__(self, label: str, in_bytes: bool) -> None:
-        self._label, self._in_bytes = label, in_bytes
-        self._due = time.monotonic() + PATIENCE
-        self._stop: Callable[[], None] | None = None
-        self._show: Progress | None = None
+    A timer lets it appear though nothing is told; whatever else is done, the caller's thread does.
+    """
 
-    def update(self, done: int, total: int | None) -> None:
+    def __init__(self, label: str, things: str, in_bytes: bool) -> None:
+        self._label, self._things, self._in_bytes = label, things, in_bytes
+        self._begun = self._due = time.monotonic()
+        self._due += PATIENCE
+        self._told: tuple[int, int | None, int] = (0, None, 0)
+        self._past = deque([(self._begun, 0)])
+        self._lock = threading.RLock()
+        self._bar: Any = None
+        self._ended = False
+        self._timer = threading.Timer(PATIENCE, self._show)
+        self._timer.daemon = True
+        with _signals_blocked():
+            self._timer.start()
+
+    def update(self, done: int, total: int | None, size: int = 0, /) -> None:
+        self._told = (done, total, size)
         now = time.monotonic()
-        if now < self._due:
-            return
-        self._due = now + 0.1
-        if self._show is None:
-            self._start()
-        if self._show is not None:
-            self._show(done, total)
-
-    def _start(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            DownloadColumn,
-            Progress,
-            ProgressColumn,
-            TaskProgressColumn,
-            TextColumn,
-            TransferSpeedColumn,
-        )
-        from rich.progress import TimeElapsedColumn as Elapsed
-
-        amount: tuple[ProgressColumn, ...] = (
-            (TaskProgressColumn(), DownloadColumn(binary_units=True), TransferSpeedColumn())
-            if self._in_bytes
-            else (TaskProgressColumn(show_speed=True), TextColumn("{task.completed:,.0f}"))
-        )
-
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            *amount,
-            Elapsed(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        task = bar.add_task(self._label, total=None)
-        bar.start()
-        self._stop = bar.stop
-        self._show = lambda done, total: bar.update(task, completed=done, total=total)
+        if now >= self._due:
+            self._due = now + INTERVAL
+            self._show()
 
     def stop(self) -> None:
-        if self._stop is not None:
-            self._stop()
+        """Takes the bar away; nothing of it is left on the terminal."""
+        self._timer.cancel()
+        with self._lock:
+            self._ended = True
+            if self._bar is not None:
+                self._bar.stop()
+
+    def _show(self) -> None:
+        with self._lock:
+            if self._ended:
+                return
+            if self._bar is None:
+                self._bar = _rich_bar()
+                self._bar.add_task(self._label, total=None, facts="")
+                with _signals_blocked():
+                    self._bar.start()
+            done, total, _ = self._told
+            self._bar.update(0, completed=done, total=total, facts=self._facts(), refresh=True)
+
+    def _facts(self) -> str:
+        """Returns what is done, of how much, and how fast it goes now."""
+        done, total, bytes_done = self._told
+        if self._in_bytes:
+            bytes_done = done
+        now = time.monotonic()
+        self._past.append((now, bytes_done or done))
+        while len(self._past) > 2 and now - self._past[1][0] > _RATE_SECONDS:
+            self._past.popleft()
+        then, before = self._past[0]
+        rate = max(0, int(((bytes_done or done) - before) / max(now - then, 0.001)))
+        of = "" if total is None else f" of {size(total) if self._in_bytes else f'{total:,}'}"
+        facts = [] if self._in_bytes else [f"{done:,}{of} {self._things}".rstrip()]
+        if bytes_done:
+            facts += [size(bytes_done) + (of if self._in_bytes else ""), f"{size(rate)}/s"]
+        elif done:
+            facts.append(f"{rate:,}/s")
+        return ", ".join(facts)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Lets threads that begin in the block never take a signal.
+
+    Otherwise one could take Ctrl-C, and the caller's thread would go on waiting in a `read`.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _rich_bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import TimeElapsedColumn as Elapsed
+
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[facts]}", markup=False),
+        Elapsed(),
+        console=Console(stderr=True),
+        transient=True,
+    )

@@ -1,6 +1,6 @@
-"""The guides to history, episodes and git, run as a person would type them, and as a program.
+"""Some guides, run as a person would type them, and as a program.
 
-`python -m tests.test_guides` puts what the commands say now into them.
+`python -m tests.test_guides [GUIDE]...` puts what the commands say now into them.
 """
 
 import os
@@ -17,6 +17,7 @@ from tests.test_readme import BLOCK, DOCS, plain, run_tour, tour
 GUIDES = {
     "history": "[True] True\n",
     "episodes": "[1, 11] 0.9\n[10, 11]\n8 3\n",
+    "interchange": "1 ['main']\n4\nTrue\nTrue\n",
     "git": "0 ['feature.x', 'feature.y', 'main', 'tags.v1']\n1 ['refs/heads/best']\n",
 }
 STORE = ".local/share/amalgamfs/store"
@@ -54,6 +55,6 @@ def write(guide: str, folder: str) -> None:
 
 
 if __name__ == "__main__":
-    for each in GUIDES:
+    for each in sys.argv[1:] or GUIDES:
         with tempfile.TemporaryDirectory() as place:
             write(each, place)

@@ -62,7 +62,7 @@ class Terminal:
     def ask(self, command: str) -> str:
         """Runs a command and returns what the terminal shows."""
         assert self.shell.stdin is not None
-        self.shell.stdin.write(f"{command} </dev/null\nprintf '\\001done\\001'\n")
+        self.shell.stdin.write(f"{{ {command}; }} </dev/null\nprintf '\\001done\\001'\n")
         self.shell.stdin.flush()
         shown = b""
         deadline = time.monotonic() + 60

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from mountctl.command import TEXT, Command, pass_invocation
+from mountctl.command import REF, SNAPSHOT, TEXT, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import count, path_fields, short
 
@@ -19,16 +19,16 @@ from mountctl.text import count, path_fields, short
     """,
 )
 @click.argument("patch", type=click.Path(exists=True, dir_okay=False, allow_dash=True),
-                help="A file, or - for what is piped in.")  # fmt: skip
-@click.option("--on", "snapshot", required=True, metavar="SNAPSHOT",
-              help="What to apply it to: an id, a ref, or @SESSION.")  # fmt: skip
-@click.option("--ref", metavar="NAME", type=TEXT, help="Make or move a ref to the snapshot.")
+                help="The patch; - is a pipe.")  # fmt: skip
+@click.option("--on", "snapshot", required=True, type=SNAPSHOT,
+              help="What to apply it to.")  # fmt: skip
+@click.option("--ref", metavar="NAME", type=REF, help="Make or move a ref to the snapshot.")
 @click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
 @click.option("--strip", "-p", type=click.IntRange(0, 100), metavar="N",
               help="Take so many directories from the front of the patch's paths (1, or in plain "
               "diffs what fits).")  # fmt: skip
-@click.option("--fuzz", type=click.IntRange(0, 10), default=0, metavar="N",
-              help="Let so many lines differ at the ends of a hunk's context (0).")  # fmt: skip
+@click.option("--fuzz", type=click.IntRange(0, 10), default=0, metavar="N", show_default=True,
+              help="Let so many lines differ at the ends of a hunk's context.")  # fmt: skip
 @pass_invocation
 def command(
     invocation: Invocation,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mountctl.command import Command, pass_invocation, snapshot_argument
+from mountctl.command import COMMAND, Command, pass_invocation, snapshot_argument
 from mountctl.failures import FOUND
 from mountctl.invocation import STORE_VARIABLE, Invocation
 from mountctl.text import count, short
@@ -36,7 +36,7 @@ Test = Callable[["SnapshotId"], "Verdict"]
 @snapshot_argument("good", help="A snapshot in which all is well.")
 @snapshot_argument("bad", help="A snapshot in which it is not, and that came later.")
 @click.argument(
-    "command", nargs=-1, required=True, type=click.UNPROCESSED,
+    "command", nargs=-1, required=True, type=COMMAND,
     metavar="-- COMMAND [ARG]...", help="The command, found as a shell finds it.",
 )  # fmt: skip
 @click.option("--first-parent", is_flag=True, help="Do not look into what was merged.")

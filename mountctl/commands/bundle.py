@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mountctl.command import Group, pass_invocation
+from mountctl.command import SNAPSHOT, Group, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.streams import opened, refuse_terminal, written
 from mountctl.text import count, short, size, visible
@@ -72,11 +72,11 @@ _FILE = click.argument("file", metavar="FILE", type=click.Path(), help="The bund
 )
 @_FILE
 @click.argument(
-    "snapshots", nargs=-1, metavar="[SNAPSHOT]...",
+    "snapshots", nargs=-1, type=SNAPSHOT, metavar="[SNAPSHOT]...",
     help="What to carry; else all snapshots. @SESSION is what it stands on.",
 )  # fmt: skip
 @click.option(
-    "--have", metavar="SNAPSHOT", multiple=True,
+    "--have", type=SNAPSHOT, multiple=True,
     help="Leave out what this one is made of: the receiver has it. Repeatable.",
 )  # fmt: skip
 @click.option(
@@ -102,7 +102,7 @@ def create(
     with invocation.open() as store:
         wanted = [store.resolve(name) for name in snapshots] if snapshots else None
         base = _had(store, have, have_file)
-        with written(file) as out, output.progress("writing objects") as progress:
+        with written(file) as out, output.progress("writing", "objects") as progress:
             report = store.repository.create_bundle(
                 out, wanted, have=base, history=history, progress=progress
             )
@@ -130,7 +130,7 @@ def inspect(invocation: Invocation, file: str) -> None:
     from engine.bundle_inspecting import inspect_bundle
 
     output = invocation.output
-    with opened(file) as stream, output.progress("reading objects") as progress:
+    with opened(file) as stream, output.progress("reading", "objects") as progress:
         found = inspect_bundle(stream, progress)
     refs: dict[bytes, list[str]] = {}
     for name, target in found.manifest.refs:
@@ -202,7 +202,7 @@ def apply(invocation: Invocation, file: str, no_refs: bool, move_refs: bool) -> 
         raise click.UsageError("--no-refs and --move-refs exclude each other")
     output = invocation.output
     with invocation.open() as store:
-        with opened(file) as stream, output.progress("storing objects") as progress:
+        with opened(file) as stream, output.progress("storing", "objects") as progress:
             report = store.repository.apply_bundle(
                 stream, take_refs=not no_refs, move_refs=move_refs, progress=progress
             )

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from mountctl.command import TEXT, Command, metadata_option, pass_invocation, session_argument
+from mountctl.command import REF, TEXT, Command, metadata_option, pass_invocation, session_argument
 from mountctl.invocation import Invocation
 from mountctl.text import count, short, size
 
@@ -22,7 +22,7 @@ from mountctl.text import count, short, size
 @session_argument(required=False)
 @click.option("--from", "directory", metavar="DIR", type=click.Path(), help="Commit a checkout.")
 @click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
-@click.option("--ref", metavar="NAME", type=TEXT, help="Make or move a ref to the snapshot.")
+@click.option("--ref", metavar="NAME", type=REF, help="Make or move a ref to the snapshot.")
 @metadata_option()
 @pass_invocation
 def command(

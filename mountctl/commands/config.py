@@ -2,7 +2,7 @@
 
 import click
 
-from mountctl.command import Command, pass_invocation
+from mountctl.command import Command, completing, pass_invocation
 from mountctl.invocation import Invocation
 
 
@@ -15,8 +15,13 @@ from mountctl.invocation import Invocation
     """,
 )
 @click.argument("setting", required=False, type=click.Choice(["compression"]),
-                help="What to show or to set.")  # fmt: skip
-@click.argument("value", required=False, help="`off`, or `zstd:1` to `zstd:19`.")
+                metavar="[SETTING]", help="What to show or to set: compression.")  # fmt: skip
+@click.argument(
+    "value",
+    required=False,
+    shell_complete=completing("compressions"),
+    help="`off`, or `zstd:1` to `zstd:19`.",
+)
 @pass_invocation
 def command(invocation: Invocation, setting: str | None, value: str | None) -> None:
     """Show or change a store's settings.

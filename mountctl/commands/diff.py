@@ -31,7 +31,9 @@ _LINE_COLOURS = {b"+": "green", b"-": "red", b"@": "cyan"}
     $ mountctl diff 4f1a 77c0 --stat
     """,
 )
-@snapshot_argument("old", metavar="A", help="A snapshot: an id, a ref, or @SESSION.")
+@snapshot_argument(
+    "old", metavar="A", help="A snapshot: an id, the beginning of one, a ref, or @SESSION."
+)
 @snapshot_argument(
     "new", metavar="[B]", required=False, help="Another; without it, A is compared with its parent."
 )

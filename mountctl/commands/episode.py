@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mountctl.command import TEXT, Function, Group, pass_invocation
+from mountctl.command import (
+    COMMAND,
+    EPISODE,
+    SNAPSHOT,
+    TEXT,
+    Function,
+    Group,
+    pass_invocation,
+)
 from mountctl.invocation import Invocation
 from mountctl.text import count
 
@@ -45,8 +53,8 @@ JSON = _Json()
 STEP = click.IntRange(min=1)
 
 
-def _name() -> Callable[[Function], Function]:
-    return click.argument("name", type=TEXT, help="The episode's name.")
+def _name(kind: click.ParamType[str] = EPISODE) -> Callable[[Function], Function]:
+    return click.argument("name", type=kind, help="The episode's name.")
 
 
 @click.group(
@@ -67,8 +75,8 @@ def command() -> None:
 
 
 @command.command("new", example="$ mountctl episode new search --root main")
-@_name()
-@click.option("--root", metavar="SNAPSHOT", help="What the first steps begin with.")
+@_name(TEXT)
+@click.option("--root", type=SNAPSHOT, help="What the first steps begin with.")
 @click.option("--meta", "metadata", type=JSON, metavar="JSON", help="Facts to keep, an object.")
 @pass_invocation
 def new(invocation: Invocation, name: str, root: str | None, metadata: Any) -> None:
@@ -95,7 +103,7 @@ def new(invocation: Invocation, name: str, root: str | None, metadata: Any) -> N
 )
 @_name()
 @click.argument(
-    "command", nargs=-1, type=click.UNPROCESSED, metavar="[-- COMMAND [ARG]...]",
+    "command", nargs=-1, type=COMMAND, metavar="[-- COMMAND [ARG]...]",
     help="The command that was run; nothing is run now.",
 )  # fmt: skip
 @click.option(
@@ -103,14 +111,14 @@ def new(invocation: Invocation, name: str, root: str | None, metadata: Any) -> N
 )
 @click.option("--action", type=TEXT, metavar="TEXT", help="What was done.")
 @click.option("--action-json", type=JSON, metavar="JSON", help="What was done, as JSON.")
-@click.option("--snapshot", metavar="SNAPSHOT", help="What it led to.")
+@click.option("--snapshot", type=SNAPSHOT, help="What it led to.")
 @click.option("--summary", type=JSON, metavar="JSON", help="What it changed, in short.")
 @click.option("--reward", type=float, metavar="NUMBER", help="How good that is.")
 @click.option("--verdict", type=TEXT, metavar="WORD", help="What came of it: pass, fail, error.")
 @click.option("--meta", "metadata", type=JSON, metavar="JSON", help="More facts, an object.")
 @click.option(
     "--lines", type=click.File("rb"), metavar="FILE",
-    help="Add a step for each line, a JSON object; `-` is stdin. All are added, or none.",
+    help="Add a step for each line, a JSON object; - is a pipe. All are added, or none.",
 )  # fmt: skip
 @pass_invocation
 def add(
@@ -349,7 +357,15 @@ def show(invocation: Invocation, name: str, step: int | None) -> None:
     """,
 )
 @_name()
-@click.option("-n", "--limit", type=click.IntRange(min=1), default=1, help="How many.")
+@click.option(
+    "-n",
+    "--limit",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Show at most N.",
+)
 @click.option("--leaves", is_flag=True, help="Only steps that nothing went on from.")
 @click.option("--path", is_flag=True, help="Show the way to the best one instead.")
 @click.option("--snapshot", is_flag=True, help="Write only the ids of their snapshots.")

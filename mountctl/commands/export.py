@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mountctl.command import Command, pass_invocation
+from mountctl.command import DIRECTORY, SNAPSHOT, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.streams import compressing, refuse_terminal, written
 from mountctl.text import count, size
@@ -56,7 +56,7 @@ def _below(store: "StoreAccess", root: "Entry", path: str) -> "Entry":
     """,
 )
 @click.argument(
-    "snapshot", metavar="SNAPSHOT[:PATH]",
+    "snapshot", type=SNAPSHOT, metavar="SNAPSHOT[:PATH]",
     help="An id, the beginning of one, a ref, or @SESSION; of it a directory.",
 )  # fmt: skip
 @click.option("--tar", metavar="FILE", type=click.Path(), help="Write a tar archive; - is a pipe.")
@@ -64,8 +64,14 @@ def _below(store: "StoreAccess", root: "Entry", path: str) -> "Entry":
     "--compress", type=click.Choice(["gzip", "xz", "zstd", "none"]),
     help="How to compress the archive; else as its name ends.",
 )  # fmt: skip
-@click.option("--oci", metavar="DIR", type=click.Path(), help="Make an OCI image layout at DIR.")
-@click.option("--image", metavar="NAME", default="latest", help="The image's name, with --oci.")
+@click.option("--oci", metavar="DIR", type=DIRECTORY, help="Make an OCI image layout at DIR.")
+@click.option(
+    "--image",
+    metavar="NAME",
+    default="latest",
+    show_default=True,
+    help="The image's name, with --oci.",
+)
 @pass_invocation
 def command(
     invocation: Invocation,
@@ -93,7 +99,7 @@ def command(
         with (
             invocation.open() as store,
             store.tree(name) as root,
-            output.progress("writing members") as progress,
+            output.progress("writing", "members") as progress,
         ):
             layers = store.repository.layers_of(name)
             made = store.repository.export_oci(
@@ -114,7 +120,7 @@ def command(
         with (
             written(tar) as out,
             compressing(out, compress or _suffix_of(tar)) as stream,
-            output.progress("writing members") as progress,
+            output.progress("writing", "members") as progress,
         ):
             report = store.repository.export_tar(top, stream, progress=progress)
     fields = {"file": tar, "entries": report.entries, "bytes": report.bytes}

@@ -2,7 +2,7 @@
 
 import click
 
-from mountctl.command import Command, pass_invocation
+from mountctl.command import SNAPSHOT, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.output import Output
 from mountctl.text import count, path_fields, quoted, short, size, visible
@@ -23,7 +23,7 @@ _MOST_ROWS = 20
 @click.option("--dry-run", is_flag=True, help="Tell what would go, and remove nothing.")
 @click.option("--compact", is_flag=True, help="Then make the store's file smaller.")
 @click.option(
-    "--why", metavar="ID",
+    "--why", metavar="ID", type=SNAPSHOT,
     help="Tell what keeps an object, by its id, the beginning of one, or SNAPSHOT:PATH.",
 )  # fmt: skip
 @pass_invocation
@@ -42,9 +42,12 @@ def command(invocation: Invocation, dry_run: bool, compact: bool, why: str | Non
         _explain(invocation, why)
         return
     with invocation.open() as store:
-        with output.progress("marking") as progress:
+        with output.progress("collecting", "objects") as progress:
             report = store.repository.collect(dry_run=dry_run, progress=progress)
-        sizes = store.compact() if compact else None
+        sizes = None
+        if compact:
+            with output.progress("compacting"):
+                sizes = store.compact()
     if output.json:
         fields = {
             "dry_run": dry_run,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mountctl.command import TEXT, Group, pass_invocation
+from mountctl.command import DIRECTORY, TEXT, Group, completing, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import count, path_fields, quoted, short, size, visible
 
@@ -36,7 +36,7 @@ def command() -> None:
     $ mountctl git import ~/src/lua v5.4.0..master --prefix lua.
     """,
 )
-@click.argument("repository", type=click.Path(), help="A git repository, bare or not.")
+@click.argument("repository", type=DIRECTORY, help="A git repository, bare or not.")
 @click.argument(
     "revisions", nargs=-1, type=TEXT, metavar="[REVISION]...",
     help="What to import, as git names it: main, v1..main, ^v1; else all branches and tags.",
@@ -61,7 +61,7 @@ def import_(
                 "fastcdc is not compiled here: large files are read 200 times slower "
                 "(`mountctl doctor` tells more)"
             )
-        with output.progress("importing commits") as progress:
+        with output.progress("importing", "commits") as progress:
             report = store.repository.import_git(
                 repository, revisions, prefix=prefix, force=force, progress=progress
             )
@@ -116,10 +116,11 @@ def import_(
     """,
 )
 @click.argument(
-    "repository", type=click.Path(), help="A git repository; a bare one is made if there is none."
+    "repository", type=DIRECTORY, help="A git repository; a bare one is made if there is none."
 )
 @click.argument(
-    "snapshots", nargs=-1, type=TEXT, metavar="[SNAPSHOT[:BRANCH]]...",
+    "snapshots", nargs=-1, type=TEXT, shell_complete=completing("snapshots"),
+    metavar="[SNAPSHOT[:BRANCH]]...",
     help="What to write, and the branch that shall name it; else named as the ref or session.",
 )  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="All branches and tags that came from git.")
@@ -148,7 +149,7 @@ def export(
         wanted = [_wanted(store, text, message, stack) for text in snapshots]
         if everything:
             wanted += _all(store)
-        with output.progress("writing commits") as progress:
+        with output.progress("writing", "commits") as progress:
             report = store.repository.export_git(
                 repository, wanted, author=author, force=force, progress=progress
             )

@@ -4,7 +4,15 @@ from typing import Any
 
 import click
 
-from mountctl.command import TEXT, Command, metadata_option, pass_invocation
+from mountctl.command import (
+    DIRECTORY,
+    REF,
+    SNAPSHOT,
+    TEXT,
+    Command,
+    metadata_option,
+    pass_invocation,
+)
 from mountctl.invocation import Invocation
 from mountctl.text import count, short, size
 
@@ -20,18 +28,18 @@ from mountctl.text import count, short, size
     """,
 )
 @click.argument(
-    "directory", metavar="[DIR]", type=click.Path(), required=False, help="The directory to read."
+    "directory", metavar="[DIR]", type=DIRECTORY, required=False, help="The directory to read."
 )
 @click.option(
     "--tar", metavar="FILE", type=click.Path(),
     help="Read a tar archive instead, compressed or not; - is a pipe.",
 )  # fmt: skip
-@click.option("--oci", metavar="DIR", type=click.Path(), help="Read an OCI image layout instead.")
+@click.option("--oci", metavar="DIR", type=DIRECTORY, help="Read an OCI image layout instead.")
 @click.option("--image", metavar="NAME", type=TEXT, help="Which image of several, with --oci.")
-@click.option("--ref", metavar="NAME", type=TEXT, help="Make or move a ref to the snapshot.")
+@click.option("--ref", metavar="NAME", type=REF, help="Make or move a ref to the snapshot.")
 @click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
 @click.option(
-    "--parent", "parents", metavar="SNAPSHOT", multiple=True,
+    "--parent", "parents", type=SNAPSHOT, multiple=True,
     help="What it came from; else what --ref names, else the last import of DIR. Repeatable.",
 )  # fmt: skip
 @metadata_option()
@@ -77,20 +85,23 @@ def command(
             )
         above = tuple(store.resolve(parent) for parent in parents)
         if directory is not None:
-            with output.progress("importing files") as progress:
+            with output.progress("importing", "files") as progress:
                 result = store.repository.import_directory(
                     directory, ref=ref, message=message, parents=above, metadata=metadata,
                     use_cache=not no_cache, progress=progress,
                 )  # fmt: skip
         elif tar is not None:
-            with opened(tar) as stream, output.progress("reading the archive") as progress:
+            with (
+                opened(tar) as stream,
+                output.progress("reading the archive", in_bytes=True) as progress,
+            ):
                 result = store.repository.import_tar(
                     stream, ref=ref, message=message, parents=above, metadata=metadata,
                     progress=lambda done: progress(done, None),
                 )  # fmt: skip
         else:
             assert oci is not None
-            with output.progress("reading layers") as progress:
+            with output.progress("reading layers", in_bytes=True) as progress:
                 result = store.repository.import_oci(
                     oci, image=image, ref=ref, message=message, parents=above,
                     metadata=metadata, progress=progress,

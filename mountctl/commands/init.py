@@ -2,7 +2,7 @@
 
 import click
 
-from mountctl.command import Command, pass_invocation
+from mountctl.command import Command, completing, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import quoted
 
@@ -17,6 +17,7 @@ from mountctl.text import quoted
 )
 @click.option(
     "--compression", default="zstd:3", show_default=True, metavar="HOW",
+    shell_complete=completing("compressions"),
     help="How chunks are packed: zstd:1 to zstd:19, or off.",
 )  # fmt: skip
 @pass_invocation

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mountctl.command import TEXT, Command, pass_invocation, snapshot_argument
+from mountctl.command import REF, SNAPSHOT, TEXT, Command, pass_invocation, snapshot_argument
 from mountctl.failures import CONFLICTS
 from mountctl.invocation import Invocation
 from mountctl.text import count, path_fields, quoted, short
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     $ mountctl merge main try-3 --write-conflicts --ref to-be-settled
     """,
 )
-@snapshot_argument("ours", help="A snapshot: an id, a ref, or @SESSION.")
+@snapshot_argument("ours", help="A snapshot: an id, the beginning of one, a ref, or @SESSION.")
 @snapshot_argument("theirs", help="What is merged into it.")
-@click.option("--base", metavar="SNAPSHOT", help="Compare both with this one.")
-@click.option("--ref", metavar="NAME", type=TEXT, help="Make or move a ref to the snapshot.")
+@click.option("--base", type=SNAPSHOT, help="Compare both with this one.")
+@click.option("--ref", metavar="NAME", type=REF, help="Make or move a ref to the snapshot.")
 @click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
 @click.option("--favor", type=click.Choice(["ours", "theirs", "union"]),
               help="Settle conflicts with a side, or in texts with both.")  # fmt: skip

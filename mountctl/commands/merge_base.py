@@ -15,7 +15,7 @@ from mountctl.invocation import Invocation
     $ mountctl merge-base --is-ancestor v1 main && echo "main has v1"
     """,
 )
-@snapshot_argument("one", help="A snapshot.")
+@snapshot_argument("one", help="A snapshot: an id, the beginning of one, a ref, or @SESSION.")
 @snapshot_argument("other", help="Another one.")
 @click.option("--all", "everything", is_flag=True, help="Write all, where there are several.")
 @click.option(

@@ -4,7 +4,7 @@ import os
 
 import click
 
-from mountctl.command import DURATION, SHARE, Command, pass_invocation
+from mountctl.command import DIRECTORY, DURATION, SHARE, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import quoted
 
@@ -18,7 +18,7 @@ from mountctl.text import quoted
     $ ls ~/mnt/snapshots/main ~/mnt/sessions
     """,
 )
-@click.argument("mountpoint", type=click.Path(), help="An empty directory.")
+@click.argument("mountpoint", type=DIRECTORY, help="An empty directory.")
 @click.option("--foreground", is_flag=True, help="Stay, and log to the terminal, until Ctrl-C.")
 @click.option("--allow-other", is_flag=True, help="Let other users in (see fuse.conf(5)).")
 @click.option("--plain", is_flag=True, help="Let pyfuse3 have the device; slower, see the docs.")

@@ -2,7 +2,7 @@
 
 import click
 
-from mountctl.command import TEXT, Group, pass_invocation, snapshot_argument
+from mountctl.command import REF, Group, pass_invocation, snapshot_argument
 from mountctl.invocation import Invocation
 from mountctl.text import short, visible
 
@@ -44,7 +44,7 @@ def list_refs(invocation: Invocation) -> None:
 
 
 @command.command("set", example="$ mountctl ref set main 4f1a")
-@click.argument("name", type=TEXT, help="The ref's name.")
+@click.argument("name", type=REF, help="The ref's name.")
 @snapshot_argument()
 @pass_invocation
 def set_ref(invocation: Invocation, name: str, snapshot: str) -> None:
@@ -61,7 +61,7 @@ def set_ref(invocation: Invocation, name: str, snapshot: str) -> None:
 
 
 @command.command("rm", example="$ mountctl ref rm v1")
-@click.argument("name", help="The ref's name.")
+@click.argument("name", type=REF, help="The ref's name.")
 @pass_invocation
 def remove_ref(invocation: Invocation, name: str) -> None:
     """Remove a ref; the snapshot stays."""

@@ -11,7 +11,7 @@ from engine.errors import EngineError, NotFoundError
 from engine.ids import SnapshotId
 from engine.leases import LeaseHeldError
 from fsdriver.client import DaemonError
-from mountctl.command import TEXT, Command, pass_invocation
+from mountctl.command import COMMAND, REF, TEXT, Command, completing, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import quoted, short
 
@@ -38,11 +38,11 @@ AUTO = "auto"
     """,
 )
 @click.argument(
-    "target", metavar="SESSION|SNAPSHOT", required=False,
+    "target", metavar="SESSION|SNAPSHOT", required=False, shell_complete=completing("grounds"),
     help="A session, as NAME or @NAME; or a snapshot, for a session that goes afterwards.",
 )  # fmt: skip
 @click.argument(
-    "command", nargs=-1, type=click.UNPROCESSED,
+    "command", nargs=-1, type=COMMAND,
     metavar="-- COMMAND [ARG]...", help="The command, found as a shell finds it.",
 )  # fmt: skip
 @click.option(
@@ -58,7 +58,7 @@ AUTO = "auto"
 @click.option("--commit", is_flag=True, help="Commit afterwards, if the command succeeded.")
 @click.option("--commit-always", is_flag=True, help="Commit afterwards, whatever it did.")
 @click.option("--message", "-m", type=TEXT, default="", help="Say what the snapshot is.")
-@click.option("--ref", metavar="NAME", type=TEXT, help="Make or move a ref to the snapshot.")
+@click.option("--ref", metavar="NAME", type=REF, help="Make or move a ref to the snapshot.")
 @pass_invocation
 def command(
     invocation: Invocation,
@@ -166,18 +166,12 @@ def _attempt(
 ) -> int:
     from fsdriver.choosing import Attempt, keep
 
-    with output.progress("writing files", in_bytes=True) as progress:
-        attempt = Attempt(
-            store.repository, session.name, modes,
-            at=at, lease=-1 if lease is None else lease.fileno(), progress=progress,
-        )  # fmt: skip
-        attempt.__enter__()
-        try:
-            attempt.prepare(command[0])
-        except BaseException:
-            attempt.close()
-            raise
-    with attempt:
+    with Attempt(
+        store.repository, session.name, modes,
+        at=at, lease=-1 if lease is None else lease.fileno(),
+    ) as attempt:  # fmt: skip
+        with output.progress("writing files", in_bytes=True) as progress:
+            attempt.prepare(command[0], progress)
         ended = _run(attempt, command, inherit, output)
     run = attempt.run
     output.warnings(run.warnings)

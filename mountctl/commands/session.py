@@ -5,7 +5,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mountctl.command import TEXT, Group, pass_invocation, session_argument, snapshot_argument
+from mountctl.command import (
+    SNAPSHOT,
+    TEXT,
+    Group,
+    pass_invocation,
+    session_argument,
+    snapshot_argument,
+)
 from mountctl.invocation import Invocation
 from mountctl.text import quoted, short, visible, when
 
@@ -37,8 +44,8 @@ def _new_name(name: str = "name") -> Callable[[Callable[..., None]], Callable[..
 @command.command("create", example="$ mountctl session create work main\n$ ls ~/mnt/sessions/work")
 @_new_name()
 @snapshot_argument()
-@click.option("--infrastructure", metavar="SNAPSHOT", help="A layer below: the lowest.")
-@click.option("--global", "global_", metavar="SNAPSHOT", help="A layer below: the middle one.")
+@click.option("--infrastructure", type=SNAPSHOT, help="A layer below: the lowest.")
+@click.option("--global", "global_", type=SNAPSHOT, help="A layer below: the middle one.")
 @pass_invocation
 def create(
     invocation: Invocation,
@@ -133,7 +140,7 @@ def rename(invocation: Invocation, old: str, new: str) -> None:
 
 @command.command("reset", example="$ mountctl session reset work --to main")
 @session_argument("name")
-@click.option("--to", metavar="SNAPSHOT", help="Go on from another snapshot.")
+@click.option("--to", type=SNAPSHOT, help="Go on from another snapshot.")
 @pass_invocation
 def reset(invocation: Invocation, name: str, to: str | None) -> None:
     """Throw away what a session changed since its snapshot."""

@@ -5,7 +5,7 @@ from typing import Any
 import click
 import msgspec
 
-from mountctl.command import Command, pass_invocation
+from mountctl.command import SNAPSHOT, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import count, short, size, visible
 
@@ -20,7 +20,11 @@ from mountctl.text import count, short, size, visible
     """,
 )
 @click.argument(
-    "snapshots", nargs=-1, metavar="[SNAPSHOT]...", help="Ids, beginnings of ids, refs."
+    "snapshots",
+    nargs=-1,
+    type=SNAPSHOT,
+    metavar="[SNAPSHOT]...",
+    help="Which ones; else the whole store.",
 )
 @pass_invocation
 def command(invocation: Invocation, snapshots: tuple[str, ...]) -> None:
@@ -32,7 +36,7 @@ def command(invocation: Invocation, snapshots: tuple[str, ...]) -> None:
     from engine.codec import name_compression
 
     output = invocation.output
-    with invocation.open() as store, output.progress("counting") as progress:
+    with invocation.open() as store, output.progress("counting", "objects") as progress:
         repository = store.repository
         chosen = list(dict.fromkeys(repository.resolve(name) for name in snapshots))
         usage = repository.usage(chosen, progress)

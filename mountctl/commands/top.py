@@ -26,8 +26,8 @@ ANSWER_SECONDS = 10.0
     """,
 )
 @click.option(
-    "--interval", type=click.FloatRange(0.1, 3600), default=1.0, metavar="SECONDS",
-    help="How long to watch for each picture (1).",
+    "--interval", type=click.FloatRange(0.1, 3600), default=1.0, show_default=True,
+    metavar="SECONDS", help="How long to watch for each picture.",
 )  # fmt: skip
 @click.option(
     "--times", type=click.IntRange(1), metavar="N", help="End after N pictures; else on Ctrl-C."

@@ -2,7 +2,7 @@
 
 import click
 
-from mountctl.command import Command, pass_invocation
+from mountctl.command import DIRECTORY, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import quoted
 
@@ -15,7 +15,7 @@ from mountctl.text import quoted
     $ mountctl umount ~/mnt
     """,
 )
-@click.argument("mountpoint", required=False, type=click.Path(), help="Where; else the store's.")
+@click.argument("mountpoint", required=False, type=DIRECTORY, help="Where; else the store's.")
 @pass_invocation
 def command(invocation: Invocation, mountpoint: str | None) -> None:
     """End a mount.

@@ -2,7 +2,7 @@
 
 import click
 
-from mountctl.command import Command, pass_invocation
+from mountctl.command import DIRECTORY, Command, pass_invocation
 from mountctl.failures import FOUND
 from mountctl.invocation import Invocation
 from mountctl.text import count, path_fields, quoted, size, visible
@@ -20,7 +20,7 @@ from mountctl.text import count, path_fields, quoted, size, visible
 )
 @click.option("--repair", is_flag=True, help="Put right what can be; drop damage nobody needs.")
 @click.option(
-    "--from", "source", type=click.Path(), metavar="DIR",
+    "--from", "source", type=DIRECTORY, metavar="DIR",
     help="Where the bytes still are: another store, or a directory that was imported.",
 )  # fmt: skip
 @click.pass_context
@@ -37,7 +37,7 @@ def command(
         raise click.UsageError("--from goes with --repair")
     output = invocation.output
     repaired = dropped = 0
-    with invocation.open() as store, output.progress("reading") as progress:
+    with invocation.open() as store, output.progress("reading", "chunks") as progress:
         if repair:
             done = store.repository.repair(source, progress)
             report, repaired, dropped = done.left, done.repaired, done.dropped

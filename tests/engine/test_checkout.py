@@ -41,7 +41,7 @@ def test_everything_is_as_it_was(repository: Repository, base: Path, tmp_path: P
     target = tmp_path / "target"
     seen: list[tuple[int, int | None]] = []
     report = repository.check_out(
-        root, str(target), outside_links=True, progress=lambda n, total: seen.append((n, total))
+        root, str(target), outside_links=True, progress=lambda n, total, *_: seen.append((n, total))
     )
     assert of_directory(target) == of_directory(base)
     assert root.totals is not None

@@ -449,7 +449,9 @@ def test_a_large_file_is_written_in_ranges(repository: Repository, tmp_path: Pat
     age(base)
     root = repository.import_directory(str(base)).root
     seen: list[int] = []
-    repository.check_out(root, str(tmp_path / "target"), progress=lambda n, total: seen.append(n))
+    repository.check_out(
+        root, str(tmp_path / "target"), progress=lambda n, total, *_: seen.append(n)
+    )
     assert of_directory(tmp_path / "target") == of_directory(base)
     assert (tmp_path / "target/large").stat().st_blocks * 512 < 31 << 20
     assert seen == sorted(seen)
@@ -578,7 +580,7 @@ def test_the_progress_of_a_switch(world: World):
     seen: list[tuple[int, int | None]] = []
     report = world.repository.checkouts.switch(
         str(world.target), world.roots[1], outside_links=True,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda done, total, *_: seen.append((done, total)),
     )  # fmt: skip
     assert seen == sorted(seen)
     assert seen[-1] == (report.bytes, report.bytes)

@@ -20,6 +20,7 @@ from engine.directory import find
 from engine.importing import ImportResult, ImportSourceError
 from engine.nodes import Ref
 from engine.objects import ChunkSink
+from engine.progress import Progress
 from engine.store import Db
 from tests.conftest import ROOT, Run
 from tests.engine.trees import Tree, age, noise, of_directory, of_entry
@@ -520,11 +521,11 @@ def test_parents(repository: Repository, tree: Path):
 # Trees that change while they are read.
 
 
-def at_last_scan(act: Callable[[], object]) -> Callable[[int, int | None], None]:
+def at_last_scan(act: Callable[[], object]) -> Progress:
     """Returns a progress function that acts once, between the scan and the reading."""
     done: list[object] = []
 
-    def progress(_: int, total: int | None) -> None:
+    def progress(_: int, total: int | None, size: int = 0, /) -> None:
         if total is None and not done:
             done.append(act())
 

@@ -104,7 +104,7 @@ def test_a_whole_store(repository: Repository, base: Path):
     repository.sessions.create("s", (None, None, first))
     repository.set_ref("main", first)
     seen: list[tuple[int, int | None]] = []
-    report = repository.verify(lambda done, total: seen.append((done, total)))
+    report = repository.verify(lambda done, total, *_: seen.append((done, total)))
     with repository.store.read() as reader:
         assert report.chunks == reader.count(Db.CHUNKS)
         assert report.nodes == reader.count(Db.NODES)

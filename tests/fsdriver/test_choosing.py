@@ -84,7 +84,7 @@ def test_what_was_asked_for_once_the_mount_still_has():
     (warm, *_) = estimate(COSTS, TREE, [cold], mount="m", modes=[LAZY])
     (other, *_) = estimate(COSTS, TREE, [cold], mount="another", modes=[LAZY])
     assert warm.own == other.own == pytest.approx(9.0)
-    assert (warm.seconds, other.seconds) == (pytest.approx(10.0), pytest.approx(30.0))
+    assert [warm.seconds, other.seconds] == pytest.approx([10.0, 30.0])
 
 
 def test_work_decides():

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from mountctl.failures import REFUSED, SYSTEM, UNKNOWN, USAGE
 from tests.engine.git_repositories import Git
+from tests.mountctl.test_progress import IMPATIENT, plain_text
 
 WHO = "W Ho <who@example.com>"
 
@@ -117,7 +119,9 @@ def test_nobody_is_the_author_unless_somebody_says_who(mountctl, git, tmp_path):
 
 def test_a_bar_counts_commits(mountctl, git):
     shown = mountctl.on_terminal(
-        "git", "import", git.path, program="import mountctl.output as o; o.PATIENCE = 0",
-        HOME=os.fspath(mountctl.home),
+        "git", "import", git.path, program=IMPATIENT, HOME=os.fspath(mountctl.home),
     )  # fmt: skip
-    assert "importing commits" in shown
+    assert "importing" in shown
+    assert re.search(
+        r"\d of \d+ commits, [0-9.]+ (B|KiB), [0-9.]+ (B|KiB|MiB)/s", plain_text(shown)
+    )

@@ -289,10 +289,11 @@ def test_json_on_a_terminal_is_indented(mountctl):
 
 def test_a_bar_is_for_terminals_and_long_work(mountctl, tree, tmp_path):
     impatient = "import mountctl.output; mountctl.output.PATIENCE = 0"
-    assert "importing files" in mountctl.on_terminal("import", tree, program=impatient)
+    assert "importing" in mountctl.on_terminal("import", tree, program=impatient)
     for words in (["--quiet"], ["--json"]):
         assert "importing" not in mountctl.on_terminal("import", tree, *words, program=impatient)
-    assert "importing files" not in mountctl.on_terminal("import", tree)
+    assert "importing" not in mountctl.on_terminal("import", tree, TERM="dumb", program=impatient)
+    assert "importing" not in mountctl.on_terminal("import", tree)
     assert "importing" not in mountctl.run("import", tree).stderr
 
 

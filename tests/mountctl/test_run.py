@@ -338,6 +338,32 @@ def test_runs_on_a_snapshot_at_the_same_time(mountctl, work):
     assert "run-" not in mountctl("session", "list").stdout
 
 
+def test_runs_in_checkouts_share_their_place(mountctl, first):
+    """The one that ends first leaves the others' mounts where they are."""
+    script = "echo ready; read line; ls $PWD; pwd"
+
+    def start(mode: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            mountctl.command("run", "main", "--mode", mode, "--", "sh", "-c", script),
+            env=mountctl.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    places = set()
+    children = [start("full"), start("full")]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    mountctl("session", "create", "other", "main")
+    mountctl.run("run", "other", "--mode", "lazy", "--", "true")
+    for child in children:
+        output, _ = child.communicate("go\n")
+        *names, place = output.split()
+        assert "data.bin" in names
+        places.add(Path(place).parent)
+    assert len(places) == 1
+    assert not places.pop().parent.exists()
+
+
 @pytest.mark.parametrize("mode", ["overlay", "lazy", "full"])
 def test_killed_on_a_snapshot_the_next_run_removes_it(mountctl, work, mode):
     before = set(os.listdir(mountctl.store / "sessions"))
@@ -375,6 +401,7 @@ def test_what_a_mode_should_take_and_took(mountctl, first):
     assert taken["mode"] == plan["mode"] == plan["estimates"][0]["mode"]
     mountctl("run", "main", "--mode", "lazy", "--", "sleep", "0.01")
     first_run, other = mountctl.json("run", "--history")
+    assert other["outcome"]["seconds"] > 0.2  # a mount was made for it, and ended
     assert first_run["command"] == "true"
     assert first_run["estimates"][plan["mode"]] == pytest.approx(seconds[0])
     assert first_run["outcome"]["seconds"] == pytest.approx(taken["seconds"], abs=1e-3)

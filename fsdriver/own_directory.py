@@ -1,0 +1,86 @@
+"""A directory where a store's trees are shown while nobody has it mounted.
+
+The same for a store and a user whenever that is possible: a build may have written down where
+it was. Several runs may use it at once, each with a mount of its own there that only it sees.
+Removing it would end those (since Linux 3.18), so whoever uses it shares a lock on it, and only
+who has that alone removes it.
+"""
+
+import contextlib
+import fcntl
+import os
+import stat
+import tempfile
+
+from engine.ids import digest
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class OwnDirectory:
+    """A directory that is ours, empty, and used by this process; `leave` it in the end."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path, self._fd = path, fd
+
+    def fileno(self) -> int:
+        """Returns its descriptor: a process that inherits it uses the directory, too."""
+        return self._fd
+
+    def leave(self) -> None:
+        """Uses it no more, and removes it unless somebody else does."""
+        _remove(self.path, self._fd)
+        self.hand_on()
+
+    def hand_on(self) -> None:
+        """Leaves it to the processes that have inherited it."""
+        os.close(self._fd)
+
+
+def take_own_directory(store: str) -> OwnDirectory:
+    """Makes the directory for a store, or another one should that be somebody's. Raises OSError."""
+    name = digest(os.fsencode(os.path.realpath(store)))[:6].hex()
+    path = os.path.join(tempfile.gettempdir(), f"amalgamfs-{os.geteuid()}-{name}")
+    with contextlib.suppress(OSError):  # a dead mount, say
+        for _ in range(3):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path, 0o700)
+            found = _take(path)
+            if found is not None:
+                return found
+    path = tempfile.mkdtemp(prefix="amalgamfs-")
+    found = _take(path)
+    if found is None:
+        raise FileNotFoundError(path)
+    return found
+
+
+def _take(path: str) -> OwnDirectory | None:
+    """Uses a directory if it is private, empty, ours, and still there when we have it."""
+    fd = os.open(path, _DIRECTORY)
+    status = os.fstat(fd)
+    ours = status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o077
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        if ours and not os.listdir(fd) and os.path.samestat(os.lstat(path), status):
+            return OwnDirectory(path, fd)
+    except OSError:
+        pass  # somebody is just removing it
+    os.close(fd)
+    return None
+
+
+def remove_own_directory(path: str) -> None:
+    """Removes such a directory, which nothing is mounted on any more, unless it is used."""
+    with contextlib.suppress(OSError):
+        fd = os.open(path, _DIRECTORY)
+        try:
+            _remove(path, fd)
+        finally:
+            os.close(fd)
+
+
+def _remove(path: str, fd: int) -> None:
+    with contextlib.suppress(OSError):
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rmdir(path)
