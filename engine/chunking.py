@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
@@ -20,11 +21,14 @@ SMALLEST_CHUNK = 16 << 10
 AVERAGE_CHUNK = 64 << 10
 LARGEST_CHUNK = 256 << 10
 
+_importing = threading.RLock()
+"""Held while stdout is redirected: two threads at once would leave it redirected for ever."""
+
 
 @cache
 def compiled() -> bool:
     """Tells whether the chunker is machine code; the one in Python is 200 times slower."""
-    with contextlib.redirect_stdout(sys.stderr):
+    with _importing, contextlib.redirect_stdout(sys.stderr):
         return importlib.util.find_spec("fastcdc.fastcdc_cy") is not None
 
 
@@ -40,10 +44,11 @@ def cut(data: bytes | memoryview, last: bool) -> Iterator[int]:
         return
     offset = 0
     for chunk in _chunker()(data, SMALLEST_CHUNK, AVERAGE_CHUNK, LARGEST_CHUNK):
-        if not last and total - offset < LARGEST_CHUNK:
-            return
-        offset += chunk.length
-        yield chunk.length
+        length = chunk.length
+        offset += length
+        if offset == total and not last and length < LARGEST_CHUNK:
+            return  # it ends where the bytes do, not where a boundary was found
+        yield length
 
 
 @cache
@@ -53,7 +58,7 @@ def _chunker() -> Callable[..., Iterator[Any]]:
     The package brings a command line's modules along and, without its compiled part, prints a
     line to stdout; who uses the slow one is told by the caller, who asks `compiled`.
     """
-    with contextlib.redirect_stdout(sys.stderr):
+    with _importing, contextlib.redirect_stdout(sys.stderr):
         if compiled():
             module = importlib.import_module("fastcdc.fastcdc_cy")
             chunker: Callable[..., Iterator[Any]] = module.fastcdc_cy

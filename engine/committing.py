@@ -24,6 +24,7 @@ import msgspec
 
 from engine.codec import pack, read_compression
 from engine.errors import EngineError
+from engine.group_commit import LONGEST_POST, GroupCommit, Post
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.nodes import DirectoryNode, IndexNode, ListNode, Node, encode
 from engine.objects import NodeBuffer, Objects
@@ -102,11 +103,14 @@ class CommitQueue:
     """The batches of one process on their way into its store. Safe to use from several threads."""
 
     def __init__(
-        self, objects: Objects, storing: Callable[[], AbstractContextManager[object]]
+        self,
+        objects: Objects,
+        storing: Callable[[], AbstractContextManager[object]],
+        group: GroupCommit,
     ) -> None:
         """`storing` keeps collections away while objects are stored ahead."""
         self._store: Store = objects.store
-        self._objects, self._storing = objects, storing
+        self._objects, self._storing, self._group = objects, storing, group
         self._turn = threading.Condition()
         self._queue: list[Batch] = []
         self._bytes = 0
@@ -149,7 +153,10 @@ class CommitQueue:
         with self._turn:
             self._closing = True
             self._turn.notify_all()
-        self.flush()
+        try:
+            self.flush()
+        finally:
+            self._group.close()
 
     def _settle(self, last: Batch) -> None:
         """Returns when `last`, which was queued, is in the store; writes all that is queued."""
@@ -180,7 +187,7 @@ class CommitQueue:
         left = []
         for batch in batches:
             if failure is None:
-                self._objects.keep(batch.decoded)
+                self._objects.keep(batch.decoded, batch.nodes)
                 self._hide(batch)
             elif not batch.durable:
                 left.append(batch)
@@ -197,7 +204,7 @@ class CommitQueue:
 
     def _show(self, batch: Batch) -> None:
         pending = self._objects.pending
-        self._objects.keep(batch.decoded)
+        self._objects.keep(batch.decoded, batch.nodes)
         pending.chunks.update(batch.chunks)
         pending.nodes.update(batch.nodes)
         if batch.snapshot is not None:
@@ -234,8 +241,16 @@ class CommitQueue:
                 if batch.ref is not None:
                     writer.put(Db.REFS, batch.ref.encode(), batch.identifier)
 
+        def post() -> Post | None:
+            size = sum(map(len, packed.values())) + sum(map(len, nodes.nodes.values()))
+            if size > LONGEST_POST or any(batch.ref is not None for batch in batches):
+                return None
+            found = [chunk for chunk in chunks if chunk not in packed]
+            records = {b.identifier: b.record for b in batches if b.snapshot is not None}
+            return Post(packed, found, nodes.nodes, records)
+
         if sum(map(len, packed.values())) <= LARGEST_BYTES:
-            self._store.write(change)
+            self._group.commit(change, post)
             return
         with self._storing():
             for portion in _portions(packed):

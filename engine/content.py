@@ -6,13 +6,15 @@ hole; they are stored as such and read as zeros, so a sparse file costs what it 
 
 import errno
 import os
+import threading
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import accumulate
+from typing import Protocol
 
 from engine.chunking import LARGEST_CHUNK, SMALLEST_CHUNK, cut
 from engine.errors import CorruptObjectError, EngineError
-from engine.ids import ChunkId, NodeId
+from engine.ids import ChunkId, NodeId, digest
 from engine.nodes import (
     INLINE_BYTES,
     LIST_REFS,
@@ -28,12 +30,28 @@ from engine.objects import ChunkSink, Objects, PutNode
 
 Content = bytes | tuple[Ref, ...]
 PutChunk = Callable[[bytes | memoryview], ChunkId]
+Fill = Callable[[memoryview], int]
+"""Reads into a buffer; returns how many bytes, 0 at the end only."""
 
-WINDOW_BYTES = 8 << 20
+WINDOW_BYTES = 4 << 20
 """How much of a file is in memory at once while it is chunked."""
+
+_cutting = threading.Lock()
+"""Held while a window is cut: the chunker holds the GIL, and threads that wait for it in turns
+take longer than one after the other."""
 
 _ZEROS = memoryview(bytes(1 << 20))
 """What a hole reads as, piece by piece."""
+
+
+class WindowSink(Protocol):
+    """Takes chunks a window at a time, and says where the next window is read to."""
+
+    def window(self, size: int) -> bytearray:
+        """Returns a buffer of `size` bytes, for the caller until it is put."""
+
+    def put_window(self, window: bytearray, chunks: list[tuple[ChunkId, memoryview]]) -> None:
+        """Stores chunks, soon, that are parts of the window, which is the sink's again."""
 
 
 class SourceChangedError(EngineError):
@@ -64,7 +82,7 @@ def ingest(fd: int, status: os.stat_result, sink: ChunkSink, put: PutNode) -> tu
         if start > at:
             refs.append(Ref(None, start - at, 0))
             at = start
-        for ref in _chunks(fd, start, end, sink):
+        for ref in chunks_of(_filler(fd, start, end), sink):
             refs.append(ref)
             at += ref.length
     if sparse and size > at:
@@ -136,22 +154,49 @@ def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int | None]]:
         yield start, at
 
 
-def _chunks(fd: int, start: int, end: int | None, sink: ChunkSink) -> Iterator[Ref]:
-    """Stores the bytes from `start` to `end` (None: the file's end) and yields their refs."""
+def _filler(fd: int, start: int, end: int | None) -> Fill:
+    """Reads a file from `start` to `end` (None: its end)."""
+    at = start
+
+    def fill(view: memoryview) -> int:
+        nonlocal at
+        got = os.preadv(fd, [view if end is None else view[: end - at]], at)
+        at += got
+        return got
+
+    return fill
+
+
+def chunks_of(fill: Fill, sink: WindowSink) -> Iterator[Ref]:
+    """Stores what `fill` gives, cut in chunks, and yields their refs in order."""
     rest = b""
-    while True:
-        want = WINDOW_BYTES if end is None else min(WINDOW_BYTES, end - start)
-        data = os.pread(fd, want, start) if want else b""
-        start += len(data)
-        last = not data or start == end
-        window = memoryview(rest + data if rest else data)
-        offset = 0
-        for length in cut(window, last):
-            yield Ref(sink.put(window[offset : offset + length]), length, 0)
-            offset += length
-        if last:
-            return
-        rest = bytes(window[offset:])
+    last = False
+    while not last:
+        window = sink.window(WINDOW_BYTES)
+        with memoryview(window) as view:
+            filled = len(rest)
+            view[:filled] = rest
+            while filled < len(view) and (got := fill(view[filled:])):
+                filled += got
+            last = filled < len(view)
+            chunks = cut_and_hash(view[:filled], last)
+            done = sum(len(chunk) for _, chunk in chunks)
+            rest = bytes(view[done:filled])
+        refs = [Ref(identifier, len(chunk), 0) for identifier, chunk in chunks]
+        sink.put_window(window, chunks)
+        yield from refs
+
+
+def cut_and_hash(data: memoryview, last: bool) -> list[tuple[ChunkId, memoryview]]:
+    """Returns the chunks that `data` begins with, and their ids; see `cut`."""
+    chunks: list[tuple[ChunkId, memoryview]] = []
+    at = 0
+    with _cutting:
+        for length in cut(data, last):
+            chunk = data[at : at + length]
+            chunks.append((ChunkId(digest(chunk)), chunk))
+            at += length
+    return chunks
 
 
 def pieces(objects: Objects, entry: Entry) -> Iterator[Ref]:

@@ -6,12 +6,14 @@ follows the difference. Which of the changes are renames, `renames` tells.
 
 from collections.abc import Iterator
 from enum import Enum
+from typing import cast
 
 import msgspec
 
-from engine.directory import Directory, directory_id, fits_one_node, shared_pages
+from engine.directory import Directory, directory_id, open_node, open_page, shared_pages
 from engine.errors import CorruptObjectError, EngineError
-from engine.nodes import DEEPEST, Entry, Kind
+from engine.ids import NodeId
+from engine.nodes import DEEPEST, DirectoryNode, Entry, IndexNode, Kind
 from engine.objects import Objects
 
 
@@ -50,6 +52,8 @@ class Change(msgspec.Struct, frozen=True):
     similarity: float | None = None
 
 
+_Branch = DirectoryNode | IndexNode
+_Pair = tuple[Entry | None, Entry | None]
 _Step = Change | Iterator["_Step"]
 """A change, or the changes of a directory: a stack of these, for a deep tree is no recursion."""
 
@@ -151,12 +155,56 @@ class _Walk:
                 yield Change(child, kind, below, None)
 
 
-def pairs(objects: Objects, old: Entry, new: Entry) -> Iterator[tuple[Entry | None, Entry | None]]:
+def pairs(objects: Objects, old: Entry, new: Entry) -> Iterator[_Pair]:
     """Yields the entries of two directories that differ, side by side, by name."""
-    one, other = Directory(objects, directory_id(old)), Directory(objects, directory_id(new))
-    if fits_one_node(max(len(one), len(other))):
-        yield from _few_pairs(list(one), list(other))
-        return
+    sides = directory_id(old), directory_id(new)
+    one, other = (open_node(objects, side) for side in sides)
+    return _between(objects, sides, one, other, b"")
+
+
+def _between(
+    objects: Objects, ids: tuple[NodeId, NodeId], one: _Branch, other: _Branch, floor: bytes
+) -> Iterator[_Pair]:
+    """Does so for two nodes with these ids, of directories or of pages for the same names.
+
+    Most edits leave the names that end pages as they are: then it is page by page, and only
+    those with other ids are opened.
+    """
+    if isinstance(one, DirectoryNode) and isinstance(other, DirectoryNode):
+        yield from _entry_pairs(one.entries, other.entries)
+    elif (
+        isinstance(one, IndexNode)
+        and isinstance(other, IndexNode)
+        and (places := _changed_places(one, other)) is not None
+    ):
+        for at in places:
+            left, after = open_page(objects, one, at, floor)
+            right, _ = open_page(objects, other, at, floor)
+            if isinstance(left, DirectoryNode) and isinstance(right, DirectoryNode):
+                yield from _entry_pairs(left.entries, right.entries)
+            else:
+                below = NodeId(one.pages[at].node), NodeId(other.pages[at].node)
+                yield from _between(objects, below, left, right, after)
+    else:
+        yield from _merged(*(Directory(objects, identifier) for identifier in ids))
+
+
+def _changed_places(one: IndexNode, other: IndexNode) -> list[int] | None:
+    """Returns which pages of two indexes differ; None if they do not end at the same names."""
+    before, after = one.pages, other.pages
+    if one.level != other.level or len(before) != len(after):
+        return None
+    places = [
+        at
+        for at, (a, b) in enumerate(zip(before, after, strict=True))
+        if a is not b and a.node != b.node
+    ]
+    same = [before[at].last for at in places] == [after[at].last for at in places]
+    return places if same else None
+
+
+def _merged(one: Directory, other: Directory) -> Iterator[_Pair]:
+    """Does so for directories that are cut otherwise, without what they share anyhow."""
     shared = shared_pages(one, other)
     left, right = one.outside(shared), other.outside(shared)
     a, b = next(left, None), next(right, None)
@@ -173,8 +221,12 @@ def pairs(objects: Objects, old: Entry, new: Entry) -> Iterator[tuple[Entry | No
             a, b = next(left, None), next(right, None)
 
 
-def _few_pairs(old: list[Entry], new: list[Entry]) -> list[tuple[Entry | None, Entry | None]]:
+def _entry_pairs(old: tuple[Entry, ...], new: tuple[Entry, ...]) -> list[_Pair]:
     """Does the same at once; most entries are equal, and many the same object."""
+    if len(old) == len(new):
+        found = [(a, b) for a, b in zip(old, new, strict=True) if a is not b and a != b]
+        if [a.name for a, _ in found] == [b.name for _, b in found]:
+            return cast(list[_Pair], found)
     before = {entry.name: entry for entry in old}
     pairs: list[tuple[bytes, Entry | None, Entry | None]] = []
     for entry in new:

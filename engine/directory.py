@@ -9,7 +9,8 @@ list.)
 """
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import attrgetter
 
 from engine.errors import CorruptObjectError
 from engine.ids import NodeId, digest
@@ -20,6 +21,7 @@ from engine.nodes import (
     Entry,
     IndexNode,
     Kind,
+    ListNode,
     Page,
     Totals,
     directory_node,
@@ -33,6 +35,9 @@ PAGED_FROM = 256
 PAGE_BITS = 5
 """A page has 2 ** PAGE_BITS items on average, and the one that an item chosen at random is in
 twice as many. Measured: see docs/design/0002."""
+
+_NAME: Callable[[Entry], bytes] = attrgetter("name")
+_LAST: Callable[[Page], bytes] = attrgetter("last")
 
 
 class Directory:
@@ -54,13 +59,13 @@ class Directory:
         """Returns the page that has the entry called `name`, the place there, and the entry."""
         node, floor, identifier = self._node, b"", self.identifier
         while isinstance(node, IndexNode):
-            at = bisect_left(node.pages, name, key=lambda page: page.last)
+            at = bisect_left(node.pages, name, key=_LAST)
             if at == len(node.pages):
                 return None
             identifier = NodeId(node.pages[at].node)
             node, floor = open_page(self._objects, node, at, floor)
         entries = node.entries
-        at = bisect_left(entries, name, key=lambda entry: entry.name)
+        at = bisect_left(entries, name, key=_NAME)
         if at == len(entries) or entries[at].name != name:
             return None
         return identifier, at, entries[at]
@@ -111,7 +116,7 @@ class Directory:
         node = self._node
         if isinstance(node, DirectoryNode):
             return len(node.entries)
-        return sum(page.entries for page in node.pages)
+        return sum([page.entries for page in node.pages])
 
     def page_ids(self) -> Iterator[NodeId]:
         """Yields the ids of all the nodes that make up this directory, its own included."""
@@ -176,7 +181,7 @@ class _Pages:
 def open_node(objects: Objects, identifier: NodeId) -> DirectoryNode | IndexNode:
     """Returns a directory's node, or the highest index of one in pages."""
     node = objects.node(identifier)
-    if not isinstance(node, DirectoryNode | IndexNode):
+    if isinstance(node, ListNode):
         raise CorruptObjectError("node", identifier, "it is not a directory")
     return node
 
@@ -193,16 +198,22 @@ def open_page(
     identifier = NodeId(page.node)
     node = open_node(objects, identifier)
     if isinstance(node, DirectoryNode):
-        right = parent.level == 1 and len(node.entries) == page.entries
-        right = right and node.entries[-1].name == page.last
-        first = node.entries[0].name if node.entries else b""
-    else:
-        right = parent.level == node.level + 1 and node.pages[-1].last == page.last
-        right = right and sum(p.entries for p in node.pages) == page.entries
-        first = node.pages[0].last
-    if not right or first <= floor:
-        raise CorruptObjectError("node", identifier, "it is not the page that its index promises")
-    return node, floor
+        entries = node.entries
+        if (
+            parent.level == 1
+            and len(entries) == page.entries
+            and entries[-1].name == page.last
+            and entries[0].name > floor
+        ):
+            return node, floor
+    elif (
+        parent.level == node.level + 1
+        and node.pages[-1].last == page.last
+        and node.pages[0].last > floor
+        and sum([page.entries for page in node.pages]) == page.entries
+    ):
+        return node, floor
+    raise CorruptObjectError("node", identifier, "it is not the page that its index promises")
 
 
 def fits_one_node(count: int) -> bool:
@@ -254,7 +265,7 @@ def store_pages(put: PutNode, pages: Sequence[Page], level: int) -> NodeId:
 
 def index_page(pages: Sequence[Page], node: NodeId) -> Page:
     """Returns what an index says of the index `node` that has these pages."""
-    return Page(pages[-1].last, node, sum(page.entries for page in pages))
+    return Page(pages[-1].last, node, sum([page.entries for page in pages]))
 
 
 def directory_entry(

@@ -11,7 +11,8 @@ head and its items' encodings one after the other, so an item is found by its en
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import cast
 
 from engine.directory import (
@@ -36,7 +37,7 @@ from engine.nodes import (
     Page,
     Totals,
     directory_node,
-    encode,
+    encode_item,
     head,
     index_node,
 )
@@ -46,6 +47,8 @@ Edits = Mapping[bytes, Entry | None]
 """What becomes of names: None removes one."""
 
 _Item = Entry | Page
+_ENTRY_KEY: Callable[[_Item], bytes] = attrgetter("name")
+_PAGE_KEY: Callable[[_Item], bytes] = attrgetter("last")
 _Changes = Mapping[bytes, _Item | None]
 _Branch = DirectoryNode | IndexNode
 _Path = list[tuple[IndexNode, int, bytes]]
@@ -92,11 +95,16 @@ def _edited(
 ) -> NodeId:
     """Returns the id of the edited directory; adds to `old` what the edits replace."""
     node = open_node(objects, identifier)
+    if len(edits) == 1:
+        ((name, entry),) = edits.items()
+        changed = entry and _replaced(objects, nodes, (identifier, node), name, entry, old)
+        if changed:
+            return changed
     entries: list[_Item]
     if isinstance(node, IndexNode):
         directory = Directory(objects, identifier)
         removed = sum(entry is None for entry in edits.values())
-        if not fits_one_node(len(directory) - removed):
+        if not removed or not fits_one_node(len(directory) - removed):
             return _PagedEdit(objects, nodes, identifier, node).apply(edits, old)
         entries = list(directory)
         replaced = _apply(entries, edits)
@@ -110,6 +118,60 @@ def _edited(
             return _put_changed(objects, nodes, _node(0, entries), (identifier, node), edits)
     old += cast(list[Entry], replaced)
     return store_directory(nodes.put, cast(list[Entry], entries))
+
+
+def _replaced(
+    objects: Objects,
+    nodes: NodeBuffer,
+    source: tuple[NodeId, _Branch],
+    name: bytes,
+    entry: Entry,
+    old: list[Entry],
+    *,
+    above: IndexNode | None = None,
+    floor: bytes = b"",
+) -> NodeId | None:
+    """Returns the id of a directory, or a page of `above`, with an entry in another's place.
+
+    What a search loop does again and again, in half the time of `_PagedEdit`. None, and nothing
+    is put, where there is no such name, or a page is to be cut, as in directories of format 1.
+    """
+    identifier, node = source
+    before: tuple[_Item, ...]
+    if isinstance(node, IndexNode):
+        before = pages = node.pages
+        at = bisect_left(pages, name, key=_PAGE_KEY)
+        if at == len(pages) or (len(pages) == 1 and node.level > 1):
+            return None
+        page = pages[at]
+        if at < len(pages) - 1 and ends_page(page.last, node.level):
+            return None
+        below, floor = open_page(objects, node, at, floor)
+        lower = NodeId(page.node), below
+        changed = _replaced(objects, nodes, lower, name, entry, old, above=node, floor=floor)
+        if changed is None:
+            return None
+        new: _Item = Page(page.last, changed, page.entries)
+    else:
+        before = entries = node.entries
+        at = bisect_left(entries, name, key=_ENTRY_KEY)
+        if at == len(entries) or entries[at].name != name:
+            return None
+        if above is None and not fits_one_node(len(entries)):
+            return None
+        if above is not None and at < len(entries) - 1 and ends_page(name, 0):
+            return None
+        old.append(entries[at])
+        new = entry
+    level = node.level if isinstance(node, IndexNode) else 0
+    result = _node(level, [*before[:at], new, *before[at + 1 :]])
+    data = objects.encoded(identifier)
+    found = encode_item(before[at])
+    start = data.find(found)
+    if start < 0 or data.find(found, start + 1) >= 0:  # see `_spliced`
+        return nodes.put(result)
+    data = b"".join((data[:start], encode_item(new), data[start + len(found) :]))
+    return nodes.put_encoded(result, data)
 
 
 class _PagedEdit:
@@ -153,7 +215,7 @@ class _PagedEdit:
                 ends = _ends(level, mine)
                 if not is_last or ends_page(page.last, level):
                     ends.add(page.last)
-                groups = _cut(carried + items, ends)
+                groups = _cut(carried + items if carried else items, ends)
                 whole = len(groups) == 1 and not carried
                 carried = groups.pop() if _is_open(groups, ends) and not is_last else []
                 for group in groups:
@@ -170,7 +232,7 @@ class _PagedEdit:
         node, floor = self._root, b""
         path: _Path = []
         while True:
-            number = bisect_left(node.pages, name, key=lambda page: page.last)
+            number = bisect_left(node.pages, name, key=_PAGE_KEY)
             number = min(number, len(node.pages) - 1)
             path.append((node, number, floor))
             if node.level == level + 1:
@@ -243,12 +305,17 @@ def _key(item: _Item) -> bytes:
     return item.name if isinstance(item, Entry) else item.last
 
 
+def _keys(items: Sequence[_Item]) -> Callable[[_Item], bytes]:
+    """Returns what gives the key of one of `items`, as fast as that can be."""
+    return _ENTRY_KEY if items and isinstance(items[0], Entry) else _PAGE_KEY
+
+
 def _apply(items: list[_Item], changes: _Changes) -> list[_Item]:
     """Changes a sorted list of items; returns those that were replaced or removed."""
     old = []
     for key in sorted(changes):
         new = changes[key]
-        at = bisect_left(items, key, key=_key)
+        at = bisect_left(items, key, key=_keys(items))
         if at < len(items) and _key(items[at]) == key:
             old.append(items[at])
             items[at : at + 1] = [] if new is None else [new]
@@ -262,7 +329,9 @@ def _ends(level: int, changes: _Changes) -> set[bytes]:
     return {key for key, new in changes.items() if new is not None and ends_page(key, level)}
 
 
-def _cut(items: Iterable[_Item], ends: set[bytes]) -> list[list[_Item]]:
+def _cut(items: list[_Item], ends: set[bytes]) -> list[list[_Item]]:
+    if items and ends <= {_key(items[-1])}:  # nearly always
+        return [items]
     groups: list[list[_Item]] = [[]]
     for item in items:
         groups[-1].append(item)
@@ -302,17 +371,17 @@ def _spliced(data: bytes, node: _Branch, old: _Branch, changes: _Changes) -> byt
     parts = [head(node)]
     for key in sorted(changes):
         new = changes[key]
-        number = bisect_left(items, key, key=_key)
+        number = bisect_left(items, key, key=_keys(items))
         start, length = len(data), 0
         if number < len(items):
-            found = encode(items[number])
+            found = encode_item(items[number])
             start = data.find(found, at)
             if start < 0 or data.find(found, start + 1) >= 0:
                 return None
             length = len(found) if _key(items[number]) == key else 0
         parts.append(data[at:start])
         if new is not None:
-            parts.append(encode(new))
+            parts.append(encode_item(new))
         at = start + length
     parts.append(data[at:])
     return b"".join(parts)

@@ -400,7 +400,8 @@ class LmdbStore(Store):
             return True
 
     def close(self) -> None:
-        self._env.close()
+        with self._writer:  # another thread's transaction comes to its end
+            self._env.close()
         self._lease.release()
 
 

@@ -25,9 +25,10 @@ read: see docs/design/0002. cbor2 alone accepts trailing bytes and non-minimal i
 it: the modules of the engine that walk trees; it knows nothing of where nodes are kept.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any, NewType
+from operator import lt
+from typing import Annotated, Any, NewType
 
 import cbor2
 import msgspec
@@ -53,6 +54,7 @@ _INT64 = 1 << 63
 EARLIEST_NS, LATEST_NS = -_INT64, _INT64 - 1
 """The times that an entry can have."""
 _DIRECTORY, _INDEX, _LIST = 1, 2, 3
+_RESERVED = frozenset((b".", b".."))
 
 
 class Kind(IntEnum):
@@ -91,9 +93,9 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unkno
 
     name: bytes
     kind: int
-    mode: int
-    mtime_ns: int
-    size: int
+    mode: Annotated[int, msgspec.Meta(ge=0, le=0o7777)]
+    mtime_ns: Annotated[int, msgspec.Meta(ge=EARLIEST_NS, le=LATEST_NS)]
+    size: Annotated[int, msgspec.Meta(ge=0, le=LATEST_NS)]
     content: bytes | tuple[Ref, ...]
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     link: Link | None = None
@@ -153,18 +155,44 @@ def encode(value: msgspec.Struct) -> bytes:
     return cbor2.dumps(msgspec.to_builtins(value, builtin_types=(bytes,)), canonical=True)
 
 
+def encode_item(item: Entry | Page) -> bytes:
+    """Returns what `encode` returns, for items of which a splice needs one after the other.
+
+    Of a page, and of an entry without any extras, several times as fast.
+    """
+    if isinstance(item, Page):
+        name = _head(0x40, len(item.last)) + item.last
+        return b"".join((b"\x83", name, b"\x58\x20", item.node, _head(0, item.entries)))
+    content = item.content
+    if item.xattrs or item.link is not None or item.mtime_ns < 0 or not isinstance(content, bytes):
+        return encode(item)
+    totals = item.totals
+    return b"".join((
+        b"\x89", _head(0x40, len(item.name)), item.name, _head(0, item.kind), _head(0, item.mode),
+        _head(0, item.mtime_ns), _head(0, item.size), _head(0x40, len(content)), content,
+        b"\x80\xf6\xf6" if totals is None
+        else b"\x80\xf6\x82" + _head(0, totals.entries) + _head(0, totals.links),
+    ))  # fmt: skip
+
+
 def head(node: DirectoryNode | IndexNode) -> bytes:
     """Returns what the encoding of a directory or index begins with, before its first item."""
     if isinstance(node, DirectoryNode):
-        return b"\x82\x01" + _array_head(len(node.entries))
-    return b"\x83\x02" + bytes([node.level]) + _array_head(len(node.pages))
+        return b"\x82\x01" + _head(0x80, len(node.entries))
+    return b"\x83\x02" + bytes((node.level,)) + _head(0x80, len(node.pages))
 
 
-def _array_head(count: int) -> bytes:
-    if count < 24:
-        return bytes([0x80 | count])
-    size = next(size for size in (1, 2, 4, 8) if count < 1 << 8 * size)
-    return bytes([0x97 + size.bit_length()]) + count.to_bytes(size, "big")
+def _head(kind: int, value: int) -> bytes:
+    """Returns the first bytes of an integer (`kind` 0), of bytes (0x40), of an array (0x80)."""
+    if value < 24:
+        return bytes((kind | value,))
+    if value < 1 << 8:
+        return bytes((kind | 24, value))
+    if value < 1 << 16:
+        return bytes((kind | 25,)) + value.to_bytes(2, "big")
+    if value < 1 << 32:
+        return bytes((kind | 26,)) + value.to_bytes(4, "big")
+    return bytes((kind | 27,)) + value.to_bytes(8, "big")
 
 
 def node_id(encoded: bytes) -> NodeId:
@@ -287,13 +315,8 @@ def _checked_id(value: object) -> bytes:
 
 def _check(node: Node) -> None:
     if isinstance(node, DirectoryNode):
-        previous = b""
-        for entry in node.entries:
-            if entry.name <= previous:
-                raise ValueError(f"names not sorted at {entry.name!r}")
-            previous = entry.name
-            check_file_name(previous)
-            check_entry(entry)
+        _check_names([entry.name for entry in node.entries])
+        _check_entries(node.entries)
     elif isinstance(node, IndexNode):
         if not 1 <= node.level <= TALLEST or not node.pages:
             raise ValueError("an index without pages, or of an impossible level")
@@ -306,11 +329,54 @@ def _check(node: Node) -> None:
         _check_refs(node.refs, LIST_REFS)
 
 
+def _check_names(names: Sequence[bytes]) -> None:
+    """Raises ValueError for names that cannot be those of a directory; fast where they can."""
+    together = b"/".join(names)
+    if (
+        all(map(lt, names, names[1:]))
+        and together.count(b"/") == max(len(names) - 1, 0)
+        and b"\0" not in together
+        and _RESERVED.isdisjoint(names)
+        and (not names or (names[0] and max(map(len, names)) <= LONGEST_NAME))
+    ):
+        return
+    previous = b""
+    for name in names:
+        if name <= previous:
+            raise ValueError(f"names not sorted at {name!r}")
+        previous = name
+        check_file_name(name)
+
+
+def _check_entries(entries: Sequence[Entry]) -> None:
+    """Raises ValueError as `check_entry`; numbers were checked when the types were.
+
+    Most entries are files without any extras in one piece: nothing is called for those.
+    """
+    for entry in entries:
+        # Kind.FILE would be looked up each time, at a third of what all of this takes.
+        if entry.kind == 1 and entry.link is None and entry.totals is None and not entry.xattrs:
+            content = entry.content
+            if isinstance(content, bytes):
+                if len(content) == entry.size <= INLINE_BYTES:
+                    continue
+            elif len(content) == 1:
+                ref = content[0]
+                if (
+                    not ref.level
+                    and ref.length == entry.size > 0
+                    and ref.id is not None
+                    and len(ref.id) == ID_BYTES
+                ):
+                    continue
+        check_entry(entry)
+
+
 def check_file_name(name: bytes) -> None:
     """Raises ValueError for what cannot be a name in a directory."""
     if not name or len(name) > LONGEST_NAME or b"/" in name or b"\0" in name:
         raise ValueError(f"impossible name {name[:300]!r}")
-    if name in {b".", b".."}:
+    if name in _RESERVED:
         raise ValueError(f"reserved name {name!r}")
 
 

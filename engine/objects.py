@@ -7,7 +7,8 @@ decoded once and a file read in pieces is decompressed once. Safe to use from se
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import msgspec
@@ -15,14 +16,15 @@ import msgspec
 from engine.codec import pack, read_compression, unpack
 from engine.errors import CorruptObjectError, MissingObjectError
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
-from engine.nodes import DirectoryNode, Node, decode, encode, node_id
+from engine.nodes import DirectoryNode, IndexNode, Node, decode, encode, node_id
 from engine.snapshots import Snapshot, decode_snapshot
 from engine.store import Db, Reader, Store, Writer
 
 PutNode = Callable[[msgspec.Struct], NodeId]
 
 NODE_CACHE_ENTRIES = 65_536
-"""Decoded entries kept, about 400 bytes each."""
+"""Entries kept, decoded and as they are stored, about 450 bytes each; a page of an index or a piece
+of a long file is half of one."""
 CHUNK_CACHE_BYTES = 8 << 20
 
 
@@ -61,7 +63,7 @@ class Objects:
         self.store, self._strict = store, strict
         self.pending = Pending()
         self._lock = threading.Lock()
-        self._nodes: OrderedDict[bytes, Node] = OrderedDict()
+        self._nodes: OrderedDict[bytes, tuple[Node, bytes]] = OrderedDict()
         self._entries = 0
         self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
         self._chunk_bytes = 0
@@ -69,41 +71,23 @@ class Objects:
 
     def node(self, identifier: NodeId) -> Node:
         """Returns a decoded node. Raises MissingObjectError or CorruptObjectError."""
-        with self._lock:
-            node = self._nodes.get(identifier)
-            if node is not None:
-                self._nodes.move_to_end(identifier)
-                self._hits[0] += 1
-                return node
-        coming = self.pending.nodes.get(identifier)
-        if coming is not None:
-            node = decode(identifier, coming, strict=self._strict)
-        else:
-            with self.store.read() as reader:
-                raw = reader.get(Db.NODES, identifier)
-                if raw is None:
-                    raise MissingObjectError("node", identifier)
-                node = decode(identifier, raw, strict=self._strict)
+        # Without the lock: what goes meanwhile is a KeyError, and only a miss.
+        try:
+            kept = self._nodes[identifier]
+            self._nodes.move_to_end(identifier)
+            self._hits[0] += 1
+            return kept[0]
+        except KeyError:
+            pass
+        data = self._encoded(identifier)
+        node = decode(identifier, data, strict=self._strict)
         with self._lock:
             self._hits[1] += 1
-            self._keep(identifier, node)
+            self._keep(identifier, node, data)
         return node
 
-    def keep(self, nodes: Mapping[NodeId, Node]) -> None:
-        """Takes decoded nodes into the cache that are in the store now, or on their way there."""
-        with self._lock:
-            for identifier, node in nodes.items():
-                self._keep(identifier, node)
-
-    def _keep(self, identifier: NodeId, node: Node) -> None:
-        if identifier not in self._nodes:
-            self._nodes[identifier] = node
-            self._entries += _weight(node)
-        while self._entries > NODE_CACHE_ENTRIES and len(self._nodes) > 1:
-            self._entries -= _weight(self._nodes.popitem(last=False)[1])
-
-    def encoded(self, identifier: NodeId) -> bytes:
-        """Returns the bytes of a node, checked against its id only."""
+    def _encoded(self, identifier: NodeId) -> bytes:
+        """Returns the bytes of a node, unchecked."""
         coming = self.pending.nodes.get(identifier)
         if coming is not None:
             return coming
@@ -111,7 +95,27 @@ class Objects:
             raw = reader.get(Db.NODES, identifier)
             if raw is None:
                 raise MissingObjectError("node", identifier)
-            data = bytes(raw)
+            return bytes(raw)
+
+    def keep(self, decoded: Mapping[NodeId, Node], encoded: Mapping[NodeId, bytes]) -> None:
+        """Takes decoded nodes into the cache that are in the store now, or on their way there."""
+        with self._lock:
+            for identifier, node in decoded.items():
+                self._keep(identifier, node, encoded[identifier])
+
+    def _keep(self, identifier: NodeId, node: Node, data: bytes) -> None:
+        if identifier not in self._nodes:
+            self._nodes[identifier] = node, data
+            self._entries += _weight(node)
+        while self._entries > NODE_CACHE_ENTRIES and len(self._nodes) > 1:
+            self._entries -= _weight(self._nodes.popitem(last=False)[1][0])
+
+    def encoded(self, identifier: NodeId) -> bytes:
+        """Returns the bytes of a node, checked against its id only."""
+        kept = self._nodes.get(identifier)
+        if kept is not None:
+            return kept[1]
+        data = self._encoded(identifier)
         if node_id(data) != identifier:
             raise CorruptObjectError("node", identifier, "its bytes do not match its id")
         return data
@@ -175,7 +179,9 @@ class Objects:
 
 
 def _weight(node: Node) -> int:
-    return len(node.entries) + 1 if isinstance(node, DirectoryNode) else 64
+    if isinstance(node, DirectoryNode):
+        return len(node.entries) + 1
+    return len(node.pages if isinstance(node, IndexNode) else node.refs) // 2 + 1
 
 
 def _unpacked(reader: Reader, identifier: ChunkId) -> bytes | memoryview:
@@ -209,8 +215,8 @@ def node_putter(writer: Writer) -> PutNode:
 class NodeBuffer:
     """Collects encoded nodes in memory, to be stored in one transaction later."""
 
-    def __init__(self) -> None:
-        self.nodes: dict[NodeId, bytes] = {}
+    def __init__(self, nodes: dict[NodeId, bytes] | None = None) -> None:
+        self.nodes: dict[NodeId, bytes] = {} if nodes is None else nodes
 
     def put(self, node: msgspec.Struct) -> NodeId:
         """Keeps a node and returns its id."""
@@ -245,10 +251,11 @@ def _has(reader: Reader, key: bytes, value: bytes) -> bool:
 class ChunkSink:
     """Takes plain chunks from several threads and stores what the store lacks.
 
-    Packs in the caller's thread; writes a transaction whenever `batch_bytes` have gathered.
-    `flush` stores the rest; what was not flushed is lost with the process, and is garbage
-    until something refers to it, so its owner holds the store's write lease meanwhile. With
-    `check`, what the store has is read, and stored again if it is damaged.
+    Packs in the caller's thread. Whenever `batch_bytes` have gathered, a thread of its own writes
+    them in a transaction while the next gather; who brings more than that waits, and is told if
+    it failed. `flush` stores the rest; what was not flushed is lost with the process, and is
+    garbage until something refers to it, so its owner holds the store's write lease meanwhile.
+    With `check`, what the store has is read, and stored again if it is damaged.
     """
 
     def __init__(
@@ -266,7 +273,12 @@ class ChunkSink:
         self._pending: dict[ChunkId, bytes] = {}
         self._bytes = 0
         self._taken: dict[int, int] = {}
+        self._turn = threading.Lock()
+        self._writing: dict[ChunkId, bytes] = {}
+        self._thread: ThreadPoolExecutor | None = None
+        self._written: Future[None] | None = None
         self.stored_bytes = 0
+        self._windows: list[bytearray] = []
 
     @property
     def taken_bytes(self) -> int:
@@ -276,34 +288,73 @@ class ChunkSink:
     def put(self, data: bytes | memoryview) -> ChunkId:
         """Stores one chunk, soon, and returns its id."""
         identifier = ChunkId(digest(data))
-        thread = threading.get_ident()  # each counts alone, and none is lost
-        self._taken[thread] = self._taken.get(thread, 0) + len(data)
-        if identifier in self._pending:
-            return identifier
-        with self._store.read() as reader:
-            if reader.has(Db.CHUNKS, identifier) and not (
-                self._check and _is_damaged(reader, identifier)
-            ):
-                return identifier
-        self._keep(identifier, data)
+        self.put_hashed([(identifier, data)])
         return identifier
+
+    def put_hashed(self, chunks: Sequence[tuple[ChunkId, bytes | memoryview]]) -> None:
+        """Stores chunks, soon, whose ids their caller has found out."""
+        thread = threading.get_ident()  # each counts alone, and none is lost
+        size = sum(len(data) for _, data in chunks)
+        self._taken[thread] = self._taken.get(thread, 0) + size
+        coming, writing = self._pending, self._writing
+        chunks = [one for one in chunks if one[0] not in coming and one[0] not in writing]
+        if not chunks:
+            return
+        with self._store.read() as reader:
+            lacking = [
+                (identifier, data)
+                for identifier, data in chunks
+                if not reader.has(Db.CHUNKS, identifier)
+                or (self._check and _is_damaged(reader, identifier))
+            ]
+        for identifier, data in lacking:
+            self._keep(identifier, data)
+
+    def window(self, size: int) -> bytearray:
+        """Returns a buffer of `size` bytes to read into, one that was used before if there is."""
+        try:
+            return self._windows.pop()
+        except IndexError:
+            return bytearray(size)
+
+    def put_window(self, window: bytearray, chunks: Sequence[tuple[ChunkId, memoryview]]) -> None:
+        """Stores chunks of a window, soon, and takes the window back."""
+        self.put_hashed(chunks)
+        self._windows.append(window)
 
     def _keep(self, identifier: ChunkId, data: bytes | memoryview) -> None:
         packed = pack(data, self._level)
-        full: dict[ChunkId, bytes] | None = None
         with self._lock:
-            if identifier not in self._pending:
+            if identifier not in self._pending and identifier not in self._writing:
                 self._pending[identifier] = packed
                 self._bytes += len(packed)
                 self.stored_bytes += len(packed)
-            if self._bytes > self._batch_bytes:
-                full = self._take()
-        if full:
-            self._write(full)
+            if self._bytes <= self._batch_bytes:
+                return
+        with self._turn:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Gives what has gathered to the writing thread once it has written what it had."""
+        if self._written is not None:
+            self._written.result()
+        with self._lock:
+            if self._bytes <= self._batch_bytes:
+                return  # another thread was here first
+            chunks = self._take()
+        if self._thread is None:
+            # The C library gives the memory of every batch back and asks for it again, which
+            # takes as long as to write it, unless a larger block was freed once (up to 32 MiB:
+            # M_TRIM_THRESHOLD in mallopt(3)).
+            bytearray(min(2 * self._batch_bytes, 24 << 20))
+            self._thread = ThreadPoolExecutor(1, "chunks")
+        self._written = self._thread.submit(self._write, chunks)
 
     def _take(self) -> dict[ChunkId, bytes]:
-        full, self._pending, self._bytes = self._pending, {}, 0
-        return full
+        # In this order nobody misses a chunk who looks into both without the lock.
+        self._writing = self._pending
+        self._pending, self._bytes = {}, 0
+        return self._writing
 
     def _write(self, chunks: dict[ChunkId, bytes]) -> None:
         pairs = sorted(chunks.items())
@@ -312,14 +363,19 @@ class ChunkSink:
 
     def flush(self) -> None:
         """Stores what has gathered; durable when it returns."""
-        with self._lock:
-            rest = self._take()
-        if rest:
-            self._write(rest)
+        with self._turn:
+            if self._written is not None:
+                self._written.result()
+            with self._lock:
+                rest = self._take()
+            if rest:
+                self._write(rest)
+            self._writing = {}
 
     def flush_into(self, writer: Writer) -> None:
         """Stores what has gathered in a transaction of the caller's, with whatever else it does.
 
-        May run again when the transaction does: nothing is forgotten.
+        May run again when the transaction does: nothing is forgotten. What is being written is
+        stored with it, for its own transaction waits for the caller's.
         """
-        writer.put_many(Db.CHUNKS, sorted(self._pending.items()))
+        writer.put_many(Db.CHUNKS, sorted((self._writing | self._pending).items()))

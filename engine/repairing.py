@@ -5,14 +5,14 @@ store by id, or from a directory that is read, cut and packed as an import does.
 needs and is damaged goes. What stays damaged stays named.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
 from engine.checkout_records import forget
 from engine.codec import unpack
 from engine.errors import CorruptObjectError
-from engine.ids import ChunkId, NodeId, SnapshotId, digest
+from engine.ids import ChunkId, NodeId, SnapshotId
 from engine.importing import read_directory
 from engine.nodes import decode, encode, node_id
 from engine.objects import ChunkSink, NodeBuffer, Objects
@@ -123,12 +123,11 @@ class _WantedChunks(ChunkSink):
         self._wanted = wanted
         self.found: set[bytes] = set()
 
-    def put(self, data: bytes | memoryview) -> ChunkId:
-        identifier = ChunkId(digest(data))
-        if identifier in self._wanted and identifier not in self.found:
-            self.found.add(identifier)
-            self._keep(identifier, data)
-        return identifier
+    def put_hashed(self, chunks: Sequence[tuple[ChunkId, bytes | memoryview]]) -> None:
+        for identifier, data in chunks:
+            if identifier in self._wanted and identifier not in self.found:
+                self.found.add(identifier)
+                self._keep(identifier, data)
 
 
 class _WantedNodes(NodeBuffer):

@@ -33,6 +33,7 @@ from engine.filling import CheckoutReport
 from engine.git_export import GitExport, GitExportOptions, ToExport, export_git
 from engine.git_import import GitImport, GitImportOptions, import_git
 from engine.git_refs import known_ref
+from engine.group_commit import GroupCommit
 from engine.history import History, StoredLinks
 from engine.holders import Holder, Target, find_object, holders, object_at
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
@@ -105,7 +106,8 @@ class Repository:
         self.store = store
         self.objects = Objects(store)
         self.pins = Pins(path)
-        self.commits = CommitQueue(self.objects, partial(_storing, path))
+        group = GroupCommit(store, path)
+        self.commits = CommitQueue(self.objects, partial(_storing, path), group)
         self.episodes = Episodes(store, self.commits.flush)
         self._sessions = Sessions(store, self.objects, path)
         # Also when the interpreter ends, or nobody refers to it any more.

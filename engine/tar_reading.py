@@ -15,14 +15,15 @@ import re
 import tarfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import IO, Any
 
 import zstandard
 
-from engine.chunking import SMALLEST_CHUNK, cut
-from engine.content import Content, PutChunk, fold, ingest_blocks
+from engine.chunking import SMALLEST_CHUNK
+from engine.content import Content, Fill, chunks_of, cut_and_hash, fold
 from engine.drafts import ArchiveRefusedError, Draft, Xattrs
 from engine.errors import EngineError
 from engine.hostfs import OVERLAY_PREFIX
@@ -39,6 +40,7 @@ LONGEST_HEADER = 8 << 20
 
 _PIECE = 1 << 20
 _BATCH_BYTES, _BATCHES = 256 << 10, 32
+_WINDOWS = 3
 _EXTENDED = {
     tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE,
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
@@ -87,12 +89,39 @@ class _Forward:
         self.last = data
         return data
 
+    def fill(self, view: memoryview) -> int:
+        """Reads into `view`, which has room, and returns how many bytes, 0 at the end only."""
+        into = getattr(self._stream, "readinto", None)
+        if into is not None:
+            got: int = into(view)
+        else:
+            data = self._stream.read(len(view))
+            got = len(data)
+            view[:got] = data
+        self._at += got
+        return got
+
     def seek(self, to: int) -> None:
         if to < self._at:
             raise ArchiveDamagedError(self._at, "a member has an impossible size")
         while self._at < to:
             if not self.read(min(_PIECE, to - self._at)):
                 raise ArchiveDamagedError(self._at, "it ends there, inside of a member")
+
+
+class _Headers:
+    """The same for the headers of one member, maps of sparse files among them: not without end."""
+
+    def __init__(self, forward: _Forward) -> None:
+        self._forward = forward
+        self.tell, self.seek = forward.tell, forward.seek
+        self.left = LONGEST_HEADER
+
+    def read(self, size: int) -> bytes:
+        self.left -= max(size, 0)
+        if size <= LONGEST_HEADER and self.left < 0:
+            raise ArchiveDamagedError(self.tell(), "a member's headers are too long")
+        return self._forward.read(size)
 
 
 class _Begun:
@@ -107,6 +136,15 @@ class _Begun:
         data = self._head if size < 0 else self._head[:size]
         self._head = self._head[len(data) :]
         return data
+
+    def readinto(self, view: memoryview) -> int:
+        into = getattr(self._stream, "readinto", None)
+        if into is not None and not self._head:
+            got: int = into(view)
+            return got
+        data = self.read(len(view))
+        view[: len(data)] = data
+        return len(data)
 
 
 def decompressed(stream: IO[bytes]) -> IO[bytes]:
@@ -133,32 +171,59 @@ def decompressed(stream: IO[bytes]) -> IO[bytes]:
 
 
 class _Packer:
-    """Gives chunks their ids at once and stores them in other threads, a bounded way behind."""
+    """Has chunks stored by other threads, a bounded way behind. A WindowSink."""
 
     def __init__(self, sink: ChunkSink) -> None:
         self._sink = sink
         self._pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "tar")
-        self._batch: list[bytes] = []
+        self._batch: list[tuple[ChunkId, bytes | memoryview]] = []
         self._bytes = 0
         self._coming: deque[Future[None]] = deque()
+        self._free: SimpleQueue[bytearray] = SimpleQueue()
+        self._made = 0
 
-    def put(self, data: bytes | memoryview) -> ChunkId:
+    def put(self, data: bytes) -> ChunkId:
         """Stores a chunk, soon. Raises what storing one before it has."""
-        self._batch.append(bytes(data))
-        self._bytes += len(data)
+        identifier = ChunkId(digest(data))
+        self.put_hashed([(identifier, data)])
+        return identifier
+
+    def put_hashed(self, chunks: Sequence[tuple[ChunkId, bytes | memoryview]]) -> None:
+        """The same for several, of bytes that nobody changes."""
+        self._batch += chunks
+        self._bytes += sum(len(data) for _, data in chunks)
         if self._bytes >= _BATCH_BYTES:
             self._submit()
-        return ChunkId(digest(data))
+
+    def window(self, size: int) -> bytearray:
+        """Returns a buffer, when one is free."""
+        if self._made < _WINDOWS and self._free.empty():
+            self._made += 1
+            return bytearray(size)
+        window = self._free.get()
+        self._look()
+        return window
+
+    def put_window(self, window: bytearray, chunks: list[tuple[ChunkId, memoryview]]) -> None:
+        """Stores the chunks of a window, soon."""
+
+        def store() -> None:
+            try:
+                self._sink.put_hashed(chunks)
+            finally:
+                self._free.put(window)
+
+        self._coming.append(self._pool.submit(store))
 
     def _submit(self) -> None:
-        self._coming.append(self._pool.submit(self._store, self._batch))
+        self._coming.append(self._pool.submit(self._sink.put_hashed, self._batch))
         self._batch, self._bytes = [], 0
-        while len(self._coming) > _BATCHES:
-            self._coming.popleft().result()
+        self._look()
 
-    def _store(self, batch: list[bytes]) -> None:
-        for data in batch:
-            self._sink.put(data)
+    def _look(self) -> None:
+        """Raises what storing has; waits while there is too much to come."""
+        while self._coming and (len(self._coming) > _BATCHES or self._coming[0].done()):
+            self._coming.popleft().result()
 
     def finish(self) -> None:
         """Waits until all chunks are in the sink."""
@@ -178,7 +243,6 @@ class TarReader:
 
     def __init__(self, sink: ChunkSink, nodes: NodeBuffer, *, layered: bool = False) -> None:
         self._sink, self._nodes = sink, nodes
-        self._put: PutChunk = sink.put
         self.draft = Draft()
         self.draft.layered = layered
         self.report = ImportReport()
@@ -187,8 +251,7 @@ class TarReader:
     def read(self, stream: IO[bytes], progress: Callable[[int], None] | None = None) -> None:
         """Reads a whole archive. Raises ArchiveDamagedError, ArchiveRefusedError."""
         forward = _Forward(decompressed(stream))
-        packer = _Packer(self._sink)
-        self._put = packer.put
+        self._packer = packer = _Packer(self._sink)
         try:
             for member in _members(forward):
                 self._take(member, forward)
@@ -247,51 +310,29 @@ class TarReader:
 
     def _content(self, member: tarfile.TarInfo, forward: _Forward) -> tuple[Content, int]:
         size = member.size
-        if not member.issparse() and size <= SMALLEST_CHUNK:
-            data = forward.read(size)
-            if len(data) < size:
-                raise ArchiveDamagedError(forward.tell(), "it ends there, inside of a member")
-            if size <= INLINE_BYTES:
-                return data, size
-            return (Ref(self._put(data), size, 0),), size
-        sparse = getattr(member, "sparse", None)  # typeshed has it as a number
-        if sparse is None:
-            return ingest_blocks(_blocks(size, forward), self._put, self._nodes.put)
-        return self._sparse(sparse, size, forward)
-
-    def _sparse(
-        self, pieces: list[tuple[int, int]], size: int, forward: _Forward
-    ) -> tuple[Content, int]:
-        """Stores a file of pieces (offset, size) with holes between them."""
+        pieces: list[tuple[int, int]] = [(0, size)] if size else []
+        if member.issparse():
+            sparse: Any = member.sparse  # typeshed has it as bytes
+            pieces = [piece for piece in sparse if piece[1]]
+        if size <= SMALLEST_CHUNK:  # then it is one chunk, holes and all
+            data = b"".join(_filled_up(pieces, size, forward))
+            return data if size <= INLINE_BYTES else (Ref(self._packer.put(data), size, 0),), size
         refs: list[Ref] = []
-        at = 0
-        small = bytearray()
-        for start, length in [*(each for each in pieces if each[1]), (size, 0)]:
-            if start < at or length < 0:
-                raise ArchiveDamagedError(forward.tell(), "its map of a sparse file is wrong")
-            if start > at:
-                refs.append(Ref(None, start - at, 0))
-            if size <= INLINE_BYTES:
-                small += bytes(start - at)
-            rest = b""
-            left = length
-            for block in _blocks(length, forward):
-                left -= len(block)
-                window = memoryview(rest + block)
-                if size <= INLINE_BYTES:
-                    small += block
-                done = 0
-                for cut_length in cut(window, not left):
-                    piece = window[done : done + cut_length]
-                    refs.append(Ref(self._put(piece), cut_length, 0))
-                    done += cut_length
-                rest = bytes(window[done:])
-            at = start + length
-        if at != size:
-            raise ArchiveDamagedError(forward.tell(), "its map of a sparse file is wrong")
-        if size <= INLINE_BYTES:
-            return bytes(small), size
+        for gap, length in _runs(pieces, size, forward):
+            if gap:
+                refs.append(Ref(None, gap, 0))
+            if length:
+                refs += self._data(length, forward)
         return fold(refs, self._nodes.put), size
+
+    def _data(self, length: int, forward: _Forward) -> Iterable[Ref]:
+        """Stores so many bytes and gives their refs."""
+        if length > _BATCH_BYTES:
+            return chunks_of(_filler(length, forward), self._packer)
+        data = memoryview(_exactly(length, forward))
+        chunks = cut_and_hash(data, last=True)
+        self._packer.put_hashed(chunks)
+        return [Ref(identifier, len(chunk), 0) for identifier, chunk in chunks]
 
     def _whiteout(self, path: bytes) -> bool:
         above, _, name = path.rstrip(b"/").rpartition(b"/")
@@ -311,12 +352,16 @@ class TarReader:
 
 
 def _members(forward: _Forward) -> Iterator[tarfile.TarInfo]:
+    headers = _Headers(forward)
     archive = tarfile.TarFile(
-        fileobj=forward,  # type: ignore[arg-type]  # what it calls of a file is there
+        fileobj=headers,  # type: ignore[arg-type]  # what it calls of a file is there
         encoding="utf-8", errors="surrogateescape",
     )  # fmt: skip
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+        headers.left = LONGEST_HEADER
+        if member.issparse():
+            _set_right(member, archive)
         if member.size < 0:
             raise ArchiveDamagedError(forward.tell(), "a member has an impossible size")
         yield member
@@ -327,13 +372,63 @@ def _members(forward: _Forward) -> Iterator[tarfile.TarInfo]:
         raise ArchiveDamagedError(forward.tell(), "no header is like that")
 
 
-def _blocks(size: int, forward: _Forward) -> Iterator[bytes]:
-    while size:
-        data = forward.read(min(size, _PIECE))
-        if not data:
-            raise ArchiveDamagedError(forward.tell(), "it ends there, inside of a member")
-        size -= len(data)
-        yield data
+def _runs(pieces: list[tuple[int, int]], size: int, forward: _Forward) -> Iterator[tuple[int, int]]:
+    """Yields the lengths of holes and of the data after them. Raises ArchiveDamagedError."""
+    at = 0
+    for start, length in [*pieces, (size, 0)]:
+        if start < at or length < 0 or start + length > size:
+            raise ArchiveDamagedError(forward.tell(), "its map of a sparse file is wrong")
+        yield start - at, length
+        at = start + length
+
+
+def _filled_up(pieces: list[tuple[int, int]], size: int, forward: _Forward) -> Iterator[bytes]:
+    """Yields the bytes of a short file."""
+    for gap, length in _runs(pieces, size, forward):
+        yield bytes(gap) + _exactly(length, forward)
+
+
+def _exactly(size: int, forward: _Forward) -> bytes:
+    data = forward.read(size)
+    if len(data) < size:
+        raise _cut_short(forward)
+    return data
+
+
+def _filler(size: int, forward: _Forward) -> Fill:
+    """Reads so many bytes of a member."""
+    left = size
+
+    def fill(view: memoryview) -> int:
+        nonlocal left
+        got = forward.fill(view[:left]) if left else 0
+        if left and not got:
+            raise _cut_short(forward)
+        left -= got
+        return got
+
+    return fill
+
+
+def _cut_short(forward: _Forward) -> ArchiveDamagedError:
+    return ArchiveDamagedError(forward.tell(), "it ends there, inside of a member")
+
+
+def _set_right(member: tarfile.TarInfo, archive: tarfile.TarFile) -> None:
+    """Takes name, size and end of a sparse member from where they stand.
+
+    tarfile (3.11) lets `path` and `size`, which are for programs that know no sparse files, go
+    before what stands for the file itself, and adds the map's length to a `size`.
+    """
+    records = member.pax_headers
+    member.name = records.get("GNU.sparse.name", member.name)
+    told = records.get("GNU.sparse.realsize", records.get("GNU.sparse.size"))
+    if told is not None:
+        member.size = int(told)
+    if "size" in records:
+        pieces: Any = member.sparse  # typeshed has it as bytes
+        held = sum(length for _, length in pieces)
+        archive.offset = member.offset_data + held + -held % tarfile.BLOCKSIZE
 
 
 def _mtime(member: tarfile.TarInfo) -> int:

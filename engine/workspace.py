@@ -434,12 +434,11 @@ class Workspace(TreeView):
             new = msgspec.structs.replace(
                 file, name=names[-1], mode=mode, mtime_ns=now, xattrs=xattrs
             )
-        above = self._parent(names, parents)
         if old is None:
-            self._name(above, names[-1], new)
+            self._name(self._parent(names, parents), names[-1], new)
         else:
             self._tree.forget(old)
-            above.names.set(names[-1], new)
+            self._tree.own(names[:-1]).names.set(names[-1], new)
 
     def _parent(self, names: tuple[bytes, ...], make: bool = False) -> Folder:
         """Returns the directory that a path is in, to be changed; with `make`, makes it."""

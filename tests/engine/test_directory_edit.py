@@ -71,6 +71,24 @@ def test_the_nodes_are_those_of_the_full_set(start, rounds, bits):
             )
 
 
+@given(st.sets(SMALL, min_size=1, max_size=140), st.data(), st.integers(1, 2))
+@settings(deadline=None, max_examples=200)
+def test_one_entry_after_the_other_in_the_place_of_another(start, data, bits):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.directory, "PAGED_FROM", 8)
+        patch.setattr(engine.directory, "PAGE_BITS", bits)
+        tree = Tree()
+        held = {name(number): entry(number, number % 4) for number in start}
+        base = whole(tree, held)
+        for _ in range(4):
+            number = data.draw(st.sampled_from(sorted(start)))
+            held[name(number)] = entry(number, data.draw(st.integers(0, 3)))
+            made, nodes = edited(tree, base, {name(number): held[name(number)]})
+            base = whole(tree, held)
+            assert made == base
+            assert all(tree.nodes[i] == data for i, data in nodes.nodes.items())
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_at_the_size_from_which_there_are_pages(seed: int):
     """Grows and shrinks across PAGED_FROM, with the format's own numbers."""

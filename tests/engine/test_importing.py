@@ -559,7 +559,7 @@ def test_a_file_that_changes_all_the_time_is_named(repository: Repository, tree:
         """Something else appends to the file whenever it has been read."""
 
     (tree / "file").write_bytes(noise(100_000))
-    put = ChunkSink.put
+    put = ChunkSink.put_hashed
 
     def writing(sink: Any, data: Any) -> Any:
         with (tree / "file").open("ab") as file:
@@ -567,7 +567,7 @@ def test_a_file_that_changes_all_the_time_is_named(repository: Repository, tree:
         return put(sink, data)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ChunkSink, "put", writing)
+        patch.setattr(ChunkSink, "put_hashed", writing)
         with pytest.raises(SourceChangedError, match="'file' changed") as caught:
             imported(repository, tree)
     assert caught.value.path == b"file"

@@ -24,6 +24,8 @@ from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.memory_store import MemoryStore
 from engine.nodes import (
     DEEPEST,
+    EARLIEST_NS,
+    LATEST_NS,
     Entry,
     Kind,
     Link,
@@ -33,6 +35,7 @@ from engine.nodes import (
     decode,
     directory_node,
     encode,
+    encode_item,
     index_node,
     list_node,
     node_id,
@@ -84,6 +87,24 @@ def test_what_is_right_is_accepted(node: msgspec.Struct):
     data = encode(node)
     assert decode(node_id(data), data) == node
     assert decode(node_id(data), memoryview(data)) == node
+
+
+NUMBERS = st.sampled_from([0, 23, 24, 255, 256, 65_535, 65_536, 2**32 - 1, 2**32, 2**63 - 1])
+TOTALS = st.builds(Totals, NUMBERS, NUMBERS)
+
+
+@given(
+    st.builds(
+        Entry, st.binary(min_size=1, max_size=255), st.integers(1, 4), st.integers(0, 0o7777),
+        NUMBERS | st.integers(EARLIEST_NS, LATEST_NS), NUMBERS,
+        st.binary(max_size=300) | st.just((Ref(ID, 5, 0),)),
+        st.just(()) | st.just(((b"user.a", b"b"),)), st.none() | st.just(Link(b"12345678", 2)),
+        st.none() | TOTALS,
+    )
+    | st.builds(Page, st.binary(max_size=255), st.just(ID), NUMBERS)
+)  # fmt: skip
+def test_an_item_is_encoded_as_it_is_in_a_node(item: Entry | Page):
+    assert encode_item(item) == encode(item)
 
 
 def test_bytes_that_are_not_of_the_id():

@@ -15,6 +15,7 @@ import pytest
 
 from engine.lmdb_store import FORMAT, LIBRARY, LmdbStore
 from engine.memory_store import MemoryStore
+from engine.objects import ChunkSink, Objects
 from engine.store import (
     LONGEST_KEY,
     Db,
@@ -27,6 +28,7 @@ from engine.store import (
     Writer,
 )
 from tests.conftest import ROOT, Run
+from tests.engine.trees import noise
 
 MIB = 1 << 20
 
@@ -690,6 +692,26 @@ def test_a_full_disk_loses_nothing(small_disk: Path):
     store = LmdbStore(str(small_disk / "store"))
     with store.read() as txn:
         assert list(txn.keys(Db.NODES)) == [b"after", b"before"]
+    store.close()
+
+
+def test_chunks_for_a_full_disk(small_disk: Path):
+    store = LmdbStore(str(small_disk / "store"), create=True)
+    sink = ChunkSink(store, batch_bytes=500_000)
+    data = noise(10_000_000)
+    for at in range(0, len(data), 50_000):
+        try:
+            sink.put(data[at : at + 50_000])
+        except StoreFullError:
+            break
+    else:
+        pytest.fail("there was room for more than the disk has")
+    with pytest.raises(StoreFullError):
+        sink.flush()  # what did not get there is not forgotten
+    sink = ChunkSink(store)
+    identifier = sink.put(data[:50_000])
+    sink.flush()
+    assert Objects(store).chunk(identifier) == data[:50_000]
     store.close()
 
 

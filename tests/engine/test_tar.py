@@ -14,12 +14,14 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import Repository, SnapshotId
+from engine import Repository, SnapshotId, content
+from engine.chunking import SMALLEST_CHUNK, cut
+from engine.directory import directory_entry
 from engine.drafts import ArchiveRefusedError
 from engine.importing import ImportResult
-from engine.nodes import Entry
+from engine.nodes import Entry, Kind, Ref
 from engine.tar_reading import ArchiveDamagedError, TarReader
-from engine.tar_writing import everything, write_tar
+from engine.tar_writing import _header, everything, write_tar
 from tests.engine.planted import trees
 from tests.engine.plants import Garden, Leaf
 from tests.engine.trees import Tree, age, noise, of_directory, of_entry
@@ -117,20 +119,169 @@ def test_gnu_tar_reads_what_we_write(repository: Repository, tree: Path, tmp_pat
     assert found == expected
 
 
-def test_a_sparse_file_keeps_its_holes(repository: Repository, tmp_path: Path):
-    (tmp_path / "t").mkdir()
-    with (tmp_path / "t" / "sparse").open("wb") as file:
-        file.write(noise(70_000))
-        file.truncate(1 << 30)
-    for form in (["--format=gnu"], ["--format=pax"], ["--format=pax", "--sparse-version=0.1"]):
-        done = subprocess.run(
-            ["tar", "-S", *form, "-cC", tmp_path / "t", "."], capture_output=True, check=True
-        )
-        assert len(done.stdout) < 1 << 20
-        found = imported(repository, done.stdout)
-        assert found.root.size == 1 << 30
-        assert found.report.new_bytes < 100_000
-        assert repository.verify().damage == []
+# Sparse.
+
+BLOCK = tarfile.BLOCKSIZE
+PIECES = [noise(BLOCK), bytes(4 * BLOCK), noise(600 * BLOCK), b"x", noise(100), noise(70_001)]
+WHOLE = 3
+"""How many of them are of whole blocks."""
+
+
+def planted_sparse(garden: Garden, drawn: list[tuple[int, int]], tail: int) -> Entry:
+    """Plants a tree of one file: of holes with a piece after each, and perhaps a hole at last."""
+    refs: list[Ref] = []
+    for gap, number in drawn:
+        refs += [Ref(None, gap, 0)] if gap else []
+        piece = PIECES[number]
+        at = 0
+        for length in cut(piece, last=True):
+            refs.append(Ref(garden.sink.put(piece[at : at + length]), length, 0))
+            at += length
+    refs += [Ref(None, tail, 0)] if tail else []
+    pieces = content.fold(refs, garden.nodes.put)
+    file = Entry(b"f\xff", Kind.FILE, 0o644, 1, content.sum_of(refs), pieces)
+    other = Entry(b"g", Kind.FILE, 0o644, 1, 1, b"!")
+    root = directory_entry(garden.nodes.put, [file, other], name=b"", mode=0o755, mtime_ns=1)
+    garden.save()
+    return root
+
+
+gaps = st.integers(1, 1 << 40)
+
+
+@given(st.lists(st.tuples(gaps, st.integers(0, WHOLE - 1)), max_size=40), gaps,
+       st.integers(0, len(PIECES) - 1), st.sampled_from([0, 1, 17_000, 1 << 50]))  # fmt: skip
+@many
+def test_holes_come_back(drawn, gap, last, tail):
+    """As they are where data are whole blocks, which they are in every filesystem."""
+    garden = Garden()
+    root = planted_sparse(garden, [(SMALLEST_CHUNK, 0), *[(g, n) for g, n in drawn if g >= BLOCK],
+                                   (gap + BLOCK, last)], tail)  # fmt: skip
+    data = tarred(garden, root)
+    held = sum(len(PIECES[number]) for _, number in drawn) + len(PIECES[last])
+    assert len(data) < held + (64 << 10)
+    assert data == tarred(garden, root)
+    assert read(Garden(), data) == root
+
+
+@given(st.lists(st.tuples(st.integers(0, 2_000), st.integers(0, len(PIECES) - 1)), max_size=9),
+       st.integers(0, 20_000))  # fmt: skip
+@many
+def test_holes_that_begin_anywhere_read_the_same(drawn, tail):
+    garden, fresh = Garden(), Garden()
+    root = planted_sparse(garden, drawn, tail if drawn else tail + 1)
+    data = tarred(garden, root)
+    expected = of_entry(garden.objects, root)
+    assert of_entry(fresh.objects, read(fresh, data)) == expected
+    with tarfile.open(fileobj=io.BytesIO(data), errors="surrogateescape") as archive:
+        file = archive.extractfile(os.fsdecode(b"f\xff"))
+        assert file is not None
+        assert file.read() == expected[b"f\xff"].data
+
+
+@pytest.fixture
+def sparse_tree(tmp_path: Path) -> Path:
+    """Files with holes at the begin, in the middle, at the end and everywhere."""
+    path = tmp_path / "sparse"
+    deep = path / ("d" * 99)
+    deep.mkdir(parents=True)
+    shapes: dict[Path, list[int]] = {  # size, then where there is something
+        path / "begin": [300_000, 200_000], path / "end": [1 << 30, 0],
+        path / "middle": [70_001, 0, 70_000], path / "everywhere": [1 << 40],
+        path / "many": [1 << 22, *range(0, 1 << 22, 1 << 15)], path / "small": [16_384, 8_192],
+        path / "larger": [16_385, 8_192], path / "tiny": [100], path / "none": [5_000, 0, 4_096],
+        deep / "long": [1 << 20, 4_096], path / os.fsdecode(b"\xff\n="): [1 << 20, 4_096],
+    }  # fmt: skip
+    for number, (file, (size, *places)) in enumerate(shapes.items()):
+        with file.open("wb") as out:
+            for place in places:
+                out.seek(place)
+                out.write(noise(min(5_000, size - place), number))
+            out.truncate(size)
+    os.link(path / "end", path / "of end")
+    age(path)
+    for item in [path, *path.rglob("*")]:
+        os.utime(item, (1_500_000_000, 1_500_000_000))
+    return path
+
+
+@pytest.mark.parametrize("form", ["gnu", "oldgnu", "pax 0.0", "pax 0.1", "pax 1.0"])
+def test_what_gnu_tar_says_of_holes(repository: Repository, sparse_tree: Path, form: str):
+    form, _, version = form.partition(" ")
+    options = [f"--format={form}", *([f"--sparse-version={version}"] if version else [])]
+    done = subprocess.run(
+        ["tar", "--sparse", *options, "-cC", sparse_tree, "."], capture_output=True, check=True
+    )
+    assert len(done.stdout) < 2 << 20
+    expected = repository.import_directory(str(sparse_tree)).root
+    assert imported(repository, done.stdout).root == expected
+    assert repository.verify().damage == []
+
+
+def test_gnu_tar_makes_the_holes_we_write(
+    repository: Repository, sparse_tree: Path, tmp_path: Path
+):
+    root = repository.import_directory(str(sparse_tree)).root
+    with (tmp_path / "x.tar").open("wb") as out:
+        repository.export_tar(root, out)
+    assert (tmp_path / "x.tar").stat().st_size < 2 << 20
+    (tmp_path / "out").mkdir()
+    subprocess.run(
+        ["tar", "-xpf", tmp_path / "x.tar", "-C", tmp_path / "out"], check=True, capture_output=True
+    )
+    for name in ("end", "everywhere", "many"):
+        assert (tmp_path / "out" / name).stat().st_blocks * BLOCK < 2 << 20
+    assert repository.import_directory(str(tmp_path / "out")).root == root
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        assert archive.getmember("everywhere").size == 1 << 40
+    with (tmp_path / "x.tar").open("rb") as archive_again:
+        assert repository.import_tar(archive_again).root == root
+
+
+def sparse_member(text: bytes, data: bytes, *, size: int, more: dict[str, str]) -> bytes:
+    """A sparse member of format 1.0, its map given, with more records."""
+    body = text + bytes(-len(text) % BLOCK) + data
+    records = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "f",
+               "GNU.sparse.realsize": str(size)}  # fmt: skip
+    return member("GNUSparseFile.0/f", data=body, pax_headers=records | more)
+
+
+def test_records_for_programs_that_know_no_sparse_files():
+    """As GNU tar writes them for more than 8 GiB of data, and for long names."""
+    text, data = b"2\n20000\n600\n30000\n0\n", noise(600)
+    more = {"path": "GNUSparseFile.0/f", "size": str(BLOCK + 600)}
+    archive = sparse_member(text, data, size=30_000, more=more) + member("g", data=b"after") + END
+    garden = Garden()
+    found = of_entry(garden.objects, read(garden, archive))
+    assert found.keys() == {b"", b"f", b"g"}
+    assert found[b"f"].data == bytes(20_000) + data + bytes(9_400)
+    assert found[b"g"].data == b"after"
+
+
+def test_the_length_of_a_large_sparse_member():
+    for size in (8**11 - 1, 8**11, 1 << 50):
+        entry = Entry(b"", Kind.FILE, 0o644, 0, 1 << 60, (Ref(None, 1 << 60, 0),))
+        head = _header(b"d/f", entry, None, size)[-BLOCK:]
+        assert tarfile.TarInfo.frombuf(head, "utf-8", "strict").size == size
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"1\n0\n40000\n", b"2\n100\n200\n200\n100\n", b"1\n-5\n100\n", b"1\n100\n-5\n",
+     b"2\n0\n100\n50\n100\n", b"1\n29999\n2\n", b"x\n", b"",
+     b"9\n1\n1\n", b"99999999999999\n" + b"0\n" * 1000],
+)  # fmt: skip
+def test_maps_that_are_wrong(text: bytes):
+    archive = sparse_member(text, bytes(5_000), size=30_000, more={}) + END
+    with pytest.raises(ArchiveDamagedError):
+        read(Garden(), archive)
+
+
+def test_a_map_without_end_is_not_kept():
+    text = b"%d\n" % (1 << 40) + b"0\n" * (16 << 20)
+    archive = gzip.compress(sparse_member(text, b"", size=30_000, more={}), 1)
+    with pytest.raises(ArchiveDamagedError, match="headers are too long"):
+        read(Garden(), archive)
 
 
 @pytest.mark.parametrize(
