@@ -4,15 +4,16 @@ A checkout is a directory on the host's disk with the attribute `user.amalgam.ch
 of the checkout: 32 hexadecimal digits. The store has a record of it, in `meta` under
 `checkout:` and the id:
 
-    [1, path, device, inode, root, within, snapshot, towards, towards snapshot]
+    [1, path, device, inode, root, within, snapshot, towards, towards snapshot, base]
 
 `root` is the entry of the tree that the directory shows, `within` where in its snapshot that
-tree is, `snapshot` is null for a session's tree. `towards` is null, or the tree that a switch
-under way makes of it: every path is then as in one tree or the other. A copy of the directory
-has another inode number and is no checkout; one that was moved still is. Garbage collection
-keeps the trees of a record, and forgets the records of directories that are gone.
+tree is. For a session's tree `snapshot` is null, and `base` what the session stood on. `towards`
+is null, or the tree that a switch under way makes of it: every path is then as in one tree or
+the other. A copy of the directory has another inode number and is no checkout; one that was
+moved still is. Garbage collection keeps the trees of a record, and forgets the records of
+directories that are gone.
 
-Which of the files were changed since, the stat cache tells (see `importing`): a checkout writes
+Which of the files were changed since, the stat cache tells (see `stat_cache`): a checkout writes
 its rows as an import would. Losing them costs time, nothing else.
 """
 
@@ -55,6 +56,7 @@ class CheckoutRecord(msgspec.Struct, array_like=True, forbid_unknown_fields=True
     snapshot: bytes | None = None
     towards: Entry | None = None
     towards_snapshot: bytes | None = None
+    base: bytes | None = None
 
     def trees(self) -> list[Entry]:
         """Returns the trees that the directory may show now: one, or two in a switch."""
@@ -67,13 +69,17 @@ def new_id() -> bytes:
 
 
 def new_record(
-    path: str, status: os.stat_result, root: Entry, within: bytes, snapshot: bytes | None
+    path: str,
+    status: os.stat_result,
+    root: Entry,
+    within: bytes = b"",
+    snapshot: bytes | None = None,
+    base: bytes | None = None,
 ) -> CheckoutRecord:
     """Makes the record of a directory."""
     root = msgspec.structs.replace(root, name=b"")
-    return CheckoutRecord(
-        _VERSION, os.fsencode(path), status.st_dev, status.st_ino, root, within, snapshot
-    )
+    place = os.fsencode(path), status.st_dev, status.st_ino
+    return CheckoutRecord(_VERSION, *place, root, within, snapshot, base=base)
 
 
 def mark(fd: int, identifier: bytes) -> bool:

@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import msgspec
 
-from engine.checkout import (
-    OPEN_DIRECTORY,
-    CheckoutRefusedError,
-    CheckoutReport,
-    Rows,
-    check_out,
-    check_out_file,
-    check_target,
-)
+from engine.checkout import check_out, check_out_file, check_target
 from engine.checkout_records import (
     CheckoutRecord,
     NotACheckoutError,
@@ -38,6 +30,7 @@ from engine.checkout_records import (
 )
 from engine.directory import directory_id
 from engine.errors import EngineError, MissingObjectError
+from engine.filling import OPEN_DIRECTORY, CheckoutRefusedError, CheckoutReport, Rows
 from engine.ids import SnapshotId, check_name
 from engine.importing import ImportResult, import_directory
 from engine.leases import Lease, LeaseHeldError, acquire
@@ -45,7 +38,7 @@ from engine.local_edits import Edit, local_edits
 from engine.nodes import Entry, Kind
 from engine.progress import Progress
 from engine.roots import stored_roots
-from engine.snapshots import encode_snapshot, make_snapshot
+from engine.snapshots import decode_snapshot, encode_snapshot, make_snapshot
 from engine.stat_cache import cache_key, cache_prefix, put_rows
 from engine.store import Db, Writer
 from engine.switching import EditPolicy, Switch, SwitchReport
@@ -71,7 +64,10 @@ class PartialCheckoutError(EngineError):
 
 
 class Checkout(msgspec.Struct, frozen=True):
-    """A checkout: its directory, and what it shows. `towards` is where a killed switch led."""
+    """A checkout: its directory, and what it shows. `towards` is where a killed switch led.
+
+    `snapshot` is None for a session's tree; `base` is what that session stood on.
+    """
 
     path: str
     snapshot: SnapshotId | None
@@ -79,15 +75,18 @@ class Checkout(msgspec.Struct, frozen=True):
     root: Entry
     towards: SnapshotId | None = None
     interrupted: bool = False
+    base: SnapshotId | None = None
 
 
 class CheckoutOptions(TypedDict, total=False):
     """How a checkout is made; `snapshot` and `within` say where the tree comes from.
 
-    One that is not `tracked` is a plain directory, of which the store knows nothing.
+    Of a session's tree, which is no snapshot's, `base` is what the session stands on. One that is
+    not `tracked` is a plain directory, of which the store knows nothing.
     """
 
     snapshot: SnapshotId | None
+    base: SnapshotId | None
     within: bytes
     tracked: bool
     outside_links: bool
@@ -123,7 +122,12 @@ class Checkouts:
             if not marked or not tracked:
                 return
             made = new_record(
-                path, status, root, options.get("within", b""), options.get("snapshot")
+                path,
+                status,
+                root,
+                options.get("within", b""),
+                options.get("snapshot"),
+                options.get("base"),
             )
             prefix = cache_prefix(path)
             pairs = [(cache_key(prefix, folder), value) for folder, value in rows]
@@ -177,6 +181,8 @@ class Checkouts:
 
             def change(writer: Writer) -> None:
                 forget(writer, identifier)
+                if any(other.path == record.path for _, other in records(writer)):
+                    return  # one that was made in its place, whose rows they are
                 keys = writer.keys(Db.IMPORTS, prefix)
                 for key in list(takewhile(lambda key: key.startswith(prefix), keys)):
                     writer.delete(Db.IMPORTS, key)
@@ -237,11 +243,10 @@ class Checkouts:
         """
         with self._hold(directory, "looking for edits") as (path, _, record, fd):
             prefix = cache_prefix(path)
-            edits = list(local_edits(self._objects, prefix, fd, record.root))
+            edits = local_edits(self._objects, prefix, fd, record.root)
             if record.towards is None:
                 return edits
-            other = set(local_edits(self._objects, prefix, fd, record.towards))
-            theirs = {edit.path for edit in other}
+            theirs = {each.path for each in local_edits(self._objects, prefix, fd, record.towards)}
             return [edit for edit in edits if edit.path in theirs]
 
     def switch(
@@ -250,10 +255,13 @@ class Checkouts:
         root: Entry,
         *,
         snapshot: SnapshotId | None = None,
+        base: SnapshotId | None = None,
+        within: bytes | None = None,
         edits: EditPolicy = "refuse",
         outside_links: bool = False,
+        progress: Progress | None = None,
     ) -> SwitchReport:
-        """Makes a checkout show another tree, whose `within` is as before; see `switching`.
+        """Makes a checkout show another tree, whose `within` is as before if None; see `switching`.
 
         Raises LocalEditsError, with nothing changed, for edits in the way, unless `edits` says to
         "keep" or to "overwrite" them; edits elsewhere stay. Raises NotACheckoutError,
@@ -270,7 +278,7 @@ class Checkouts:
             root = msgspec.structs.replace(root, name=b"")
             job = Switch(
                 self._objects, cache_prefix(path), identifier, fd, path, olds, root,
-                edits=edits, outside_links=outside_links,
+                edits=edits, outside_links=outside_links, progress=progress,
             )  # fmt: skip
             if len(olds) == 2 and root not in olds:
                 # Three trees would be one too many to tell apart: first to the end of the old way.
@@ -280,7 +288,8 @@ class Checkouts:
                 record.towards, record.towards_snapshot = root, snapshot
                 self._store.write(lambda writer: save(writer, identifier, record))
             job.run()
-            record.root, record.snapshot = root, snapshot
+            record.root, record.snapshot, record.base = root, snapshot, base
+            record.within = record.within if within is None else within
             record.towards = record.towards_snapshot = None
             record.path = os.fsencode(path)
 
@@ -318,20 +327,24 @@ class Checkouts:
                 raise SwitchInterruptedError(path)
             if record.within:
                 raise PartialCheckoutError(path, record.within)
-            parents = (SnapshotId(record.snapshot),) if record.snapshot is not None else ()
+            before = record.snapshot or record.base
 
             def finish(writer: Writer, root: Entry) -> tuple[bytes, bool]:
-                changed = not parents or root != record.root
-                above = tuple(each for each in parents if writer.has(Db.SNAPSHOTS, each))
-                snapshot: bytes = parents[0] if parents else b""
-                if changed or not above:
+                raw = None if before is None else writer.get(Db.SNAPSHOTS, before)
+                above: tuple[SnapshotId, ...] = ()
+                changed = True
+                if before is not None and raw is not None:
+                    above = (SnapshotId(before),)
+                    changed = decode_snapshot(above[0], raw).root != root
+                if changed:
                     facts = {"source": path, **(metadata or {})}
                     snapshot, data = encode_snapshot(make_snapshot(root, above, message, facts))
                     writer.put(Db.SNAPSHOTS, snapshot, data)
-                    changed = True
+                else:
+                    snapshot = above[0]
                 if ref is not None:
                     writer.put(Db.REFS, ref.encode(), snapshot)
-                record.root, record.snapshot = root, snapshot
+                record.root, record.snapshot, record.base = root, snapshot, None
                 record.path = os.fsencode(path)
                 save(writer, identifier, record)
                 return snapshot, changed
@@ -365,6 +378,9 @@ def _lease_name(identifier: bytes) -> str:
 
 
 def _public(path: str, record: CheckoutRecord) -> Checkout:
-    ids = [None if each is None else SnapshotId(each)
-           for each in (record.snapshot, record.towards_snapshot)]  # fmt: skip
-    return Checkout(path, ids[0], record.within, record.root, ids[1], record.towards is not None)
+    snapshot, towards, base = [
+        None if each is None else SnapshotId(each)
+        for each in (record.snapshot, record.towards_snapshot, record.base)
+    ]
+    interrupted = record.towards is not None
+    return Checkout(path, snapshot, record.within, record.root, towards, interrupted, base)

@@ -347,6 +347,20 @@ def _write_pieces(objects: Objects, entry: Entry, fd: int, chunk: ReadChunk) -> 
         os.ftruncate(fd, at)
 
 
+def data_ranges(objects: Objects, entry: Entry, size: int) -> Iterator[tuple[int, int]]:
+    """Yields the ranges of a file that are no holes, in order, none much larger than `size`."""
+    start = at = 0
+    for ref in pieces(objects, entry):
+        if at > start and (ref.id is None or at - start >= size):
+            yield start, at
+            start = at
+        at += ref.length
+        if ref.id is None:
+            start = at
+    if at > start:
+        yield start, at
+
+
 def write_range(objects: Objects, entry: Entry, fd: int, offset: int, end: int) -> None:
     """Writes the bytes of a file from `offset` up to `end` in their place, holes left as holes.
 

@@ -51,10 +51,22 @@ def read_xattrs(where: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
     pairs = []
     for text in names:
         name = os.fsencode(text)
-        if name.startswith(b"user.") and not name.startswith(_NOT_KEPT):
+        if _is_kept(name):
             with contextlib.suppress(FileNotFoundError):
                 pairs.append((name, os.getxattr(where, name, follow_symlinks=follow)))
     return tuple(sorted(pairs))
+
+
+def kept_xattrs(pairs: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, bytes], ...]:
+    """Returns the attributes that a directory may have; a tree made by others may have more.
+
+    What gives a program privileges, or means something to this one, no tree brings along.
+    """
+    return tuple(pair for pair in pairs if _is_kept(pair[0]))
+
+
+def _is_kept(name: bytes) -> bool:
+    return name.startswith(b"user.") and not name.startswith(_NOT_KEPT)
 
 
 def mtime_of(status: os.stat_result) -> int:
@@ -63,13 +75,8 @@ def mtime_of(status: os.stat_result) -> int:
 
 
 def write_xattrs(where: int | bytes, pairs: tuple[tuple[bytes, bytes], ...]) -> None:
-    """Sets attributes on a descriptor or path. Raises OSError where they cannot be.
-
-    Those that belong to this program are left out: a tree made by others may have them.
-    """
-    for name, value in pairs:
-        if name.startswith(b"user.amalgam."):
-            continue
+    """Sets attributes on a descriptor or path, those that a tree keeps. Raises OSError."""
+    for name, value in kept_xattrs(pairs):
         os.setxattr(where, name, value, follow_symlinks=isinstance(where, int))
 
 

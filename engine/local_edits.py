@@ -6,16 +6,15 @@ nothing. Every directory is opened relative to the one around it, following no l
 
 import os
 import stat
-from collections.abc import Iterator
 
 import msgspec
 
 from engine import content
-from engine.checkout import OPEN_DIRECTORY
 from engine.diffing import ChangeKind
 from engine.directory import Directory, directory_id
 from engine.errors import CorruptObjectError, EngineError
-from engine.hostfs import kind_of, mtime_of, read_xattrs
+from engine.filling import opened
+from engine.hostfs import kept_xattrs, kind_of, mtime_of, read_xattrs
 from engine.ids import NodeId
 from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import Objects
@@ -99,7 +98,8 @@ def difference(
     attributes = (stat.S_IMODE(status.st_mode), mtime_of(status), xattrs)
     if kind == Kind.SYMLINK:
         return None if attributes[1] == entry.mtime_ns else ChangeKind.METADATA
-    return None if attributes == (entry.mode, entry.mtime_ns, _kept(entry)) else ChangeKind.METADATA
+    wanted = (entry.mode, entry.mtime_ns, kept_xattrs(entry.xattrs))
+    return None if attributes == wanted else ChangeKind.METADATA
 
 
 def _without_link(entry: Entry) -> Entry:
@@ -122,25 +122,33 @@ def _has(objects: Objects, entry: Entry, file: int) -> bool:
     return not os.read(file, 1)
 
 
-def local_edits(objects: Objects, prefix: bytes, fd: int, root: Entry) -> Iterator[Edit]:
-    """Yields what differs in the open directory `fd` from the tree, by path.
+def local_edits(objects: Objects, prefix: bytes, fd: int, root: Entry) -> list[Edit]:
+    """Returns what differs in the open directory `fd` from the tree, by path.
 
     Directories' times alone are no difference: their names tell. Sockets and devices, which a
     tree does not have, are passed over. `prefix` is the stat cache's. Raises OSError.
     """
+    edits: list[Edit] = []
+    if _is_dressed_otherwise(fd, root):
+        edits.append(Edit(b"", ChangeKind.METADATA))
+    _look_through(objects, prefix, fd, (), root, edits)
+    return edits
+
+
+def _is_dressed_otherwise(fd: int, entry: Entry) -> bool:
+    """Tells whether an open directory has other attributes than its entry."""
     attributes = (stat.S_IMODE(os.fstat(fd).st_mode), read_xattrs(fd))
-    if attributes != (root.mode, _kept(root)):
-        yield Edit(b"", ChangeKind.METADATA)
-    yield from _edits(objects, prefix, fd, (), root)
+    return attributes != (entry.mode, kept_xattrs(entry.xattrs))
 
 
-def _kept(entry: Entry) -> tuple[tuple[bytes, bytes], ...]:
-    return tuple(pair for pair in entry.xattrs if not pair[0].startswith(b"user.amalgam."))
+def _look_through(
+    objects: Objects, prefix: bytes, fd: int, way: tuple[bytes, ...], folder: Entry | None,
+    edits: list[Edit],
+) -> None:  # fmt: skip
+    """Adds the edits below an open directory; `folder` is None for one that its user has made.
 
-
-def _edits(
-    objects: Objects, prefix: bytes, fd: int, way: tuple[bytes, ...], folder: Entry | None
-) -> Iterator[Edit]:
+    One frame for each directory: 512 of them may stand inside each other.
+    """
     if len(way) > DEEPEST:
         return
     known = Known(objects, prefix, joined(way))
@@ -152,32 +160,22 @@ def _edits(
         entry, status = entries.get(name), present.get(name)
         path = joined((*way, name))
         if status is None:
-            yield Edit(path, ChangeKind.REMOVED)
-        elif entry is None:
-            yield Edit(path, ChangeKind.ADDED)
-            yield from _below(objects, prefix, fd, way, name, status, None)
-        elif entry.kind == Kind.DIRECTORY and stat.S_ISDIR(status.st_mode):
-            yield from _below(objects, prefix, fd, way, name, status, entry)
-        elif (kind := difference(objects, fd, entry, status, known)) is not None:
-            yield Edit(path, kind)
-            yield from _below(objects, prefix, fd, way, name, status, None)
-
-
-def _below(
-    objects: Objects, prefix: bytes, fd: int, way: tuple[bytes, ...], name: bytes,
-    status: os.stat_result, entry: Entry | None,
-) -> Iterator[Edit]:  # fmt: skip
-    if not stat.S_ISDIR(status.st_mode):
-        return
-    below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
-    try:
-        if entry is not None:
-            attributes = (stat.S_IMODE(status.st_mode), read_xattrs(below))
-            if attributes != (entry.mode, _kept(entry)):
-                yield Edit(joined((*way, name)), ChangeKind.METADATA)
-        yield from _edits(objects, prefix, below, (*way, name), entry)
-    finally:
-        os.close(below)
+            edits.append(Edit(path, ChangeKind.REMOVED))
+            continue
+        here = stat.S_ISDIR(status.st_mode)
+        if entry is None:
+            edits.append(Edit(path, ChangeKind.ADDED))
+        elif not here or entry.kind != Kind.DIRECTORY:
+            kind = difference(objects, fd, entry, status, known)
+            if kind is None:
+                continue
+            edits.append(Edit(path, kind))
+            entry = None
+        if here:
+            with opened(fd, name) as below:
+                if entry is not None and _is_dressed_otherwise(below, entry):
+                    edits.append(Edit(path, ChangeKind.METADATA))
+                _look_through(objects, prefix, below, (*way, name), entry, edits)
 
 
 def listing(fd: int) -> list[tuple[bytes, os.stat_result]]:

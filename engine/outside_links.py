@@ -6,9 +6,10 @@ Called by checkout and by the switch of one; walks stored directories and touche
 import os
 
 from engine.directory import Directory, directory_id
-from engine.errors import CorruptObjectError, EngineError
-from engine.nodes import DEEPEST, Entry, Kind
+from engine.errors import EngineError
+from engine.nodes import Entry, Kind
 from engine.objects import Objects
+from engine.surveying import Survey
 
 _LINKS = 40
 
@@ -23,8 +24,11 @@ class OutsideLinkError(EngineError):
         self.path, self.target = path, target
 
 
-def check_links(objects: Objects, root: Entry) -> None:
-    """Raises OutsideLinkError for the first link that leads out of the tree."""
+def check_links(objects: Objects, root: Entry, survey: Survey) -> None:
+    """Raises OutsideLinkError for the first link that leads out of the tree.
+
+    Looks into those directories only in which the survey of the tree has seen links.
+    """
     stack = [root]
 
     def visit(path: bytes) -> None:
@@ -33,14 +37,13 @@ def check_links(objects: Objects, root: Entry) -> None:
             if entry.kind == Kind.SYMLINK and isinstance(entry.content, bytes):
                 if leads_out(objects, stack, entry.content):
                     raise OutsideLinkError(child, entry.content)
-            elif entry.kind == Kind.DIRECTORY:
-                if len(stack) > DEEPEST:
-                    raise CorruptObjectError("node", directory_id(root), "the tree is too deep")
+            elif entry.kind == Kind.DIRECTORY and survey.below(entry, len(stack)).links:
                 stack.append(entry)
                 visit(child)
                 stack.pop()
 
-    visit(b"")
+    if survey.below(root, 0).links:
+        visit(b"")
 
 
 def leads_out(objects: Objects, directories: list[Entry], target: bytes) -> bool:

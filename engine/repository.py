@@ -17,7 +17,6 @@ import msgspec
 
 from engine.bundle_applying import ApplyReport, apply_bundle
 from engine.bundle_creating import BundleReport, create_bundle
-from engine.checkout import CheckoutReport
 from engine.checkouts import CheckoutOptions, Checkouts
 from engine.codec import (
     name_compression,
@@ -30,6 +29,7 @@ from engine.committing import CommitQueue
 from engine.diffing import Change, diff
 from engine.episodes import Episodes
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
+from engine.filling import CheckoutReport
 from engine.git_export import GitExport, GitExportOptions, ToExport, export_git
 from engine.git_import import GitImport, GitImportOptions, import_git
 from engine.git_refs import known_ref

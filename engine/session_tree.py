@@ -17,12 +17,13 @@ from collections.abc import Iterator
 
 import msgspec
 
-from engine.checkout import OPEN_DIRECTORY, CheckoutReport, Fill
 from engine.directory import Directory, directory_id
+from engine.filling import OPEN_DIRECTORY, CheckoutReport, Fill
 from engine.freezing import Known, Sign, sign_of
 from engine.nodes import Entry, Kind
 from engine.objects import Objects
 from engine.progress import Progress
+from engine.removing import remove_tree
 from engine.sessions import HeldSession
 from engine.store import Store
 from engine.upper import Upper
@@ -82,7 +83,7 @@ class SessionTree:
                 os.close(fd)
             self._known = dict(_known(self._objects, self._upper(), b"", root))
         except BaseException:
-            self._upper().remove_tree(os.fsencode(self.path))
+            remove_tree(os.fsencode(self.path))
             raise
         return job.report
 

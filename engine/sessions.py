@@ -39,6 +39,7 @@ from engine.nodes import Entry
 from engine.objects import NodeBuffer, Objects
 from engine.overlay import Overlay
 from engine.overlay_directory import open_overlay
+from engine.removing import remove_tree
 from engine.snapshots import encode_snapshot, make_snapshot
 from engine.store import LONGEST_KEY, Db, Reader, Store, Writer
 from engine.upper import Upper, attribute
@@ -132,7 +133,7 @@ class Sessions:
         try:
             home = os.fsencode(self._home(session))
             if os.path.isdir(home):  # of one whose removal was interrupted
-                self.upper(session).remove_tree(home)
+                remove_tree(home)
             return self._add(session, lambda writer: None), lease
         except BaseException:
             lease.release()
@@ -188,7 +189,7 @@ class Sessions:
         upper = self.upper(session)
         os.makedirs(upper.work, mode=0o700, exist_ok=True)
         if os.path.isdir(upper.root):  # of a commit that did not come to pass
-            upper.remove_tree(upper.root)
+            remove_tree(upper.root)
         os.mkdir(upper.root, 0o700)
         upper.dress(upper.root, session.root)
 
@@ -231,14 +232,14 @@ class Sessions:
         current = os.path.basename(upper.root)
         for name in os.listdir(os.fsencode(home)):
             if name not in {current, b"work"}:
-                upper.remove_tree(os.path.join(os.fsencode(home), name))
+                remove_tree(os.path.join(os.fsencode(home), name))
         if next(upper.all_copying(), None) is not None:
             with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
                 self._look(session).finish_copies()
         for name in os.listdir(upper.work):
             path = upper.work + b"/" + name
             if os.path.isdir(path) and not os.path.islink(path):
-                upper.remove_tree(path)
+                remove_tree(path)
             else:
                 os.unlink(path)
 
@@ -271,8 +272,7 @@ class Sessions:
 
         self._store.write(change)
         held.release()
-        upper = self.upper(session)
-        upper.remove_tree(os.fsencode(self._home(session)))
+        remove_tree(os.fsencode(self._home(session)))
         for lease in (f"session-{session.uid}", _run_lease(session)):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(self._path, "locks", lease))
@@ -288,7 +288,7 @@ class Sessions:
         live = {session.uid for session in self.all()}
         dead = [name for name in os.listdir(home) if _UID.fullmatch(name) and name not in live]
         for name in dead:
-            Upper(os.path.join(home, name), "").remove_tree(os.fsencode(os.path.join(home, name)))
+            remove_tree(os.fsencode(os.path.join(home, name)))
         return len(dead)
 
 

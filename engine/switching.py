@@ -13,21 +13,22 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 import msgspec
 
-from engine.checkout import OPEN_DIRECTORY, dress_directory, open_way, write_entry
 from engine.diffing import ChangeKind, pairs
 from engine.directory import Directory, directory_id
 from engine.errors import CorruptObjectError
-from engine.hostfs import mtime_of, read_xattrs
+from engine.filling import dress_directory, open_way, opened, write_entry
+from engine.hostfs import kept_xattrs, mtime_of, read_xattrs
 from engine.local_edits import Edit, Known, LocalEditsError, difference, listing
 from engine.nodes import DEEPEST, Entry, Kind
 from engine.objects import Objects
 from engine.outside_links import OutsideLinkError, leads_out
 from engine.paths import joined
+from engine.progress import Progress, unheard
 from engine.stat_cache import (
     FRESH,
     FRESH_NS,
@@ -37,6 +38,7 @@ from engine.stat_cache import (
     encode_rows,
     row_of,
 )
+from engine.surveying import Room, Survey
 
 TEMPORARY = b".amalgam-switch-"
 """What the names of files that are being written begin with, and the checkout's id after it."""
@@ -62,6 +64,10 @@ class _Step(msgspec.Struct):
     new: Entry | None
     seen: os.stat_result | None
 
+    def bytes(self) -> int:
+        """Returns how many bytes are to be written."""
+        return self.new.size if self.new is not None and self.new.kind == Kind.FILE else 0
+
 
 class _Folder(msgspec.Struct):
     """A directory in which something differs; `new` is None for one that is to go."""
@@ -82,7 +88,7 @@ class Switch:
     def __init__(
         self, objects: Objects, prefix: bytes, identifier: bytes, fd: int, path: str,
         olds: list[Entry], new: Entry, *, edits: EditPolicy = "refuse",
-        outside_links: bool = False,
+        outside_links: bool = False, progress: Progress | None = None,
     ) -> None:  # fmt: skip
         self.objects, self.prefix, self.fd, self.path = objects, prefix, fd, path
         self.report = SwitchReport()
@@ -91,18 +97,44 @@ class Switch:
         self._count = 0
         self._edits: EditPolicy = edits
         self._outside_links = outside_links
+        self._progress = progress or unheard
+        self._coming = 0
         self._interrupted = len(olds) > 1
         self._found: list[Edit] = []
         self._groups: dict[bytes, tuple[list[bytes], bytes]] = {}
         self._root = _Folder(b"", olds, new)
+        self._whole, self._survey = Room.whole(fd), Survey(objects)
 
     # The plan.
 
     def plan(self) -> None:
-        """Looks at everything that differs. Raises LocalEditsError; changes nothing."""
+        """Looks at everything that differs; changes nothing.
+
+        Raises LocalEditsError, TreeTooLargeError.
+        """
         self._plan(self.fd, self._root, ())
         if self._found and self._edits == "refuse":
             raise LocalEditsError(self.path, self._found)
+        self._check_room()
+
+    def _check_room(self) -> None:
+        """Raises TreeTooLargeError if what comes does not fit in what is free, and what goes."""
+        coming: list[Entry] = []
+        entries, size = Room.free(self.fd)
+        for folder in self._folders():
+            for step in folder.steps:
+                coming += [step.new] if step.new is not None else []
+                if step.seen is not None and not stat.S_ISDIR(step.seen.st_mode):
+                    size += step.seen.st_blocks * 512 if step.seen.st_nlink == 1 else 0
+                    entries = None if entries is None else entries + 1
+        Room(entries, size).check(self.objects, coming, Survey(self.objects), self.path)
+
+    def _folders(self) -> Iterator[_Folder]:
+        waiting = [self._root]
+        while waiting:
+            folder = waiting.pop()
+            yield folder
+            waiting += folder.folders
 
     def _plan(self, fd: int | None, folder: _Folder, way: tuple[bytes, ...]) -> None:
         if len(way) > DEEPEST:
@@ -119,14 +151,18 @@ class Switch:
                 if self._edits == "keep":
                     folder.kept = True
                     continue
-                self._descend(fd, folder, _Folder(name, [], None), way)
+                with self._entered(fd, folder, _Folder(name, [], None), way) as (below, child):
+                    self._plan(below, child, (*way, name))
                 continue
             if here and new is not None and new.kind == Kind.DIRECTORY:
-                self._descend(fd, folder, _Folder(name, directories, new), way)
+                found = _Folder(name, directories, new)
+                with self._entered(fd, folder, found, way) as (below, child):
+                    self._plan(below, child, (*way, name))
                 continue
             if here and directories:
-                child = _Folder(name, directories, None)
-                self._descend(fd, folder, child, way)
+                found = _Folder(name, directories, None)
+                with self._entered(fd, folder, found, way) as (below, child):
+                    self._plan(below, child, (*way, name))
                 if new is not None and not child.kept:
                     folder.steps.append(_Step(name, new, status))
                 continue
@@ -137,12 +173,17 @@ class Switch:
                     folder.kept = True
                     continue
                 if here:
-                    self._descend(fd, folder, _Folder(name, [], None), way)
+                    with self._entered(fd, folder, _Folder(name, [], None), way) as (below, child):
+                        self._plan(below, child, (*way, name))
             if new is not None and new.kind == Kind.DIRECTORY:
                 if status is not None:
                     folder.steps.append(_Step(name, None, status))
-                self._descend(None, folder, _Folder(name, [], new, make=True), way)
-            elif new is not None or status is not None:
+                found = _Folder(name, [], new, make=True)
+                if fd is not None:  # else it was counted with the one that it is in
+                    self._whole.check(self.objects, [new], self._survey, self.path)
+                with self._entered(None, folder, found, way) as (below, child):
+                    self._plan(below, child, (*way, name))
+            elif new is not None or (status is not None and not here):
                 folder.steps.append(_Step(name, new, status))
 
     def _check_link(self, way: tuple[bytes, ...], link: Entry) -> None:
@@ -158,20 +199,19 @@ class Switch:
         if leads_out(self.objects, directories, link.content):
             raise OutsideLinkError(joined((*way, link.name)), link.content)
 
-    def _descend(
+    @contextlib.contextmanager
+    def _entered(
         self, fd: int | None, folder: _Folder, child: _Folder, way: tuple[bytes, ...]
-    ) -> None:
+    ) -> Iterator[tuple[int | None, _Folder]]:
+        """Adds a folder to the one around it, for the caller to plan: one frame for each."""
         folder.folders.append(child)
         if fd is None:
-            self._plan(None, child, (*way, child.name))
+            yield None, child
             return
-        below = os.open(child.name, OPEN_DIRECTORY, dir_fd=fd)
-        try:
+        with opened(fd, child.name) as below:
             if child.new is not None and child.olds and self._attributes_edited(below, child):
                 self._found.append(Edit(joined((*way, child.name)), ChangeKind.METADATA))
-            self._plan(below, child, (*way, child.name))
-        finally:
-            os.close(below)
+            yield below, child
         folder.kept = folder.kept or child.kept
 
     def _differences(
@@ -221,8 +261,8 @@ class Switch:
     def _attributes_edited(self, fd: int, folder: _Folder) -> bool:
         """Tells whether a directory has attributes of its user's that are to be replaced."""
         assert folder.new is not None
-        new = (folder.new.mode, folder.new.xattrs)
-        olds = [(old.mode, old.xattrs) for old in folder.olds]
+        new = _dress_of(folder.new)
+        olds = [_dress_of(old) for old in folder.olds]
         if all(old == new for old in olds) or self._interrupted:
             return False
         return (stat.S_IMODE(os.fstat(fd).st_mode), read_xattrs(fd)) not in [new, *olds]
@@ -236,7 +276,50 @@ class Switch:
         else:
             self.report.overwritten = self._found
         self._fresh = time.time_ns() - FRESH_NS
+        planned: dict[bytes, int] = {}
+        for folder in self._folders():
+            for step in folder.steps:
+                self._coming += step.bytes()
+                if step.new is not None and step.new.link is not None:
+                    link = step.new.link
+                    planned[link.group] = planned.get(link.group, link.count) - 1
+        self._find_linked({group for group, others in planned.items() if others > 0})
         self._run(self.fd, self._root, [])
+
+    def _find_linked(self, groups: set[bytes]) -> None:
+        """Finds files that are to get other names, and are there under names that stay."""
+        stack: list[tuple[tuple[bytes, ...], Entry]] = []
+        if groups and self._root.new is not None:
+            stack = [((), self._root.new)]
+        while stack:
+            way, folder = stack.pop()
+            if folder.totals is None or not folder.totals.links or len(way) > DEEPEST:
+                continue
+            linked = []
+            for entry in Directory(self.objects, directory_id(folder)):
+                if entry.kind == Kind.DIRECTORY:
+                    stack.append(((*way, entry.name), entry))
+                elif entry.link is not None and entry.link.group in groups - self._groups.keys():
+                    linked.append(entry)
+            if linked:
+                self._find_there(way, linked)
+
+    def _find_there(self, way: tuple[bytes, ...], linked: list[Entry]) -> None:
+        """Notes those entries of one directory that are on the disk, unedited."""
+        try:
+            fd = open_way(self.fd, list(way))
+        except OSError:  # it is still to be made, or is not as it was
+            return
+        try:
+            known = Known(self.objects, self.prefix, joined(way))
+            for entry in linked:
+                status = _look(fd, entry.name)
+                if status is not None and entry.link is not None:
+                    edit = difference(self.objects, fd, entry, status, known)
+                    if edit is None:
+                        self._groups.setdefault(entry.link.group, (list(way), entry.name))
+        finally:
+            os.close(fd)
 
     def _run(self, fd: int, folder: _Folder, way: list[bytes]) -> None:
         before = os.fstat(fd)
@@ -245,7 +328,9 @@ class Switch:
         rows: list[Row] = []
         for child in folder.folders:
             if child.new is None:
-                self._remove(fd, child, [*way, child.name])
+                with opened(fd, child.name) as below:
+                    self._run(below, child, [*way, child.name])
+                self._remove(fd, child)
         for step in folder.steps:
             self._do(fd, step, way, rows)
         for child in folder.folders:
@@ -253,29 +338,23 @@ class Switch:
                 if child.make:
                     os.mkdir(child.name, 0o700, dir_fd=fd)
                     self.report.written += 1
-                below = os.open(child.name, OPEN_DIRECTORY, dir_fd=fd)
-                try:
+                with opened(fd, child.name) as below:
                     self._run(below, child, [*way, child.name])
                     rows.append(self._row(child.name, os.fstat(below)))
-                finally:
-                    os.close(below)
         self._dress(fd, folder, stat.S_IMODE(before.st_mode))
         self._remember(folder, rows)
 
-    def _remove(self, fd: int, folder: _Folder, way: list[bytes]) -> None:
-        below = os.open(folder.name, OPEN_DIRECTORY, dir_fd=fd)
+    def _remove(self, fd: int, folder: _Folder) -> None:
+        """Removes a directory that has been emptied."""
+        if folder.kept:
+            return
         try:
-            self._run(below, folder, way)
-        finally:
-            os.close(below)
-        if not folder.kept:
-            try:
-                os.rmdir(folder.name, dir_fd=fd)
-            except OSError as error:  # something that no tree has, as a socket, or that just came
-                if error.errno != errno.ENOTEMPTY:
-                    raise
-            else:
-                self.report.removed += 1
+            os.rmdir(folder.name, dir_fd=fd)
+        except OSError as error:  # something that no tree has, as a socket, or that just came
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            self.report.removed += 1
 
     def _do(self, fd: int, step: _Step, way: list[bytes], rows: list[Row]) -> None:
         now = _look(fd, step.name)
@@ -306,7 +385,8 @@ class Switch:
             where = os.path.join(self.path, os.fsdecode(joined((*way, step.name))))
             raise OSError(error.errno, error.strerror, where) from error
         self.report.written += 1
-        self.report.bytes += step.new.size if step.new.kind == Kind.FILE else 0
+        self.report.bytes += step.bytes()
+        self._progress(self.report.bytes, self._coming)
         if group is None:  # the status of one with several names changes once more
             rows.append(self._row(step.name, os.stat(step.name, dir_fd=fd, follow_symlinks=False)))
 
@@ -322,9 +402,9 @@ class Switch:
         new = folder.new
         if new is None:
             return
-        same = all((old.mode, old.xattrs) == (new.mode, new.xattrs) for old in folder.olds)
+        same = all(_dress_of(old) == _dress_of(new) for old in folder.olds)
         if folder.make or self._interrupted or not same:
-            wanted = {name for name, _ in new.xattrs}
+            wanted = {name for name, _ in kept_xattrs(new.xattrs)}
             for name, _ in read_xattrs(fd):
                 if name not in wanted:
                     os.removexattr(fd, name)
@@ -369,6 +449,11 @@ class Switch:
         result = FolderResult(directory_id(new), new.size, new.totals.entries)
         encoded = encode_rows([kept[name] for name in sorted(kept)])
         self.values[known.key] = encode_folder(encoded, result)
+
+
+def _dress_of(entry: Entry) -> tuple[int, tuple[tuple[bytes, bytes], ...]]:
+    """Returns the attributes that a directory of an entry has, but for its time."""
+    return entry.mode, kept_xattrs(entry.xattrs)
 
 
 def _look(fd: int | None, name: bytes) -> os.stat_result | None:

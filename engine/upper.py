@@ -32,6 +32,7 @@ from collections.abc import Iterator
 
 from engine.hostfs import read_xattrs, set_times, write_xattrs
 from engine.nodes import Entry, Kind
+from engine.removing import remove_tree
 
 OPAQUE = b"user.overlay.opaque"
 REDIRECT = b"user.overlay.redirect"
@@ -340,7 +341,7 @@ class Upper:
         """Removes what is in the work directory; what resists, the session's next holder will."""
         with contextlib.suppress(OSError):
             if stat.S_ISDIR(os.lstat(temporary).st_mode):
-                self.remove_tree(temporary)
+                remove_tree(temporary)
             else:
                 os.unlink(temporary)
 
@@ -416,25 +417,6 @@ class Upper:
         rename(temporary, target, EXCHANGE)
         self.discard(temporary)
 
-    def remove_tree(self, absolute: bytes) -> None:
-        """Removes a directory that nobody uses any more, however deep and whoever may write."""
-        at, way = _enter(absolute, None), [""]
-        try:
-            while way:
-                below = _remove_files(at)
-                next_at = _enter(below, at) if below else os.open("..", _DIRECTORY, dir_fd=at)
-                os.close(at)
-                at = next_at
-                if below is not None:
-                    way.append(below)
-                elif way[-1]:
-                    os.rmdir(way.pop(), dir_fd=at)
-                else:
-                    way.pop()
-        finally:
-            os.close(at)
-        os.rmdir(absolute)
-
     def dress(self, absolute: bytes, entry: Entry) -> None:
         """Gives a file or directory the attributes of `entry`."""
         if entry.kind != Kind.SYMLINK:
@@ -462,34 +444,6 @@ def is_whiteout(absolute: bytes, status: os.stat_result, marked: bool) -> bool:
     if not marked or not stat.S_ISREG(status.st_mode) or status.st_size:
         return False
     return attribute(absolute, WHITEOUT) is not None
-
-
-def _enter(path: str | bytes, directory: int | None) -> int:
-    """Opens a directory for emptying it, which its permissions may forbid an ordinary user."""
-    try:
-        fd = os.open(path, _DIRECTORY, dir_fd=directory)
-    except PermissionError:
-        os.chmod(path, 0o700, dir_fd=directory)
-        fd = os.open(path, _DIRECTORY, dir_fd=directory)
-    if os.fstat(fd).st_mode & 0o700 != 0o700:
-        os.fchmod(fd, 0o700)
-    return fd
-
-
-def _remove_files(directory: int) -> str | None:
-    """Removes what can be removed at once; returns the first directory with something in it."""
-    with os.scandir(directory) as listing:
-        for item in listing:
-            if not item.is_dir(follow_symlinks=False):
-                os.unlink(item.name, dir_fd=directory)
-                continue
-            try:
-                os.rmdir(item.name, dir_fd=directory)
-            except OSError as error:
-                if error.errno != errno.ENOTEMPTY:
-                    raise
-                return item.name
-    return None
 
 
 def _kept_mode(where: bytes | int) -> int | None:

@@ -10,7 +10,6 @@ from engine.bundles import (
     BundleTruncatedError,
     BundleVersionError,
 )
-from engine.checkout import CheckoutRefusedError
 from engine.checkout_records import NotACheckoutError
 from engine.checkouts import PartialCheckoutError, SwitchInterruptedError
 from engine.codec import CompressionError
@@ -27,6 +26,7 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
+from engine.filling import CheckoutRefusedError
 from engine.freezing import TooDeepError
 from engine.git_repository import GitMissingError, GitRefusedError, GitSourceError
 from engine.importing import ImportSourceError
@@ -58,6 +58,7 @@ from engine.store import (
     StoreFullError,
     StorePermissionError,
 )
+from engine.surveying import TreeTooLargeError
 from engine.tar_reading import ArchiveDamagedError
 
 ERRNOS: dict[type[EngineError], int] = {
@@ -112,6 +113,7 @@ ERRNOS: dict[type[EngineError], int] = {
     StoreError: errno.EIO,
     StoreExistsError: errno.EEXIST,
     StoreFullError: errno.ENOSPC,
+    TreeTooLargeError: errno.ENOSPC,
     StorePermissionError: errno.EACCES,
     TooDeepError: errno.ENAMETOOLONG,
 }

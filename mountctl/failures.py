@@ -122,6 +122,7 @@ ROWS = {
     "PartialCheckoutError": Row(
         REFUSED, "check out the whole snapshot to commit, or `mountctl import` the directory"
     ),
+    "TreeTooLargeError": Row(FULL, "make room on that disk, or check out a part: SNAPSHOT:PATH"),
     "OutsideLinkError": Row(
         REFUSED, "--outside-links makes such links all the same; look at them before you use them"
     ),

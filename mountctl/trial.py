@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from engine.errors import EngineError
-from engine.upper import Upper
+from engine.removing import remove_tree
 from fsdriver.running import CommandMissingError, CommandRefusedError
 
 PATIENCE = 5.0
@@ -87,7 +87,7 @@ class Trials:
 
     def remove(self, folder: str) -> None:
         """Removes a folder and all that is in it, whatever its permissions."""
-        Upper(folder, "").remove_tree(os.fsencode(folder))
+        remove_tree(os.fsencode(folder))
 
     def run(self, folder: str, variables: Mapping[str, str]) -> int:
         """Runs the command in a folder; returns its exit code, -N if signal N killed it.

@@ -36,16 +36,17 @@ def measure_driver(bench: Bench) -> None:
 # ---------------------------------------------------------------- one large file
 
 
-def make_big_file(bench: Bench, path: str) -> None:
+def make_big_file(bench: Bench, path: str, size: int = BIG) -> None:
     """Writes noise and source code by turns, so that half of the chunks are compressed."""
+    piece = min(PIECE, size // 2)
     source = subprocess.Popen(
         ["tar", "-c", "."], cwd=bench.tree, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
     assert source.stdout is not None
     with source, open(path, "wb") as file:
-        for number in range(BIG // PIECE):
-            text = source.stdout.read(PIECE) if number % 2 else b""
-            file.write(text or random.Random(number).randbytes(PIECE))
+        for number in range(size // piece):
+            text = source.stdout.read(piece) if number % 2 else b""
+            file.write(text or random.Random(number).randbytes(piece))
         source.kill()
 
 

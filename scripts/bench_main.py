@@ -12,6 +12,7 @@ import signal
 import sys
 from typing import Any, NoReturn
 
+from scripts.bench_checkout import measure_checkout
 from scripts.bench_driver import measure_driver
 from scripts.bench_engine import SIZES, measure_engine
 from scripts.bench_figures import Bench, Figure, tables
@@ -37,6 +38,7 @@ GROUPS = {
     "build": measure_build,
     "projects": measure_projects,
     "commit": measure_commit,
+    "checkout": measure_checkout,
     "driver": measure_driver,
     "engine": measure_engine,
     "modes": measure_modes,
@@ -63,7 +65,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=5, metavar="N", help="of each side (5)")
     parser.add_argument("--engine-files", type=int, choices=SIZES, default=SIZES[-1], metavar="N",
                         help="the largest tree of engine, and its directory's names; a hundredth "
-                        "of it the longest history: one of %(choices)s")  # fmt: skip
+                        "of it the longest history: one of %(choices)s; with fewer than the last, "
+                        "checkout has a hundredth of its file, history and bundle")  # fmt: skip
     parser.add_argument("--json", metavar="FILE", help="else build/bench.json")
     parser.add_argument("--rivals", metavar="NAME,...", default=",".join(RIVALS),
                         help="which to measure beside (%(default)s), or none")  # fmt: skip

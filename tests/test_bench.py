@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.bench_checkout import measure_checkout
 from scripts.bench_engine import measure_engine
 from scripts.bench_figures import US, Bench, Figure, amount, most_of, tables
 from scripts.bench_main import joined
@@ -48,6 +49,24 @@ def test_the_smallest_run(tmp_path: Path) -> None:
     }  # fmt: skip
     assert "set object" in script({}, bench.figures, "picture.svg")
     assert [left.name for left in place.iterdir()] == ["store"]  # of the tree, for other groups
+
+
+@pytest.mark.timeout(240)
+def test_the_smallest_run_of_checkouts(tmp_path: Path) -> None:
+    make_tree(tmp_path / "tree")
+    place = tmp_path / "place"
+    place.mkdir()
+    bench = Bench(str(tmp_path), str(place), str(tmp_path / "tree"), 1, ["git"], 10_000)
+    measure_checkout(bench)
+    samples = [values for figure in bench.figures for values in figure.samples.values()]
+    assert all(value > 0 for values in samples for value in values)
+    promised = {figure.measure for figure in bench.figures if figure.targets()}
+    assert promised == {
+        "the tree as a directory", "a large file as a directory", "tar of the tree, written",
+        "switch to a snapshot ten files away, in the engine", "tar of the tree, read",
+        "a history of git", "bundle written, each GB", "bundle applied, each GB",
+    }  # fmt: skip
+    assert sorted(left.name for left in place.iterdir()) == ["copy", "store"]  # for other groups
 
 
 def figure(samples: dict[str, list[float]], measure: str = "fork") -> Figure:

@@ -27,10 +27,11 @@ from mountctl.text import count, path_fields, quoted, short, size
     $ mountctl checkout main:src/lib /tmp/lib
     $ mountctl checkout --switch built /tmp/lua
     $ mountctl checkout --status /tmp/lua
+    $ mountctl checkout --list
     """,
 )
 @click.argument(
-    "snapshot", metavar="SNAPSHOT[:PATH]",
+    "snapshot", metavar="SNAPSHOT[:PATH]", required=False,
     help="An id, the beginning of one, a ref, or @SESSION; all of it, or what is at PATH in it.",
 )  # fmt: skip
 @click.argument(
@@ -39,16 +40,18 @@ from mountctl.text import count, path_fields, quoted, short, size
 )  # fmt: skip
 @click.option("--switch", is_flag=True, help="Make the checkout DIR show another snapshot.")
 @click.option("--status", is_flag=True, help="List what was changed in the checkout DIR.")
+@click.option("--list", "listing", is_flag=True, help="List the checkouts of the store.")
 @click.option("--keep", is_flag=True, help="With --switch: leave edits that are in the way.")
 @click.option("--force", is_flag=True, help="With --switch: overwrite edits in the way.")
 @click.option("--outside-links", is_flag=True, help="Make links that lead out of the tree, too.")
 @pass_invocation
 def command(
     invocation: Invocation,
-    snapshot: str,
+    snapshot: str | None,
     directory: str | None,
     switch: bool,
     status: bool,
+    listing: bool,
     keep: bool,
     force: bool,
     outside_links: bool,
@@ -61,16 +64,22 @@ def command(
     --switch changes an existing checkout to another snapshot and touches only what differs;
     if that would overwrite what you have edited, it changes nothing and lists it. A switch that
     was killed is ended by the same command. --status lists all edits; `mountctl commit --from
-    DIR` stores them.
+    DIR` stores them. --list lists the checkouts that are still where they were made.
     """
-    if status and (switch or directory is not None):
+    if sum((switch, status, listing)) > 1:
+        raise click.UsageError("--switch, --status and --list exclude each other")
+    if status and (snapshot is None or directory is not None):
         raise click.UsageError("--status takes DIR alone")
+    if listing and snapshot is not None:
+        raise click.UsageError("--list takes no arguments")
     if (keep or force) and (not switch or (keep and force)):
         raise click.UsageError("--keep or --force goes with --switch")
-    if not status and directory is None:
-        raise click.UsageError("Missing argument 'DIR'.")
+    if not status and not listing and directory is None:
+        raise click.UsageError("give SNAPSHOT and DIR")
     with invocation.open() as store:
-        if directory is None:
+        if snapshot is None:
+            _list(invocation, store)
+        elif directory is None:
             _status(invocation, store, snapshot)
         elif switch:
             edits = "keep" if keep else "overwrite" if force else "refuse"
@@ -91,8 +100,10 @@ def _within(store: StoreAccess, root: Entry, within: bytes, text: str) -> Entry:
     return entry
 
 
-def _snapshot_of(store: StoreAccess, name: str) -> SnapshotId | None:
-    return None if name.startswith("@") else store.repository.resolve(name)
+def _origin(store: StoreAccess, name: str) -> tuple[SnapshotId | None, SnapshotId | None]:
+    """Returns the snapshot whose tree it is, and what the session stands on whose tree it is."""
+    found = store.repository.resolve(name)
+    return (None, found) if name.startswith("@") else (found, None)
 
 
 def _make(
@@ -104,8 +115,9 @@ def _make(
         store.tree(name) as root,
         output.progress("writing files", in_bytes=True) as progress,
     ):
+        snapshot, base = _origin(store, name)
         report = store.repository.check_out(
-            _within(store, root, within, text), directory, snapshot=_snapshot_of(store, name),
+            _within(store, root, within, text), directory, snapshot=snapshot, base=base,
             within=within, outside_links=outside_links, progress=progress,
         )  # fmt: skip
     path = os.path.abspath(directory)
@@ -130,16 +142,19 @@ def _switch(
     outside_links: bool,
 ) -> None:  # fmt: skip
     output, checkouts = invocation.output, store.repository.checkouts
-    name, within = _split(text)
-    known = checkouts.find(directory)
-    within = within or known.within
-    with store.tree(name) as root:
+    name, colon, path = text.partition(":")
+    within = os.fsencode(path).strip(b"/") if colon else checkouts.find(directory).within
+    with (
+        store.tree(name) as root,
+        output.progress("writing files", in_bytes=True) as progress,
+    ):
         entry = _within(store, root, within, f"{name}:{os.fsdecode(within)}")
         if entry.kind != Kind.DIRECTORY:
             raise click.UsageError("a checkout of a directory can only become one of a directory")
+        snapshot, base = _origin(store, name)
         report = checkouts.switch(
-            directory, entry, snapshot=_snapshot_of(store, name), edits=edits,
-            outside_links=outside_links,
+            directory, entry, snapshot=snapshot, base=base, within=within, edits=edits,
+            outside_links=outside_links, progress=progress,
         )  # fmt: skip
     if output.json:
         output.result(
@@ -174,14 +189,33 @@ def _status(invocation: Invocation, store: StoreAccess, directory: str) -> None:
         output.line(f"{LETTERS[edit.kind]} {quoted(edit.path or b'.')}")
     if known.interrupted:
         output.warning("a switch was interrupted: give the same `checkout --switch` again")
-    what = short(known.snapshot) if known.snapshot else "a session's tree"
-    output.note(f"{count(len(edits), 'edit')} since {what}")
+    output.note(f"{count(len(edits), 'edit')} since {_shown(known)}")
+
+
+def _shown(known: Checkout) -> str:
+    if known.snapshot is not None:
+        return short(known.snapshot)
+    return "a session's tree" + (f" on {short(known.base)}" if known.base is not None else "")
+
+
+def _list(invocation: Invocation, store: StoreAccess) -> None:
+    output, found = invocation.output, store.repository.checkouts.all()
+    if output.json:
+        output.result([_fields(known) for known in found])
+        return
+    output.table(
+        ("DIRECTORY", "SHOWS", "PATH"),
+        [(quoted(known.path), _shown(known), quoted(known.within) or ".") for known in found],
+    )
+    if not found:
+        output.note("there are none: `mountctl checkout SNAPSHOT DIR` makes one")
 
 
 def _fields(known: Checkout) -> dict[str, Any]:
     return {
         "directory": known.path,
         "snapshot": known.snapshot,
+        "base": known.base,
         "within": os.fsdecode(known.within),
         "interrupted": known.interrupted,
     }

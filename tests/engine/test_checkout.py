@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from engine import NodeId, Repository, SnapshotId
-from engine.checkout import CheckoutRefusedError
 from engine.directory import directory_entry
 from engine.errors import CorruptObjectError, MissingObjectError
+from engine.filling import CheckoutRefusedError
 from engine.nodes import Entry, Kind, directory_node
 from engine.objects import NodeBuffer
 from engine.outside_links import OutsideLinkError

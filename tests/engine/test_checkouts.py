@@ -10,17 +10,21 @@ from pathlib import Path
 import pytest
 
 from engine import Repository, SnapshotId, checkouts, importing
-from engine.checkout import OPEN_DIRECTORY, CheckoutRefusedError, Fill
 from engine.checkout_records import PREFIX, NotACheckoutError, new_record
 from engine.checkouts import PartialCheckoutError, SwitchInterruptedError
 from engine.content import pieces
 from engine.diffing import ChangeKind
 from engine.directory import directory_id, find
 from engine.errors import CorruptObjectError, MissingObjectError
+from engine.filling import OPEN_DIRECTORY, CheckoutRefusedError, Fill
 from engine.holders import Holder, Target
+from engine.inodes import Owner
 from engine.leases import LeaseHeldError
 from engine.local_edits import LocalEditsError
+from engine.nodes import DEEPEST
+from engine.stat_cache import cache_prefix
 from engine.store import Db
+from engine.vfs import Vfs
 from tests.conftest import Run
 from tests.engine.killing import KILLER, Killed
 from tests.engine.test_session_machine import make_base
@@ -502,3 +506,110 @@ def test_directories_that_nobody_may_write(public_path: Path, as_user: Run):
         of_directory(public_path / "base")
     )
     subprocess.run(["chmod", "-R", "u+rwx", str(public_path)], check=True)
+
+
+def test_a_session_that_is_checked_out(world: World):
+    """Its snapshot, once committed, stands on what the session stood on."""
+    repository, checkouts = world.repository, world.repository.checkouts
+    repository.sessions.create("work", (None, None, world.ids[0]))
+    vfs = Vfs(repository, Owner(os.getuid(), os.getgid()), {})
+    with contextlib.closing(vfs):
+        vfs.session("work").overlay.root.create(b"made in it", 0o644, vfs.owner)
+    target = str(world.target)
+    with repository.tree("@work") as root:
+        repository.check_out(root, target, base=world.ids[0], outside_links=True)
+    assert sorted(set(of_directory(target)) - set(world.trees[0])) == [b"made in it"]
+    assert world.status() == []
+    assert checkouts.find(target).base == world.ids[0]
+    done = checkouts.commit(target)
+    assert done.changed
+    assert repository.snapshot(SnapshotId(done.snapshot)).parents == (world.ids[0],)
+    assert checkouts.find(target).snapshot == done.snapshot
+    checkouts.switch(target, world.roots[0], base=world.ids[0], outside_links=True)
+    assert checkouts.commit(target).snapshot == world.ids[0]  # nothing differs from it
+
+
+def test_one_that_was_made_in_the_place_of_another(world: World):
+    world.check_out()
+    shutil.rmtree(world.target)
+    world.check_out(1)
+    world.repository.collect()
+    prefix = cache_prefix(str(world.target))
+    with world.repository.store.read() as reader:
+        assert any(key.startswith(prefix) for key in reader.keys(Db.IMPORTS))
+    assert [each.snapshot for each in world.repository.checkouts.all()] == [world.ids[1]]
+    assert world.status() == []
+
+
+def test_another_part_of_a_snapshot(world: World):
+    entry = find(world.repository.objects, world.roots[0], b"same")
+    assert entry is not None
+    world.check_out()
+    checkouts, target = world.repository.checkouts, str(world.target)
+    checkouts.switch(target, entry, snapshot=world.ids[0], within=b"same")
+    assert os.listdir(target) == ["deep"]
+    with pytest.raises(PartialCheckoutError):
+        checkouts.commit(target)
+    checkouts.switch(target, world.roots[1], snapshot=world.ids[1], within=b"", outside_links=True)
+    assert checkouts.commit(target).snapshot == world.ids[1]
+
+
+def test_a_file_that_gets_another_name(world: World):
+    """One of its names stays as it was, and so does its entry: the other is linked to it."""
+    first, second = world.path / "links1", world.path / "links2"
+    (first / "d").mkdir(parents=True)
+    (first / "d/stays").write_bytes(noise(5000))
+    os.link(first / "d/stays", first / "goes")
+    age(first)
+    clone(first, second)
+    (second / "goes").rename(second / "comes")
+    roots = [world.repository.import_directory(str(each)).root for each in (first, second)]
+    target = world.path / "linked"
+    world.repository.check_out(roots[0], str(target))
+    world.repository.checkouts.switch(str(target), roots[1])
+    assert of_directory(target) == of_directory(second)
+    (target / "d/stays").write_bytes(b"edited")
+    (target / "comes").unlink()
+    world.repository.checkouts.switch(str(target), roots[0], edits="keep")
+    assert (target / "d/stays").read_bytes() == b"edited"
+    assert (target / "goes").read_bytes() == noise(5000)
+
+
+def test_the_progress_of_a_switch(world: World):
+    world.check_out()
+    seen: list[tuple[int, int | None]] = []
+    report = world.repository.checkouts.switch(
+        str(world.target), world.roots[1], outside_links=True,
+        progress=lambda done, total, *_: seen.append((done, total)),
+    )  # fmt: skip
+    assert seen == sorted(seen)
+    assert seen[-1] == (report.bytes, report.bytes)
+
+
+def test_directories_that_stand_inside_each_other_as_deep_as_may_be(
+    repository: Repository, tmp_path: Path
+):
+    roots = []
+    for number in range(2):
+        with contextlib.ExitStack() as stack:
+            base = tmp_path / f"base{number}"
+            base.mkdir()
+            fd = os.open(base, OPEN_DIRECTORY)
+            stack.callback(os.close, fd)
+            for _ in range(DEEPEST):
+                os.mkdir("d", dir_fd=fd)
+                fd = os.open("d", OPEN_DIRECTORY, dir_fd=fd)
+                stack.callback(os.close, fd)
+            file = os.open("leaf", os.O_CREAT | os.O_WRONLY, dir_fd=fd)
+            os.write(file, noise(200, number))
+            os.close(file)
+        roots.append(repository.import_directory(str(base)).root)
+    target = str(tmp_path / "target")
+    repository.check_out(roots[0], target)
+    assert repository.checkouts.status(target) == []
+    repository.checkouts.switch(target, roots[1])
+    assert repository.import_directory(target, use_cache=False).root == roots[1]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    repository.checkouts.switch(target, repository.import_directory(str(empty)).root)
+    assert os.listdir(target) == []

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import Repository
-from engine.checkout import CheckoutRefusedError
 from engine.chunking import LARGEST_CHUNK
 from engine.codec import LEVEL, OFF, pack, unpack
 from engine.diffing import diff
 from engine.directory import Directory, walk
 from engine.errors import CorruptObjectError
+from engine.filling import CheckoutRefusedError
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.memory_store import MemoryStore
 from engine.nodes import (

@@ -11,6 +11,7 @@ import pytest
 
 from engine import Repository, SnapshotId
 from engine.inodes import Changes, Owner
+from engine.removing import remove_tree
 from engine.upper import Upper
 from engine.vfs import Vfs
 from tests.engine.kernel import Kernel
@@ -250,6 +251,6 @@ def test_paths_of_any_length(repository: Repository, upper: Upper):
     upper.make_whiteout = upper._make_whiteout_file  # type: ignore[method-assign]  # as if mknod failed
     upper.whiteout(deep + b"/also")
     assert names(upper, deep) == {b"gone": True, b"also": True}
-    upper.remove_tree(upper.root)
+    remove_tree(upper.root)
     assert not os.path.exists(upper.root)
     assert len(os.listdir("/proc/self/fd")) == before

@@ -1,6 +1,7 @@
 """`mountctl checkout` and `commit --from`: a directory that is made, switched and committed."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,28 @@ def test_a_path_in_a_snapshot(mountctl, out: Path, tree: Path, tmp_path: Path):
     mountctl.fails(4, "commit", "--from", tmp_path / "part")
 
 
+def test_all_checkouts(mountctl, out: Path, first: str, tmp_path: Path):
+    mountctl("session", "create", "work", "main")
+    mountctl("checkout", "@work", tmp_path / "work")
+    found = {each["directory"]: each for each in mountctl.json("checkout", "--list")}
+    assert found[str(out)]["snapshot"] == first
+    assert found[str(tmp_path / "work")]["snapshot"] is None
+    assert found[str(tmp_path / "work")]["base"] == first
+    text = mountctl("checkout", "--list").stdout
+    assert f"{out}  " in text
+    assert f"a session's tree on {first[:12]}" in text
+    shutil.rmtree(out)
+    assert len(mountctl.json("checkout", "--list")) == 1
+    (tmp_path / "work/mine").write_text("mine")
+    done = mountctl.json("commit", "--from", tmp_path / "work", "--meta", "by=hand")
+    shown = mountctl.json("snapshot", "show", done["snapshot"])
+    assert (shown["parents"], shown["metadata"]["by"]) == ([first], "hand")
+    shutil.rmtree(tmp_path / "work")
+    mountctl("gc")
+    assert mountctl.json("checkout", "--list") == []
+    assert mountctl("checkout", "--list").stderr.startswith("there are none")
+
+
 def test_wrong_words(mountctl, out: Path, tree: Path):
     mountctl.fails(4, "checkout", "--status", tree)
     mountctl.fails(4, "checkout", "--switch", "main", tree)
@@ -81,6 +104,10 @@ def test_wrong_words(mountctl, out: Path, tree: Path):
         ["checkout", "--keep", "main", out],
         ["checkout", "--switch", "--keep", "--force", "main", out],
         ["checkout", "--switch", out],
+        ["checkout"],
+        ["checkout", "--status"],
+        ["checkout", "--list", out],
+        ["checkout", "--list", "--status"],
         ["commit"],
         ["commit", "work", "--from", out],
     ]
