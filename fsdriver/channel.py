@@ -163,6 +163,8 @@ class Channel:
         self._in_a_loop = False
         self._init_reply = b""
         self._forgotten: list[bytes] = []
+        self._waiting: tuple[_Connection, memoryview] | None = None
+        """A request that comes after what was forgotten, and is still in its inbox."""
         device = mount(mountpoint, source=source, allow_other=allow_other)
         self._whole = _Connection(device, mountpoint, _ROOT)
         try:
@@ -320,6 +322,9 @@ class Channel:
             await trio.lowlevel.checkpoint()
         if self._stopping:
             raise trio.ClosedResourceError
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            return self._forward(*waiting)
         began = perf_counter_ns()
         until = began + _SOON if self._in_a_loop else began
         while True:
@@ -367,6 +372,10 @@ class Channel:
     def _forward(self, connection: _Connection, message: memoryview) -> bool:
         """Answers a request here, or changes it for pyfuse3 and sends it there (True)."""
         _, opcode, unique, node, *_ = protocol.IN.unpack_from(message)
+        if self._forgotten and opcode in protocol.ABOUT_ROOM:
+            self._waiting = connection, message
+            self._pass_forgotten()  # a file that was removed takes room until then
+            return True
         self._counts[opcode & 255] += 1
         if opcode == protocol.FORGET:
             self._forgotten.append(

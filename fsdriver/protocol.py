@@ -41,6 +41,15 @@ NAMES = {
 BY_HANDLE = frozenset({READ, WRITE, FSYNC, READDIR, READDIRPLUS, FSYNCDIR})
 """Requests whose body begins with a file handle, which pyfuse3 passes on without the node."""
 SIZED = frozenset({READ, READDIR, READDIRPLUS})
+ABOUT_ROOM = frozenset(
+    opcode
+    for opcode, name in NAMES.items()
+    if name in {
+        "COPY_FILE_RANGE", "CREATE", "FALLOCATE", "LINK", "MKDIR", "MKNOD", "RENAME", "RENAME2",
+        "SETATTR", "SETXATTR", "STATFS", "SYMLINK", "TMPFILE", "WRITE",
+    }
+)  # fmt: skip
+"""Requests that take room on the disk, or ask how much there is."""
 WITHOUT_REPLY = frozenset({FORGET, BATCH_FORGET, INTERRUPT})
 
 NO_OPEN_SUPPORT = 1 << 17

@@ -108,7 +108,7 @@ exec setpriv --bounding-set -all --inh-caps -all --no-new-privs "$@"
 """
 
 
-def test_without_namespaces_a_command_runs_in_the_mount(public_path):
+def test_without_namespaces_a_command_runs_in_the_mount_or_a_checkout(public_path):
     if not namespaces():
         pytest.skip("this system gives users no namespaces")
     (public_path / "mnt").mkdir()
@@ -123,13 +123,23 @@ def test_without_namespaces_a_command_runs_in_the_mount(public_path):
     mountctl("session", "create", "work", "main")
     mountctl("mount", str(public_path / "mnt"))
     try:
-        command = [*program, "--store", store, "run", "work", "--", "sh", "-c", "pwd; touch new"]
-        words = ["unshare", "-Ur", "sh", "-c", WITHOUT_NAMESPACES, "sh", *command]
-        done = run_as_user("-c", f"import os; os.execvp('unshare', {words!r})")
-        assert done.stdout == f"{public_path}/mnt/sessions/work\n"
-        assert "without overlayfs: a user namespace: No space left on device" in done.stderr
-        assert done.returncode == 0
-        assert mountctl("diff", "main", "@work").stdout == "A new\n"
+
+        def run(mode: str) -> "subprocess.CompletedProcess[str]":
+            script = f"pwd; touch by-{mode}"
+            command = [*program, "--store", store, "run", "work", "--mode", mode, "--", "sh", "-c"]
+            words = ["unshare", "-Ur", "sh", "-c", WITHOUT_NAMESPACES, "sh", *command, script]
+            return run_as_user("-c", f"import os; os.execvp('unshare', {words!r})")
+
+        refused = run("overlay")
+        assert refused.returncode == 4
+        assert "a user namespace: No space left on device" in refused.stderr
+        in_mount, in_checkout, either = run("lazy"), run("full"), run("auto")
+        assert in_mount.stdout == f"{public_path}/mnt/sessions/work\n"
+        assert in_checkout.stdout.startswith(f"{store}/sessions/")
+        assert either.stdout in {in_mount.stdout, in_checkout.stdout}
+        assert [done.returncode for done in (in_mount, in_checkout, either)] == [0, 0, 0]
+        made = mountctl("diff", "main", "@work").stdout
+        assert made == "A by-auto\nA by-full\nA by-lazy\n"
     finally:
         assert mountctl("umount").returncode == 0
 
