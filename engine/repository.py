@@ -15,40 +15,45 @@ from typing import IO, Any, Unpack
 
 import msgspec
 
-from engine.bundle_applying import ApplyReport, apply_bundle
-from engine.bundle_creating import BundleReport, create_bundle
-from engine.checkouts import CheckoutOptions, Checkouts
-from engine.codec import (
+from engine.archives.bundle_applying import ApplyReport, apply_bundle
+from engine.archives.bundle_creating import BundleReport, create_bundle
+from engine.archives.oci_reading import read_image
+from engine.archives.oci_writing import OciReport, State, write_image
+from engine.archives.tar_reading import TarReader
+from engine.archives.tar_writing import TarReport, everything, write_tar
+from engine.episodes.episodes import Episodes
+from engine.episodes.trajectories import holders_of
+from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
+from engine.git.git_export import GitExport, GitExportOptions, ToExport, export_git
+from engine.git.git_import import GitImport, GitImportOptions, import_git
+from engine.git.git_refs import known_ref
+from engine.host.leases import Lease, LeaseHeldError, acquire
+from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
+from engine.merging.snapshot_merging import MergeOptions, MergeReport, merge_snapshots
+from engine.plain.checkouts import CheckoutOptions, Checkouts
+from engine.plain.filling import CheckoutReport
+from engine.plain.importing import ImportResult, ImportSourceError, import_directory
+from engine.progress import Progress
+from engine.sessions.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
+from engine.sessions.upper import Upper
+from engine.storage.codec import (
     name_compression,
     parse_compression,
     read_compression,
     write_compression,
 )
-from engine.collecting import PAUSE_SECONDS, Collection, CollectReport
-from engine.committing import CommitQueue
-from engine.diffing import Change, diff
-from engine.episodes import Episodes
-from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
-from engine.filling import CheckoutReport
-from engine.git_export import GitExport, GitExportOptions, ToExport, export_git
-from engine.git_import import GitImport, GitImportOptions, import_git
-from engine.git_refs import known_ref
-from engine.group_commit import GroupCommit
-from engine.history import History, StoredLinks
-from engine.holders import Holder, Target, find_object, holders, object_at
-from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
-from engine.importing import ImportResult, ImportSourceError, import_directory
-from engine.insight import InsightDiff, InsightOptions, insight
-from engine.layers import fold
-from engine.leases import Lease, LeaseHeldError, acquire
-from engine.lmdb_store import LmdbStore
-from engine.nodes import Entry
-from engine.objects import ChunkSink, NodeBuffer, Objects
-from engine.oci_reading import read_image
-from engine.oci_writing import OciReport, State, write_image
-from engine.pins import Pins
-from engine.progress import Progress
-from engine.repairing import (
+from engine.storage.lmdb_store import LmdbStore
+from engine.storage.nodes import Entry
+from engine.storage.objects import ChunkSink, NodeBuffer, Objects
+from engine.storage.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
+from engine.storage.store import Db, Reader, Store, Writer
+from engine.trees.diffing import Change, diff
+from engine.trees.history import History, StoredLinks
+from engine.trees.insight import InsightDiff, InsightOptions, insight
+from engine.trees.layers import fold
+from engine.upkeep.collecting import PAUSE_SECONDS, Collection, CollectReport
+from engine.upkeep.holders import Holder, Target, find_object, holders, object_at
+from engine.upkeep.repairing import (
     RepairReport,
     Source,
     Wanted,
@@ -57,17 +62,12 @@ from engine.repairing import (
     from_store,
     wanted_of,
 )
-from engine.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
-from engine.snapshot_merging import MergeOptions, MergeReport, merge_snapshots
-from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
-from engine.store import Db, Reader, Store, Writer
-from engine.tar_reading import TarReader
-from engine.tar_writing import TarReport, everything, write_tar
-from engine.trajectories import holders_of
-from engine.upper import Upper
-from engine.usage import Usage, measure
-from engine.verifying import VerifyReport, verify
-from engine.workspace import Workspace, open_workspace
+from engine.upkeep.usage import Usage, measure
+from engine.upkeep.verifying import VerifyReport, verify
+from engine.workspaces.committing import CommitQueue
+from engine.workspaces.group_commit import GroupCommit
+from engine.workspaces.pins import Pins
+from engine.workspaces.workspace import Workspace, open_workspace
 
 GC_WAIT = 30.0
 """Seconds that a write waits for a batch of a collection to end, or the other way round."""

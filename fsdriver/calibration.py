@@ -20,7 +20,7 @@ import msgspec
 from engine.errors import EngineError
 from engine.ids import SnapshotId
 from engine.repository import Repository
-from engine.sessions import Session
+from engine.sessions.sessions import Session
 from fsdriver import messages
 from fsdriver.choosing import Attempt
 from fsdriver.client import find_daemon

@@ -15,11 +15,11 @@ import msgspec
 
 from engine.errors import EngineError
 from engine.ids import SnapshotId
-from engine.nodes import Entry
 from engine.progress import Progress
 from engine.repository import Repository
-from engine.sessions import Session
-from engine.upper_work import UpperWork, work_between, work_since
+from engine.sessions.sessions import Session
+from engine.sessions.upper_work import UpperWork, work_between, work_since
+from engine.storage.nodes import Entry
 from fsdriver import messages
 from fsdriver.client import DaemonLostError, find_daemon
 from fsdriver.cost_model import (

@@ -7,7 +7,7 @@ from types import TracebackType
 import msgspec
 
 from engine.errors import EngineError
-from engine.leases import holder_of, is_held
+from engine.host.leases import holder_of, is_held
 from fsdriver.messages import AnyReply, AnyRequest, Failed
 
 LONGEST_LINE = 64 << 20

@@ -16,10 +16,10 @@ import structlog
 import trio
 
 from engine import EngineError, SnapshotId
-from engine.freezing import Freeze
 from engine.ids import check_name
-from engine.nodes import encode
-from engine.vfs import LAYERS, SESSIONS, SNAPSHOTS, LiveSession, Vfs
+from engine.mounted.vfs import LAYERS, SESSIONS, SNAPSHOTS, LiveSession, Vfs
+from engine.sessions.freezing import Freeze
+from engine.storage.nodes import encode
 from fsdriver import messages, metrics
 from fsdriver.channel import Channel
 from fsdriver.client import bind, socket_path

@@ -21,9 +21,9 @@ import structlog
 import trio
 
 from engine import EngineError, Repository
-from engine.inodes import Owner
-from engine.leases import acquire
-from engine.vfs import SNAPSHOTS, Vfs
+from engine.host.leases import acquire
+from engine.mounted.inodes import Owner
+from engine.mounted.vfs import SNAPSHOTS, Vfs
 from fsdriver.channel import Channel, Part
 from fsdriver.client import socket_path
 from fsdriver.control import Control, listen

@@ -2,20 +2,18 @@
 
 import errno
 
-from engine.bisecting import BisectRefusedError
-from engine.bundle_applying import BundleBaseError
-from engine.bundles import (
+from engine.archives.bundle_applying import BundleBaseError
+from engine.archives.bundles import (
     BundleFormatError,
     BundleTooLargeError,
     BundleTruncatedError,
     BundleVersionError,
 )
-from engine.checkout_records import NotACheckoutError
-from engine.checkouts import PartialCheckoutError, SwitchInterruptedError
-from engine.codec import CompressionError
-from engine.content import SourceChangedError
-from engine.diffing import DiffTooLargeError
-from engine.drafts import ArchiveRefusedError
+from engine.archives.oci_reading import ImageDamagedError
+from engine.archives.oci_writing import ImageRefusedError
+from engine.archives.tar_reading import ArchiveDamagedError
+from engine.episodes.bisecting import BisectRefusedError
+from engine.episodes.steps import CorruptStepError, InvalidStepError
 from engine.errors import (
     AmbiguousIdError,
     CorruptObjectError,
@@ -26,29 +24,21 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
-from engine.filling import CheckoutRefusedError
-from engine.freezing import TooDeepError
-from engine.git_repository import GitMissingError, GitRefusedError, GitSourceError
-from engine.importing import ImportSourceError
-from engine.leases import LeaseHeldError
-from engine.local_edits import LocalEditsError
-from engine.oci_reading import ImageDamagedError
-from engine.oci_writing import ImageRefusedError
-from engine.outside_links import OutsideLinkError
-from engine.patch_parsing import PatchFormatError
-from engine.patching import PatchRefusedError
-from engine.paths import (
-    InvalidPathError,
-    MissingPathError,
-    NoDirectoryError,
-    NoFileError,
-    NotEmptyError,
-    PathError,
-    PathExistsError,
-)
-from engine.snapshot_merging import NoMergeBaseError
-from engine.steps import CorruptStepError, InvalidStepError
-from engine.store import (
+from engine.git.git_repository import GitMissingError, GitRefusedError, GitSourceError
+from engine.host.leases import LeaseHeldError
+from engine.merging.snapshot_merging import NoMergeBaseError
+from engine.patches.patch_parsing import PatchFormatError
+from engine.patches.patching import PatchRefusedError
+from engine.plain.checkout_records import NotACheckoutError
+from engine.plain.checkouts import PartialCheckoutError, SwitchInterruptedError
+from engine.plain.filling import CheckoutRefusedError
+from engine.plain.importing import ImportSourceError
+from engine.plain.local_edits import LocalEditsError
+from engine.plain.surveying import TreeTooLargeError
+from engine.sessions.freezing import TooDeepError
+from engine.storage.codec import CompressionError
+from engine.storage.content import SourceChangedError
+from engine.storage.store import (
     CompactionRefusedError,
     NewerFormatError,
     NotAStoreError,
@@ -58,8 +48,18 @@ from engine.store import (
     StoreFullError,
     StorePermissionError,
 )
-from engine.surveying import TreeTooLargeError
-from engine.tar_reading import ArchiveDamagedError
+from engine.trees.diffing import DiffTooLargeError
+from engine.trees.drafts import ArchiveRefusedError
+from engine.trees.outside_links import OutsideLinkError
+from engine.trees.paths import (
+    InvalidPathError,
+    MissingPathError,
+    NoDirectoryError,
+    NoFileError,
+    NotEmptyError,
+    PathError,
+    PathExistsError,
+)
 
 ERRNOS: dict[type[EngineError], int] = {
     AmbiguousIdError: errno.ENOENT,

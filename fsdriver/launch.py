@@ -14,8 +14,8 @@ import time
 from typing import Any
 
 from engine.errors import EngineError
-from engine.leases import is_held
-from engine.store import StoreError
+from engine.host.leases import is_held
+from engine.storage.store import StoreError
 
 START_SECONDS = 30.0
 END_SECONDS = 5.0

@@ -20,8 +20,8 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from engine import EngineError, InodeNo
-from engine.inodes import Attributes, Changes, Inode, Owner
-from engine.vfs import Vfs
+from engine.mounted.inodes import Attributes, Changes, Inode, Owner
+from engine.mounted.vfs import Vfs
 from fsdriver.abilities import Abilities
 from fsdriver.errnos import errno_of
 from fsdriver.metrics import Timing

@@ -23,7 +23,7 @@ from time import monotonic
 import msgspec
 
 from engine import EngineError
-from engine.inodes import Inode
+from engine.mounted.inodes import Inode
 
 FILES = 32
 """How many files ahead of the reader are given."""

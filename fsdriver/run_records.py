@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from engine.host.leases import LeaseHeldError, acquire
 from engine.ids import SnapshotId, digest
-from engine.leases import LeaseHeldError, acquire
 from fsdriver.cost_model import ELSEWHERE, Costs, Outcome
 
 KEPT = 1000

@@ -20,11 +20,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from engine.errors import EngineError, InUseError
+from engine.mounted.vfs import base_path
 from engine.progress import Progress
 from engine.repository import Repository
-from engine.session_tree import SessionTree, TreeReads
-from engine.sessions import HeldSession
-from engine.vfs import base_path
+from engine.sessions.session_tree import SessionTree, TreeReads
+from engine.sessions.sessions import HeldSession
 from fsdriver import messages
 from fsdriver.client import DaemonError, find_daemon
 from fsdriver.cost_model import FULL, LAZY, OVERLAY

@@ -16,9 +16,9 @@ import msgspec
 
 from engine.errors import EngineError
 from engine.ids import SnapshotId, check_name
-from engine.nodes import Entry
 from engine.repository import Repository
-from engine.sessions import CommitReport
+from engine.sessions.sessions import CommitReport
+from engine.storage.nodes import Entry
 from fsdriver import messages
 from fsdriver.client import Client, DaemonLostError, find_daemon
 from mountctl.output import Output

@@ -15,7 +15,7 @@ from mountctl.text import short, visible
 
 if TYPE_CHECKING:
     from engine.ids import SnapshotId
-    from engine.names import Names
+    from engine.storage.names import Names
 
 Items = list[CompletionItem[str]]
 
@@ -69,7 +69,7 @@ def _found(
     find: "Callable[[Names, str], Iterable[CompletionItem[str]]]",
 ) -> Items:
     try:
-        from engine.names import look_up
+        from engine.storage.names import look_up
 
         with look_up(context.ensure_object(Invocation).store_path) as names:
             return [item for item in find(names, incomplete) if item.value.startswith(incomplete)]

@@ -4,8 +4,8 @@ import stat
 from collections.abc import Iterable
 from typing import Any
 
-from engine.diffing import Change, ChangeKind
-from engine.nodes import Entry, Kind
+from engine.storage.nodes import Entry, Kind
+from engine.trees.diffing import Change, ChangeKind
 from mountctl.output import Output
 from mountctl.text import count, path_fields, quoted
 

@@ -17,11 +17,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from engine.chunking import compiled
 from engine.errors import EngineError
-from engine.leases import is_held
+from engine.host.leases import is_held
 from engine.repository import Repository
-from engine.store import NotAStoreError
+from engine.storage.chunking import compiled
+from engine.storage.store import NotAStoreError
 from fsdriver.mountpoint import FILESYSTEM, is_dead, mounts
 from mountctl.failures import describe
 from mountctl.text import count, quoted, size

@@ -5,7 +5,7 @@ import sys
 from typing import NamedTuple, NoReturn
 
 from engine.errors import EngineError
-from engine.leases import holder_of, is_held
+from engine.host.leases import holder_of, is_held
 from engine.repository import Repository
 from fsdriver import mountpoint as places
 from fsdriver.client import DaemonError, DaemonLostError, find_daemon

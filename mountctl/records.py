@@ -3,12 +3,12 @@
 from collections.abc import Iterable
 from typing import Any
 
-from engine.history import History
+from engine.host.leases import holder_of, is_held
 from engine.ids import SnapshotId
-from engine.leases import holder_of, is_held
 from engine.repository import Repository
-from engine.sessions import Session
-from engine.snapshots import Snapshot
+from engine.sessions.sessions import Session
+from engine.storage.snapshots import Snapshot
+from engine.trees.history import History
 from mountctl.graph import Graph, show_node
 from mountctl.output import Output
 from mountctl.text import plain, short, size, visible, when

@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from engine.steps import Step
-from engine.trajectories import Episode
+from engine.episodes.steps import Step
+from engine.episodes.trajectories import Episode
 from mountctl.graph import Graph, show_node
 from mountctl.output import Output
 from mountctl.text import plain, short, visible, when

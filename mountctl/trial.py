@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from engine.errors import EngineError
-from engine.removing import remove_tree
+from engine.host.removing import remove_tree
 from fsdriver.running import CommandMissingError, CommandRefusedError
 
 PATIENCE = 5.0

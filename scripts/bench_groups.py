@@ -8,9 +8,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 
-from engine.inodes import Inode, Owner
+from engine.mounted.inodes import Inode, Owner
+from engine.mounted.vfs import Vfs
 from engine.repository import Repository
-from engine.vfs import Vfs
 from scripts.bench_figures import RUN, US, Bench, Side
 from scripts.bench_rivals import RIVALS, ours, theirs
 from scripts.bench_setting import (

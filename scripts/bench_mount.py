@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from engine.repository import Repository
-from engine.snapshots import encode_snapshot, make_snapshot
-from engine.store import Db, Writer
+from engine.storage.snapshots import encode_snapshot, make_snapshot
+from engine.storage.store import Db, Writer
 from scripts.bench_figures import US, Bench, Side
 from scripts.bench_groups import exchange
 from scripts.bench_rivals import RIVALS, ours, theirs

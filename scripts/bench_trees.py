@@ -2,13 +2,13 @@
 
 import time
 
-from engine.directory import directory_entry
 from engine.ids import SnapshotId
-from engine.nodes import Entry, Kind
-from engine.objects import NodeBuffer
 from engine.repository import Repository
-from engine.snapshots import encode_snapshot, make_snapshot
-from engine.store import Db, Writer
+from engine.storage.nodes import Entry, Kind
+from engine.storage.objects import NodeBuffer
+from engine.storage.snapshots import encode_snapshot, make_snapshot
+from engine.storage.store import Db, Writer
+from engine.trees.directory import directory_entry
 
 
 def path_of(directory: int, file: int) -> str:

@@ -15,11 +15,11 @@ from typing import Any
 
 from blake3 import blake3
 
-from engine.chunking import cut
-from engine.directory import Directory, directory_id
 from engine.ids import SnapshotId
 from engine.repository import Repository
-from engine.store import Db, Writer
+from engine.storage.chunking import cut
+from engine.storage.store import Db, Writer
+from engine.trees.directory import Directory, directory_id
 from scripts.bench_figures import US, Bench, Sample, Side
 from scripts.bench_setting import CannotError, note, shell
 from scripts.bench_trees import add_snapshot, path_of

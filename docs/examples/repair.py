@@ -29,7 +29,7 @@ from pathlib import Path
 
 from docs.examples.edits import Edit, edits_of
 from engine import Repository, SnapshotId, Workspace
-from engine.steps import NewStep, Seen
+from engine.episodes.steps import NewStep, Seen
 
 SOURCES = "toolz/*toolz.py"
 TESTS = ("toolz/tests",)

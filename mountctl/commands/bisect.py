@@ -13,7 +13,7 @@ from mountctl.invocation import STORE_VARIABLE, Invocation
 from mountctl.text import count, short
 
 if TYPE_CHECKING:
-    from engine.bisecting import BisectResult, Verdict
+    from engine.episodes.bisecting import BisectResult, Verdict
     from engine.ids import SnapshotId
     from engine.repository import Repository
     from mountctl.output import Output
@@ -62,7 +62,7 @@ def command(
     it writes goes to stderr. Writes the id of the first bad snapshot; if snapshots that cannot
     be tested stand in the way, all that may be it, and ends with exit code 1.
     """
-    from engine.bisecting import Bisection
+    from engine.episodes.bisecting import Bisection
     from mountctl.trial import Trials
 
     output = invocation.output
@@ -119,7 +119,7 @@ def _folders(
 def _verdict(
     trials: "Trials", path: str, command: str, candidate: "SnapshotId", store: str
 ) -> "Verdict":
-    from engine.bisecting import Verdict
+    from engine.episodes.bisecting import Verdict
     from mountctl.trial import TrialAbortedError
 
     code = trials.run(path, {SNAPSHOT_VARIABLE: candidate.hex(), STORE_VARIABLE: store})

@@ -127,7 +127,7 @@ def create(
 @pass_invocation
 def inspect(invocation: Invocation, file: str) -> None:
     """Show what a bundle carries, and check that it is sound; needs no store."""
-    from engine.bundle_inspecting import inspect_bundle
+    from engine.archives.bundle_inspecting import inspect_bundle
 
     output = invocation.output
     with opened(file) as stream, output.progress("reading", "objects") as progress:

@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
-from engine.checkouts import Checkout
-from engine.directory import find
 from engine.errors import NotFoundError
 from engine.ids import SnapshotId
-from engine.local_edits import Edit
-from engine.nodes import Entry, Kind
+from engine.plain.checkouts import Checkout
+from engine.plain.local_edits import Edit
+from engine.storage.nodes import Entry, Kind
+from engine.trees.directory import find
 from mountctl.access import StoreAccess
 from mountctl.changes import LETTERS
 from mountctl.command import Command, pass_invocation

@@ -29,7 +29,7 @@ def command(invocation: Invocation, setting: str | None, value: str | None) -> N
     `compression` is how new chunks are packed where it saves an eighth; those that are there
     stay as they are, and all can be read.
     """
-    from engine.codec import name_compression, parse_compression
+    from engine.storage.codec import name_compression, parse_compression
 
     level = None if value is None else parse_compression(value)
     with invocation.open() as store:

@@ -11,10 +11,10 @@ from mountctl.invocation import Invocation
 from mountctl.text import count, visible
 
 if TYPE_CHECKING:
-    from engine.diffing import Change
-    from engine.insight import LineCounts
-    from engine.nodes import Entry
-    from engine.objects import Objects
+    from engine.storage.nodes import Entry
+    from engine.storage.objects import Objects
+    from engine.trees.diffing import Change
+    from engine.trees.insight import LineCounts
     from mountctl.access import StoreAccess
     from mountctl.output import Output
 
@@ -71,7 +71,7 @@ def command(
         changes: Iterable[Change]
         limited = False
         if renames or copies:
-            from engine.renames import diff_with_renames
+            from engine.trees.renames import diff_with_renames
 
             found = diff_with_renames(objects, before, after, copies=copies)
             changes, limited = found.changes, found.limited
@@ -114,15 +114,21 @@ def _trees(store: "StoreAccess", old: str, new: str | None) -> "Iterator[tuple[E
 def _insight(
     objects: "Objects", before: "Entry", after: "Entry", form: str, renames: bool, copies: bool
 ) -> dict[str, object]:
-    from engine.insight import MOST_ENTRIES, as_json, entry_as_json, insight_entries, summarize
-    from engine.insight import InsightDiff as Insight
-    from engine.patch_writing import patch_lines
-    from engine.renames import Renamed, diff_with_renames
+    from engine.patches.patch_writing import patch_lines
+    from engine.trees.insight import (
+        MOST_ENTRIES,
+        as_json,
+        entry_as_json,
+        insight_entries,
+        summarize,
+    )
+    from engine.trees.insight import InsightDiff as Insight
+    from engine.trees.renames import Renamed, diff_with_renames
 
     if renames or copies:
         found = diff_with_renames(objects, before, after, copies=copies, limit=MOST_ENTRIES)
     else:
-        from engine.diffing import diff
+        from engine.trees.diffing import diff
 
         found = Renamed(list(diff(objects, before, after, limit=MOST_ENTRIES)), False)
     entries = list(insight_entries(objects, found.changes))
@@ -136,13 +142,13 @@ def _insight(
 
 
 def _patch_fields(lines: "Iterable[bytes]") -> dict[str, str]:
-    from engine.insight import named
+    from engine.trees.insight import named
 
     return named("patch", b"".join(line + b"\n" for line in lines))
 
 
 def _show_patch(output: "Output", objects: "Objects", changes: "Iterable[Change]") -> None:
-    from engine.patch_writing import is_lost, patch_lines
+    from engine.patches.patch_writing import is_lost, patch_lines
 
     lost = 0
     for change in changes:
@@ -162,7 +168,7 @@ def _show_patch(output: "Output", objects: "Objects", changes: "Iterable[Change]
 
 
 def _show_stat(output: "Output", objects: "Objects", changes: "Iterable[Change]") -> None:
-    from engine.insight import count_lines
+    from engine.trees.insight import count_lines
     from mountctl.changes import path_text
 
     rows = [(path_text(change), change, count_lines(objects, change)) for change in changes

@@ -20,8 +20,8 @@ from mountctl.invocation import Invocation
 from mountctl.text import count
 
 if TYPE_CHECKING:
-    from engine.pruning import PruneReport
-    from engine.steps import NewStep
+    from engine.episodes.pruning import PruneReport
+    from engine.episodes.steps import NewStep
     from mountctl.access import StoreAccess
     from mountctl.output import Output
 
@@ -140,7 +140,7 @@ def add(
     Writes the step's number. With --lines, the objects have the names parent (below zero: so many
     steps before this one), action, snapshot, summary, reward, verdict, command and metadata.
     """
-    from engine.steps import NewStep
+    from engine.episodes.steps import NewStep
     from mountctl.steps import step_fields
 
     if action is not None and action_json is not None:
@@ -175,7 +175,7 @@ def add(
 
 
 def _from_line(store: "StoreAccess", number: int, line: bytes) -> "NewStep":
-    from engine.steps import NewStep
+    from engine.episodes.steps import NewStep
 
     try:
         fields = json.loads(line)
@@ -215,7 +215,7 @@ def observe(
 
     What is not given stays as it was. What was known before is kept, too.
     """
-    from engine.steps import Seen
+    from engine.episodes.steps import Seen
     from mountctl.steps import step_fields
 
     output = invocation.output
@@ -275,7 +275,7 @@ def log(
     """List the steps of an episode in the order they were added."""
     import itertools
 
-    from engine.trajectories import Filter
+    from engine.episodes.trajectories import Filter
     from mountctl.steps import show_steps, step_fields
 
     output = invocation.output

@@ -10,7 +10,7 @@ from mountctl.streams import compressing, refuse_terminal, written
 from mountctl.text import count, size
 
 if TYPE_CHECKING:
-    from engine.nodes import Entry
+    from engine.storage.nodes import Entry
     from mountctl.access import StoreAccess
 
 _SUFFIXES = {".gz": "gzip", ".tgz": "gzip", ".zst": "zstd", ".tzst": "zstd", ".xz": "xz",
@@ -33,9 +33,9 @@ def _below(store: "StoreAccess", root: "Entry", path: str) -> "Entry":
     """Returns the directory at a path of a tree. Raises a PathError."""
     import os
 
-    from engine.directory import find
-    from engine.nodes import Kind
-    from engine.paths import MissingPathError, NoDirectoryError
+    from engine.storage.nodes import Kind
+    from engine.trees.directory import find
+    from engine.trees.paths import MissingPathError, NoDirectoryError
 
     name = os.fsencode(path).strip(b"/")
     entry = find(store.repository.objects, root, name)

@@ -10,7 +10,7 @@ from mountctl.invocation import Invocation
 from mountctl.text import count, path_fields, quoted, short, size, visible
 
 if TYPE_CHECKING:
-    from engine.git_export import ToExport
+    from engine.git.git_export import ToExport
     from mountctl.access import StoreAccess
 
 
@@ -52,7 +52,7 @@ def import_(
     What was imported before is not read again. Branch a/b becomes the ref a.b, tag v1 becomes
     tags.v1. Files have git's modes, and one time for all. A submodule is an empty directory.
     """
-    from engine.chunking import compiled
+    from engine.storage.chunking import compiled
 
     output = invocation.output
     with invocation.open() as store:
@@ -188,7 +188,7 @@ def export(
 
 
 def _wanted(store: "StoreAccess", text: str, message: str | None, stack: ExitStack) -> "ToExport":
-    from engine.git_export import ToExport
+    from engine.git.git_export import ToExport
 
     name, colon, branch = text.partition(":")
     if colon and not branch:
@@ -207,7 +207,7 @@ def _wanted(store: "StoreAccess", text: str, message: str | None, stack: ExitSta
 
 
 def _all(store: "StoreAccess") -> "list[ToExport]":
-    from engine.git_export import ToExport
+    from engine.git.git_export import ToExport
 
     refs = store.repository.refs()
     names = store.repository.git_names()

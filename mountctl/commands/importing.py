@@ -67,7 +67,7 @@ def command(
     have not changed since the last import of DIR are not read again; if nothing has changed, the
     snapshot is the last one. Sockets and devices are left out, with a warning each.
     """
-    from engine.chunking import compiled
+    from engine.storage.chunking import compiled
     from mountctl.streams import opened
 
     if [directory, tar, oci].count(None) != 2:

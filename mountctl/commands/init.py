@@ -27,8 +27,8 @@ def command(invocation: Invocation, compression: str) -> None:
     It is made where the other commands look for it: at --store, $AMALGAMFS_STORE, or in the
     XDG data directory.
     """
-    from engine.codec import parse_compression
     from engine.repository import Repository
+    from engine.storage.codec import parse_compression
 
     path, output = invocation.store_path, invocation.output
     level = parse_compression(compression)

@@ -10,8 +10,8 @@ from mountctl.invocation import Invocation
 from mountctl.text import count, path_fields, quoted, short
 
 if TYPE_CHECKING:
-    from engine.conflicts import Conflict
-    from engine.snapshot_merging import MergeReport
+    from engine.merging.conflicts import Conflict
+    from engine.merging.snapshot_merging import MergeReport
     from mountctl.output import Output
 
 
@@ -59,7 +59,7 @@ def command(
     snapshot is made, and the exit code is 12. With --write-conflicts the snapshot is made, and
     the exit code is 12 as well.
     """
-    from engine.text_merging import Favor, Style
+    from engine.merging.text_merging import Favor, Style
 
     output = invocation.output
     with invocation.open() as store:
@@ -81,7 +81,7 @@ def command(
 
 
 def _fields(report: "MergeReport", ref: str | None) -> dict[str, object]:
-    from engine.conflicts import conflict_fields
+    from engine.merging.conflicts import conflict_fields
 
     return {
         "outcome": report.outcome.value,
@@ -94,7 +94,7 @@ def _fields(report: "MergeReport", ref: str | None) -> dict[str, object]:
 
 
 def _show(output: "Output", report: "MergeReport", ours: str, theirs: str) -> None:
-    from engine.snapshot_merging import Outcome
+    from engine.merging.snapshot_merging import Outcome
 
     if report.snapshot is None:
         for conflict in report.conflicts:

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from engine.errors import EngineError, NotFoundError
+from engine.host.leases import LeaseHeldError
 from engine.ids import SnapshotId
-from engine.leases import LeaseHeldError
 from fsdriver.client import DaemonError
 from mountctl.command import COMMAND, REF, TEXT, Command, completing, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import quoted, short
 
 if TYPE_CHECKING:
-    from engine.leases import Lease
-    from engine.sessions import Session
+    from engine.host.leases import Lease
+    from engine.sessions.sessions import Session
     from fsdriver.choosing import Attempt
     from fsdriver.running import Ended
     from mountctl.access import StoreAccess

@@ -33,7 +33,7 @@ def command(invocation: Invocation, snapshots: tuple[str, ...]) -> None:
     Logical bytes are what files add up to; unique ones each chunk once; stored ones as packed,
     with the nodes. A snapshot's own bytes are what would go with it; the rest it shares.
     """
-    from engine.codec import name_compression
+    from engine.storage.codec import name_compression
 
     output = invocation.output
     with invocation.open() as store, output.progress("counting", "objects") as progress:

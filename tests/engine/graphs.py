@@ -7,8 +7,8 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from engine import SnapshotId
-from engine.history import History
-from engine.snapshots import Links
+from engine.storage.snapshots import Links
+from engine.trees.history import History
 
 Shape = list[tuple[int, ...]]
 """The parents of each snapshot, as numbers below its own."""

@@ -11,8 +11,8 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 
-from engine.inodes import Attributes, Changes, Inode, Owner, fail
-from engine.vfs import SESSIONS, Vfs
+from engine.mounted.inodes import Attributes, Changes, Inode, Owner, fail
+from engine.mounted.vfs import SESSIONS, Vfs
 from tests.engine.trees import Seen, Tree, with_links
 
 NOREPLACE, EXCHANGE = 1, 2

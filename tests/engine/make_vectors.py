@@ -8,26 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from engine.chunking import cut
-from engine.codec import pack
-from engine.directory import store_directory
-from engine.ids import SnapshotId, digest
-from engine.nodes import (
-    Entry,
-    Kind,
-    Link,
-    Page,
-    Ref,
-    Totals,
-    directory_node,
-    encode,
-    index_node,
-    list_node,
-    node_id,
-)
-from engine.objects import NodeBuffer
-from engine.snapshots import Snapshot, encode_snapshot
-from engine.steps import (
+from engine.episodes.steps import (
     NewStep,
     Seen,
     Step,
@@ -42,6 +23,25 @@ from engine.steps import (
     seal,
     step_key,
 )
+from engine.ids import SnapshotId, digest
+from engine.storage.chunking import cut
+from engine.storage.codec import pack
+from engine.storage.nodes import (
+    Entry,
+    Kind,
+    Link,
+    Page,
+    Ref,
+    Totals,
+    directory_node,
+    encode,
+    index_node,
+    list_node,
+    node_id,
+)
+from engine.storage.objects import NodeBuffer
+from engine.storage.snapshots import Snapshot, encode_snapshot
+from engine.trees.directory import store_directory
 
 VECTORS = Path(__file__).with_name("vectors.json")
 

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import msgspec
 from hypothesis import strategies as st
 
-from engine.content import ingest_blocks
-from engine.directory import directory_entry
-from engine.links import number_groups
-from engine.nodes import Entry, Kind
+from engine.storage.content import ingest_blocks
+from engine.storage.nodes import Entry, Kind
+from engine.trees.directory import directory_entry
+from engine.trees.links import number_groups
 from tests.engine.plants import Garden
 from tests.engine.trees import noise
 

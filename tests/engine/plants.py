@@ -9,13 +9,13 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
-from engine import content
-from engine.content import ingest_blocks
-from engine.directory import directory_entry, directory_id, walk
-from engine.memory_store import MemoryStore
-from engine.nodes import Entry, Kind
-from engine.objects import ChunkSink, NodeBuffer, Objects
-from engine.patching import Node
+from engine.patches.patching import Node
+from engine.storage import content
+from engine.storage.content import ingest_blocks
+from engine.storage.memory_store import MemoryStore
+from engine.storage.nodes import Entry, Kind
+from engine.storage.objects import ChunkSink, NodeBuffer, Objects
+from engine.trees.directory import directory_entry, directory_id, walk
 
 
 class Leaf(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.bisecting import BisectRefusedError, Verdict, bisect
+from engine.episodes.bisecting import BisectRefusedError, Verdict, bisect
 from tests.engine.graphs import Shape, ancestors, history, name, number, shapes
 
 

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import engine.bundle_applying
-import engine.directory
+import engine.archives.bundle_applying
+import engine.trees.directory
 from engine import Repository, SnapshotId
-from engine.bundle_applying import BundleBaseError, apply_bundle
-from engine.bundle_creating import below, create_bundle
-from engine.bundle_inspecting import inspect_bundle
-from engine.bundles import (
+from engine.archives.bundle_applying import BundleBaseError, apply_bundle
+from engine.archives.bundle_creating import below, create_bundle
+from engine.archives.bundle_inspecting import inspect_bundle
+from engine.archives.bundles import (
     CHUNK,
     END,
     LONGEST_RECORD,
@@ -35,11 +35,10 @@ from engine.bundles import (
     Counts,
     Manifest,
 )
-from engine.codec import pack
-from engine.directory import directory_id
 from engine.ids import digest
-from engine.memory_store import MemoryStore
-from engine.nodes import (
+from engine.storage.codec import pack
+from engine.storage.memory_store import MemoryStore
+from engine.storage.nodes import (
     Entry,
     Kind,
     Page,
@@ -51,9 +50,10 @@ from engine.nodes import (
     list_node,
     node_id,
 )
-from engine.objects import Objects
-from engine.snapshots import encode_snapshot, make_snapshot
-from engine.store import Db, Writer
+from engine.storage.objects import Objects
+from engine.storage.snapshots import encode_snapshot, make_snapshot
+from engine.storage.store import Db, Writer
+from engine.trees.directory import directory_id
 from tests.conftest import ROOT
 from tests.engine.planted import trees
 from tests.engine.plants import Garden, Leaf
@@ -107,8 +107,10 @@ def refused(
 def test_a_tree_comes_out_as_it_went_in(tree, small_pages):
     with pytest.MonkeyPatch.context() as patch:
         if small_pages:
-            patch.setattr(engine.directory, "PAGED_FROM", 2)
-            patch.setattr(engine.directory, "_ends_page", lambda name, level: name[0] % 2 > level)
+            patch.setattr(engine.trees.directory, "PAGED_FROM", 2)
+            patch.setattr(
+                engine.trees.directory, "_ends_page", lambda name, level: name[0] % 2 > level
+            )
         garden = Garden()
         root = tree(garden)
         identifier = snapshot_of(garden, root)
@@ -259,7 +261,7 @@ def test_cut_short_anywhere_and_applied_again():
 
 
 def test_what_came_of_one_cut_short_is_not_stored_again(monkeypatch):
-    monkeypatch.setattr(engine.bundle_applying, "BATCH_BYTES", 100_000)
+    monkeypatch.setattr(engine.archives.bundle_applying, "BATCH_BYTES", 100_000)
     garden, _, identifier = small()
     data = bundled(garden, identifier)
     store = MemoryStore()
@@ -295,7 +297,7 @@ def test_noise_is_refused(data, begun):
 
 KILLED = """
 import io, os, sys
-import engine.bundle_applying as applying
+import engine.archives.bundle_applying as applying
 from engine import Repository
 applying.BATCH_BYTES = 200_000
 class Slow(io.RawIOBase):
@@ -338,7 +340,7 @@ def test_killed_while_it_applies(repository: Repository, tmp_path: Path, tree: P
         assert other.verify().damage == []
 
 
-def _applied(repository: Repository, path: Path) -> engine.bundle_applying.ApplyReport:
+def _applied(repository: Repository, path: Path) -> engine.archives.bundle_applying.ApplyReport:
     with path.open("rb") as stream:
         return repository.apply_bundle(stream)
 

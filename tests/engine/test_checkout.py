@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from engine import NodeId, Repository, SnapshotId
-from engine.directory import directory_entry
 from engine.errors import CorruptObjectError, MissingObjectError
-from engine.filling import CheckoutRefusedError
-from engine.nodes import Entry, Kind, directory_node
-from engine.objects import NodeBuffer
-from engine.outside_links import OutsideLinkError
-from engine.store import Db
+from engine.plain.filling import CheckoutRefusedError
+from engine.storage.nodes import Entry, Kind, directory_node
+from engine.storage.objects import NodeBuffer
+from engine.storage.store import Db
+from engine.trees.directory import directory_entry
+from engine.trees.outside_links import OutsideLinkError
 from tests.conftest import ROOT, Run
 from tests.engine.test_session_machine import make_base
 from tests.engine.trees import age, noise, of_directory
@@ -227,7 +227,7 @@ with Repository.open({repository.path!r}) as repository:
 UNPRIVILEGED = """
 import sys
 from engine import Repository
-from engine.store import Db
+from engine.storage.store import Db
 with Repository.create(sys.argv[1] + "/store") as repository:
     result = repository.import_directory(sys.argv[1] + "/base")
     if sys.argv[2] == "fail":

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from engine import Repository, importing
-from engine.local_edits import LocalEditsError
-from engine.nodes import Entry, Kind
-from engine.store import Db, Writer
+from engine import Repository
+from engine.plain import importing
+from engine.plain.local_edits import LocalEditsError
+from engine.storage.nodes import Entry, Kind
+from engine.storage.store import Db, Writer
 from tests.engine.planted import trees
 from tests.engine.plants import Garden
 from tests.engine.trees import Tree, of_directory, of_entry

@@ -9,22 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from engine import Repository, SnapshotId, checkouts, importing
-from engine.checkout_records import PREFIX, NotACheckoutError, new_record
-from engine.checkouts import PartialCheckoutError, SwitchInterruptedError
-from engine.content import pieces
-from engine.diffing import ChangeKind
-from engine.directory import directory_id, find
+from engine import Repository, SnapshotId
 from engine.errors import CorruptObjectError, MissingObjectError
-from engine.filling import OPEN_DIRECTORY, CheckoutRefusedError, Fill
-from engine.holders import Holder, Target
-from engine.inodes import Owner
-from engine.leases import LeaseHeldError
-from engine.local_edits import LocalEditsError
-from engine.nodes import DEEPEST
-from engine.stat_cache import cache_prefix
-from engine.store import Db
-from engine.vfs import Vfs
+from engine.host.leases import LeaseHeldError
+from engine.mounted.inodes import Owner
+from engine.mounted.vfs import Vfs
+from engine.plain import checkouts, importing
+from engine.plain.checkout_records import PREFIX, NotACheckoutError, new_record
+from engine.plain.checkouts import PartialCheckoutError, SwitchInterruptedError
+from engine.plain.filling import OPEN_DIRECTORY, CheckoutRefusedError, Fill
+from engine.plain.local_edits import LocalEditsError
+from engine.plain.stat_cache import cache_prefix
+from engine.storage.content import pieces
+from engine.storage.nodes import DEEPEST
+from engine.storage.store import Db
+from engine.trees.diffing import ChangeKind
+from engine.trees.directory import directory_id, find
+from engine.upkeep.holders import Holder, Target
 from tests.conftest import Run
 from tests.engine.killing import KILLER, Killed
 from tests.engine.test_session_machine import make_base

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from engine import chunking
 from engine.ids import ChunkId, digest
-from engine.lmdb_store import LmdbStore
-from engine.memory_store import MemoryStore
-from engine.objects import ChunkSink, Objects
-from engine.store import Db, Store, Writer
+from engine.storage import chunking
+from engine.storage.lmdb_store import LmdbStore
+from engine.storage.memory_store import MemoryStore
+from engine.storage.objects import ChunkSink, Objects
+from engine.storage.store import Db, Store, Writer
 from tests.engine.trees import noise
 
 

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-import engine.content
-import engine.directory
 import engine.repository
-from engine import Repository, SnapshotId, collecting, importing
-from engine.collecting import Collection, CollectReport
+import engine.storage.content
+import engine.trees.directory
+from engine import Repository, SnapshotId
 from engine.errors import CorruptObjectError, InUseError, MissingObjectError, NotFoundError
-from engine.leases import LeaseHeldError, acquire
-from engine.store import Db
+from engine.host.leases import LeaseHeldError, acquire
+from engine.plain import importing
+from engine.storage.store import Db
+from engine.upkeep import collecting
+from engine.upkeep.collecting import Collection, CollectReport
 from tests.conftest import ROOT
 from tests.engine.test_session_machine import make_base
 from tests.engine.trees import Tree, noise, of_entry
@@ -202,7 +204,8 @@ def test_batches_are_small_and_others_come_in_between(
 
 KILLED = """
 import os, signal, sys
-from engine import Repository, collecting
+from engine import Repository
+from engine.upkeep import collecting
 collecting.BATCH_OBJECTS = 2
 path, left, after = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "after"
 with Repository.open(path) as repository:
@@ -320,9 +323,9 @@ def test_why_an_object_is_kept(repository: Repository, base: Path):
 def test_why_goes_through_pages_and_lists(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine.directory, "PAGED_FROM", 8)
-    monkeypatch.setattr(engine.content, "LONGEST_REFS", 2)
-    monkeypatch.setattr(engine.content, "LIST_REFS", 2)
+    monkeypatch.setattr(engine.trees.directory, "PAGED_FROM", 8)
+    monkeypatch.setattr(engine.storage.content, "LONGEST_REFS", 2)
+    monkeypatch.setattr(engine.storage.content, "LIST_REFS", 2)
     source = tmp_path / "source"
     (source / "many").mkdir(parents=True)
     for n in range(700):

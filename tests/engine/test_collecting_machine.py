@@ -22,18 +22,20 @@ from hypothesis.stateful import (
     rule,
 )
 
-from engine import Repository, SnapshotId, collecting, importing
-from engine.codec import pack
-from engine.collecting import Collection
-from engine.directory import Directory, directory_entry, directory_id
+from engine import Repository, SnapshotId
 from engine.errors import InUseError
+from engine.host.leases import LeaseHeldError, acquire
 from engine.ids import digest
-from engine.importing import _Import
-from engine.leases import LeaseHeldError, acquire
-from engine.nodes import Entry, Kind, Ref
-from engine.objects import node_putter
-from engine.snapshots import encode_snapshot, make_snapshot
-from engine.store import Db, Writer
+from engine.plain import importing
+from engine.plain.importing import _Import
+from engine.storage.codec import pack
+from engine.storage.nodes import Entry, Kind, Ref
+from engine.storage.objects import node_putter
+from engine.storage.snapshots import encode_snapshot, make_snapshot
+from engine.storage.store import Db, Writer
+from engine.trees.directory import Directory, directory_entry, directory_id
+from engine.upkeep import collecting
+from engine.upkeep.collecting import Collection
 from tests.engine.machines import run_machine
 from tests.engine.trees import Tree, noise, of_entry
 

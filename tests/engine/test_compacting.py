@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from engine import Repository, SnapshotId
-from engine.leases import LeaseHeldError, acquire
-from engine.lmdb_store import LmdbStore
-from engine.store import CompactionRefusedError, Db, StoreFullError
+from engine.host.leases import LeaseHeldError, acquire
+from engine.storage.lmdb_store import LmdbStore
+from engine.storage.store import CompactionRefusedError, Db, StoreFullError
 from tests.conftest import ROOT
 from tests.engine.test_store import fill, small_disk  # noqa: F401  # a fixture
 from tests.engine.trees import Tree, noise, of_entry

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import content
-from engine.content import chunk_ids, ingest, pieces, read, write_out
 from engine.errors import CorruptObjectError, MissingObjectError
 from engine.ids import digest
-from engine.lmdb_store import LmdbStore
-from engine.memory_store import MemoryStore
-from engine.nodes import Entry, Kind, Ref, check_entry, directory_node, encode, list_node
-from engine.objects import ChunkSink, NodeBuffer, Objects
-from engine.store import Db, Store
+from engine.storage import content
+from engine.storage.content import chunk_ids, ingest, pieces, read, write_out
+from engine.storage.lmdb_store import LmdbStore
+from engine.storage.memory_store import MemoryStore
+from engine.storage.nodes import Entry, Kind, Ref, check_entry, directory_node, encode, list_node
+from engine.storage.objects import ChunkSink, NodeBuffer, Objects
+from engine.storage.store import Db, Store
 from tests.engine.trees import noise
 
 MIB = 1 << 20

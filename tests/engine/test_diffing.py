@@ -8,13 +8,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import engine.directory
+import engine.trees.directory
 from engine import Repository, SnapshotId
-from engine.diffing import Change, ChangeKind, diff
-from engine.directory import directory_entry, walk
-from engine.memory_store import MemoryStore
-from engine.nodes import Entry, Kind, Link
-from engine.objects import NodeBuffer, Objects
+from engine.storage.memory_store import MemoryStore
+from engine.storage.nodes import Entry, Kind, Link
+from engine.storage.objects import NodeBuffer, Objects
+from engine.trees.diffing import Change, ChangeKind, diff
+from engine.trees.directory import directory_entry, walk
 from tests.engine.trees import age
 
 names = st.sampled_from([b"a", b"b", b"c", b"d", b"ab", b"\xff", b"a-"])
@@ -140,8 +140,8 @@ def test_a_diff_is_what_comparing_every_path_gives(old: Spec, new: Spec):
 def test_a_diff_of_paged_directories(old: Spec, data: st.DataObject):
     """With pages of a few names, so that trees share some of them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.directory, "PAGED_FROM", 2)
-        patch.setattr(engine.directory, "_ends_page", lambda name, level: name[0] % 2 > level)
+        patch.setattr(engine.trees.directory, "PAGED_FROM", 2)
+        patch.setattr(engine.trees.directory, "_ends_page", lambda name, level: name[0] % 2 > level)
         trees = Trees()
         many = {b"%02d" % n: (Kind.FILE, 0o644, 1, b"", ()) for n in range(40)}
         new = dict(many)

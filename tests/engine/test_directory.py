@@ -6,19 +6,10 @@ from collections.abc import Iterable
 import msgspec
 import pytest
 
-from engine.directory import (
-    PAGED_FROM,
-    Directory,
-    directory_entry,
-    directory_id,
-    find,
-    store_directory,
-    walk,
-)
 from engine.errors import CorruptObjectError, MissingObjectError
 from engine.ids import NodeId, digest
-from engine.memory_store import MemoryStore
-from engine.nodes import (
+from engine.storage.memory_store import MemoryStore
+from engine.storage.nodes import (
     DEEPEST,
     DirectoryNode,
     Entry,
@@ -29,8 +20,17 @@ from engine.nodes import (
     decode,
     list_node,
 )
-from engine.nodes import Ref as Piece
-from engine.objects import NodeBuffer, Objects
+from engine.storage.nodes import Ref as Piece
+from engine.storage.objects import NodeBuffer, Objects
+from engine.trees.directory import (
+    PAGED_FROM,
+    Directory,
+    directory_entry,
+    directory_id,
+    find,
+    store_directory,
+    walk,
+)
 
 
 class Tree(NodeBuffer):
@@ -190,7 +190,7 @@ def test_page_ids_are_all_the_nodes_of_a_directory(many: list[Entry]):
 def test_a_directory_of_two_levels(monkeypatch: pytest.MonkeyPatch):
     """As of 17 million entries, where pages end eight times as often at every level."""
     monkeypatch.setattr(
-        "engine.directory._ends_page",
+        "engine.trees.directory._ends_page",
         lambda name, level: int.from_bytes(digest(name)[:4], "big") % 8 ** (level + 1) == 0,
     )
     entries = files(5_000)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import engine.directory
-from engine.directory import Directory, directory_entry, directory_id
-from engine.directory_edit import edit_directory
+import engine.trees.directory
 from engine.errors import CorruptObjectError
 from engine.ids import digest
-from engine.nodes import Entry, IndexNode, Kind, Link, Totals, decode, encode
-from engine.objects import NodeBuffer
+from engine.storage.nodes import Entry, IndexNode, Kind, Link, Totals, decode, encode
+from engine.storage.objects import NodeBuffer
+from engine.trees.directory import Directory, directory_entry, directory_id
+from engine.trees.directory_edit import edit_directory
 from tests.engine.test_directory import Tree, file, files
 
 FACTS: dict[str, Any] = {"name": b"d", "mode": 0o755, "mtime_ns": 7}
@@ -49,8 +49,8 @@ def entry(number: int, kind: int) -> Entry:
 def test_the_nodes_are_those_of_the_full_set(start, rounds, bits):
     """With pages of two or four items from nine entries on, so that trees are high."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.directory, "PAGED_FROM", 8)
-        patch.setattr(engine.directory, "PAGE_BITS", bits)
+        patch.setattr(engine.trees.directory, "PAGED_FROM", 8)
+        patch.setattr(engine.trees.directory, "PAGE_BITS", bits)
         tree = Tree()
         held = {name(number): entry(number, number % 4) for number in start}
         base = whole(tree, held)
@@ -75,8 +75,8 @@ def test_the_nodes_are_those_of_the_full_set(start, rounds, bits):
 @settings(deadline=None, max_examples=200)
 def test_one_entry_after_the_other_in_the_place_of_another(start, data, bits):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.directory, "PAGED_FROM", 8)
-        patch.setattr(engine.directory, "PAGE_BITS", bits)
+        patch.setattr(engine.trees.directory, "PAGED_FROM", 8)
+        patch.setattr(engine.trees.directory, "PAGE_BITS", bits)
         tree = Tree()
         held = {name(number): entry(number, number % 4) for number in start}
         base = whole(tree, held)
@@ -93,7 +93,7 @@ def test_one_entry_after_the_other_in_the_place_of_another(start, data, bits):
 def test_at_the_size_from_which_there_are_pages(seed: int):
     """Grows and shrinks across PAGED_FROM, with the format's own numbers."""
     rng = random.Random(seed)
-    every = files(engine.directory.PAGED_FROM + 60)
+    every = files(engine.trees.directory.PAGED_FROM + 60)
     tree = Tree()
     held = {e.name: e for e in every[:-70]}
     base = whole(tree, held)
@@ -124,7 +124,7 @@ def test_one_change_makes_a_node_for_each_level(large, what: str):
     assert node.level == 2
     key = sorted(held)[12_345]
     if what == "remove an end":
-        key = next(k for k in sorted(held) if engine.directory.ends_page(k, 0))
+        key = next(k for k in sorted(held) if engine.trees.directory.ends_page(k, 0))
     elif what == "add at the end":
         key = b"~"
     elif what == "add":
@@ -173,8 +173,8 @@ def test_pages_of_format_1_are_read_and_cut_anew_where_they_change(seed: int):
     tree = Tree()
     held = {e.name: e for e in files(9_000)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.directory, "PAGED_FROM", 2_048)
-        patch.setattr(engine.directory, "PAGE_BITS", 8)
+        patch.setattr(engine.trees.directory, "PAGED_FROM", 2_048)
+        patch.setattr(engine.trees.directory, "PAGE_BITS", 8)
         base = whole(tree, held)
     for _ in range(5):
         changes = {key: rng.choice([None, file(key, 3)]) for key in rng.sample(sorted(held), 50)}
@@ -184,4 +184,4 @@ def test_pages_of_format_1_are_read_and_cut_anew_where_they_change(seed: int):
         tree.nodes.update(nodes.nodes)
         made = Directory(tree.objects(), directory_id(base))
         assert list(made) == [held[key] for key in sorted(held)]
-        assert (base.size, base.totals) == engine.directory.sums(held.values())
+        assert (base.size, base.totals) == engine.trees.directory.sums(held.values())

@@ -14,19 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-import engine.committing
+import engine.workspaces.committing
 from engine import Repository, SnapshotId
-from engine.errors import (
-    CorruptObjectError,
-    InUseError,
-    InvalidNameError,
-    NameTakenError,
-    NotFoundError,
-)
-from engine.holders import Target
-from engine.ids import digest
-from engine.snapshots import encode_snapshot, make_snapshot
-from engine.steps import (
+from engine.episodes.steps import (
     CorruptStepError,
     InvalidStepError,
     NewStep,
@@ -36,8 +26,18 @@ from engine.steps import (
     reward_key,
     step_key,
 )
-from engine.store import Db, Writer
-from engine.trajectories import Filter, append, snapshots_held
+from engine.episodes.trajectories import Filter, append, snapshots_held
+from engine.errors import (
+    CorruptObjectError,
+    InUseError,
+    InvalidNameError,
+    NameTakenError,
+    NotFoundError,
+)
+from engine.ids import digest
+from engine.storage.snapshots import encode_snapshot, make_snapshot
+from engine.storage.store import Db, Writer
+from engine.upkeep.holders import Target
 from tests.conftest import ROOT
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -626,7 +626,7 @@ def test_decoding_is_strict(repository: Repository, encoding: str):
 APPENDS = """
 import sys
 from engine import Repository
-from engine.steps import NewStep, Seen
+from engine.episodes.steps import NewStep, Seen
 with Repository.open(sys.argv[1]) as repository:
     for n in range(int(sys.argv[2])):
         step = repository.episodes.append("search", NewStep(parent=-1 if n else None,
@@ -698,7 +698,7 @@ def test_a_long_episode(repository: Repository):
 def test_a_step_may_name_a_commit_that_is_not_written_yet(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine.committing, "WRITE_BEHIND", 3600)
+    monkeypatch.setattr(engine.workspaces.committing, "WRITE_BEHIND", 3600)
     workspace = repository.workspace()
     workspace.write("file", "one")
     first = workspace.commit(durable=False).snapshot

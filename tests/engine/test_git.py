@@ -13,14 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import Repository
-from engine.content import read
-from engine.directory import find, walk
-from engine.git_export import ToExport
-from engine.git_repository import GitMissingError, GitRefusedError, GitSourceError
-from engine.git_trees import TIME_NS
+from engine.git.git_export import ToExport
+from engine.git.git_repository import GitMissingError, GitRefusedError, GitSourceError
+from engine.git.git_trees import TIME_NS
 from engine.ids import SnapshotId
-from engine.nodes import Kind
-from engine.store import Db
+from engine.storage.content import read
+from engine.storage.nodes import Kind
+from engine.storage.store import Db
+from engine.trees.directory import find, walk
 from tests.engine.git_repositories import ENVIRONMENT, Git, stream
 
 WHO = "W Ho <who@example.com>"
@@ -515,7 +515,7 @@ def test_an_import_that_is_killed_is_whole_and_goes_on(tmp_path):
         expected = whole.import_git(str(git.path)).refs
     Repository.create(str(tmp_path / "store")).close()
     code = (
-        "import sys, engine.git_import as g; from engine import Repository\n"
+        "import sys, engine.git.git_import as g; from engine import Repository\n"
         "g._BATCH_COMMITS = 50\n"
         "Repository.open(sys.argv[1]).import_git(sys.argv[2])"
     )

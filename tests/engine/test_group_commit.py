@@ -14,11 +14,11 @@ import msgspec
 import pytest
 
 from engine import Repository
-from engine.group_commit import LONGEST_POST, POST_AT, GroupCommit, Post, _Mine, _Other
 from engine.ids import ChunkId, SnapshotId, digest
-from engine.lmdb_store import LmdbStore
-from engine.nodes import directory_node, encode, node_id
-from engine.store import Db, StoreFullError, Writer
+from engine.storage.lmdb_store import LmdbStore
+from engine.storage.nodes import directory_node, encode, node_id
+from engine.storage.store import Db, StoreFullError, Writer
+from engine.workspaces.group_commit import LONGEST_POST, POST_AT, GroupCommit, Post, _Mine, _Other
 from tests.conftest import ROOT
 
 EMPTY = encode(directory_node(()))

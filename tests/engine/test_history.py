@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from engine import Repository, SnapshotId
 from engine.errors import CorruptObjectError, MissingObjectError
-from engine.snapshots import decode_snapshot, encode_snapshot, make_snapshot
-from engine.store import Db, Writer
+from engine.storage.snapshots import decode_snapshot, encode_snapshot, make_snapshot
+from engine.storage.store import Db, Writer
 from tests.engine.graphs import Git, Shape, ancestors, bases, history, name, number, shapes
 
 

@@ -12,17 +12,19 @@ from types import SimpleNamespace
 import msgspec
 import pytest
 
-from engine import Repository, checkouts, removing
-from engine.checkout_records import new_record
-from engine.directory import directory_entry
-from engine.filling import CheckoutRefusedError
-from engine.local_edits import LocalEditsError
-from engine.nodes import DEEPEST, LIST_REFS, Entry, Kind, Ref, Totals, list_node
-from engine.objects import ChunkSink, NodeBuffer
-from engine.outside_links import OutsideLinkError
-from engine.removing import MovedMeanwhileError, remove_tree
-from engine.surveying import Survey, TreeTooLargeError
-from engine.switching import Switch
+from engine import Repository
+from engine.host import removing
+from engine.host.removing import MovedMeanwhileError, remove_tree
+from engine.plain import checkouts
+from engine.plain.checkout_records import new_record
+from engine.plain.filling import CheckoutRefusedError
+from engine.plain.local_edits import LocalEditsError
+from engine.plain.surveying import Survey, TreeTooLargeError
+from engine.plain.switching import Switch
+from engine.storage.nodes import DEEPEST, LIST_REFS, Entry, Kind, Ref, Totals, list_node
+from engine.storage.objects import ChunkSink, NodeBuffer
+from engine.trees.directory import directory_entry
+from engine.trees.outside_links import OutsideLinkError
 from tests.conftest import ROOT
 from tests.engine.killing import KILLER
 from tests.engine.test_checkouts import T, World, world  # noqa: F401  # a fixture

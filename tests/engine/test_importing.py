@@ -14,14 +14,16 @@ from typing import Any
 
 import pytest
 
-from engine import Repository, SnapshotId, content, importing
-from engine.content import SourceChangedError
-from engine.directory import find
-from engine.importing import ImportResult, ImportSourceError
-from engine.nodes import Ref
-from engine.objects import ChunkSink
+from engine import Repository, SnapshotId
+from engine.plain import importing
+from engine.plain.importing import ImportResult, ImportSourceError
 from engine.progress import Progress
-from engine.store import Db
+from engine.storage import content
+from engine.storage.content import SourceChangedError
+from engine.storage.nodes import Ref
+from engine.storage.objects import ChunkSink
+from engine.storage.store import Db
+from engine.trees.directory import find
 from tests.conftest import ROOT, Run
 from tests.engine.trees import Tree, age, noise, of_directory, of_entry
 
@@ -330,7 +332,7 @@ def test_a_directory_by_way_of_a_link_to_it(
 UNREADABLE = """
 import sys
 from engine import Repository
-from engine.importing import ImportSourceError
+from engine.plain.importing import ImportSourceError
 with Repository.create(sys.argv[1]) as repository:
     try:
         repository.import_directory(sys.argv[2])

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.content import pieces
-from engine.diffing import Change, ChangeKind, DiffTooLargeError, diff
-from engine.directory import directory_entry, walk
 from engine.errors import CorruptObjectError
-from engine.insight import InsightDiff, as_json, insight
-from engine.nodes import Entry, Kind, Totals
-from engine.renames import diff_with_renames
-from engine.similarity import shared_bytes
+from engine.storage.content import pieces
+from engine.storage.nodes import Entry, Kind, Totals
+from engine.trees.diffing import Change, ChangeKind, DiffTooLargeError, diff
+from engine.trees.directory import directory_entry, walk
+from engine.trees.insight import InsightDiff, as_json, insight
+from engine.trees.renames import diff_with_renames
+from engine.trees.similarity import shared_bytes
 from tests.engine.plants import EMPTY_DIRECTORY, Garden, Leaf, Plant, link
 from tests.engine.test_patching import binaries, names, pairs, texts
 from tests.engine.trees import noise

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-import engine.sessions
+import engine.sessions.sessions
 from engine import Repository, SnapshotId
 from engine.errors import NotFoundError
-from engine.inodes import Changes, Owner
-from engine.vfs import Vfs
+from engine.mounted.inodes import Changes, Owner
+from engine.mounted.vfs import Vfs
 from tests.engine.kernel import EXCHANGE, KINDS, Kernel
 from tests.engine.killing import KILLER, Killed
 from tests.engine.test_session_machine import WithoutDevices, World
@@ -167,7 +167,7 @@ OPERATIONS: dict[str, tuple[Steps, Steps]] = {
 def whiteouts(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     kind: str = request.param
     if kind == "files":
-        monkeypatch.setattr(engine.sessions, "Upper", WithoutDevices)
+        monkeypatch.setattr(engine.sessions.sessions, "Upper", WithoutDevices)
     return kind
 
 

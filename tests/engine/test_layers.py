@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 
 from engine import Repository, SnapshotId
-from engine.layers import fold
-from engine.nodes import Entry, Kind
+from engine.storage.nodes import Entry, Kind
+from engine.trees.layers import fold
 from tests.engine.test_diffing import Spec, Trees, below
 from tests.engine.trees import of_entry
 

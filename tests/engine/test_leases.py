@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.leases import LeaseHeldError, acquire, holder_of, is_held
+from engine.host.leases import LeaseHeldError, acquire, holder_of, is_held
 from tests.conftest import ROOT
 
 HOLD = """
 import sys
-from engine.leases import acquire
+from engine.host.leases import acquire
 lease = acquire(sys.argv[1], sys.argv[2], shared=sys.argv[3] == "shared", what="a test")
 print("held", flush=True)
 sys.stdin.readline()

@@ -10,9 +10,9 @@ import pytest
 
 from engine import Repository, SnapshotId
 from engine.errors import InUseError
-from engine.inodes import Owner
-from engine.leases import LeaseHeldError
-from engine.vfs import SESSIONS, SNAPSHOTS, Vfs, base_path
+from engine.host.leases import LeaseHeldError
+from engine.mounted.inodes import Owner
+from engine.mounted.vfs import SESSIONS, SNAPSHOTS, Vfs, base_path
 from tests.engine.kernel import Kernel
 from tests.engine.test_session_machine import make_base
 from tests.engine.trees import of_entry

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import engine.directory
-from engine.conflicts import ConflictKind
-from engine.diffing import DiffTooLargeError
-from engine.directory import directory_entry, directory_id, find, walk
+import engine.trees.directory
 from engine.errors import CorruptObjectError
-from engine.links import number_groups
-from engine.merging import MergeResult, merge
-from engine.nodes import Entry, Kind, Totals
-from engine.text_merging import Favor, Style
+from engine.merging.conflicts import ConflictKind
+from engine.merging.merging import MergeResult, merge
+from engine.merging.text_merging import Favor, Style
+from engine.storage.nodes import Entry, Kind, Totals
+from engine.trees.diffing import DiffTooLargeError
+from engine.trees.directory import directory_entry, directory_id, find, walk
+from engine.trees.links import number_groups
 from tests.engine.plants import EMPTY_DIRECTORY, Garden, Leaf, Plant, link
 from tests.engine.trees import Tree, noise, of_entry
 
@@ -86,8 +86,10 @@ def test_laws(plants):
 def test_exchanging_the_sides_changes_nothing_but_their_order(plants, small_pages, renames):
     with pytest.MonkeyPatch.context() as patch:
         if small_pages:
-            patch.setattr(engine.directory, "PAGED_FROM", 2)
-            patch.setattr(engine.directory, "_ends_page", lambda name, level: name[0] % 2 > level)
+            patch.setattr(engine.trees.directory, "PAGED_FROM", 2)
+            patch.setattr(
+                engine.trees.directory, "_ends_page", lambda name, level: name[0] % 2 > level
+            )
         garden = Garden()
         base, ours, theirs = map(garden.plant, plants)
         one = merged(garden, base, ours, theirs, renames=renames)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from engine import Repository
-from engine.leases import LeaseHeldError, acquire
-from engine.lmdb_store import FORMAT, LmdbStore, look
-from engine.names import look_up
-from engine.store import Db, NewerFormatError, NotAStoreError, StoreDamagedError
+from engine.host.leases import LeaseHeldError, acquire
+from engine.storage.lmdb_store import FORMAT, LmdbStore, look
+from engine.storage.names import look_up
+from engine.storage.store import Db, NewerFormatError, NotAStoreError, StoreDamagedError
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_a_damaged_record_is_none(store):
 
 def test_it_looks_while_others_have_the_store_open_and_write(store):
     program = (
-        "import sys; from engine.names import look_up\n"
+        "import sys; from engine.storage.names import look_up\n"
         "with look_up(sys.argv[1]) as names: print(names.sessions())"
     )
     with Repository.open(store) as repository:

@@ -14,15 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import Repository
-from engine.chunking import LARGEST_CHUNK
-from engine.codec import LEVEL, OFF, pack, unpack
-from engine.diffing import diff
-from engine.directory import Directory, walk
 from engine.errors import CorruptObjectError
-from engine.filling import CheckoutRefusedError
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
-from engine.memory_store import MemoryStore
-from engine.nodes import (
+from engine.plain.filling import CheckoutRefusedError
+from engine.storage.chunking import LARGEST_CHUNK
+from engine.storage.codec import LEVEL, OFF, pack, unpack
+from engine.storage.memory_store import MemoryStore
+from engine.storage.nodes import (
     DEEPEST,
     EARLIEST_NS,
     LATEST_NS,
@@ -40,9 +38,11 @@ from engine.nodes import (
     list_node,
     node_id,
 )
-from engine.objects import NodeBuffer, Objects
-from engine.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
-from engine.store import Db
+from engine.storage.objects import NodeBuffer, Objects
+from engine.storage.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
+from engine.storage.store import Db
+from engine.trees.diffing import diff
+from engine.trees.directory import Directory, walk
 from tests.engine.make_vectors import entries
 
 ID = digest(b"some object")

@@ -15,12 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import Repository
-from engine.directory import walk
-from engine.drafts import ArchiveRefusedError
-from engine.nodes import Entry
-from engine.oci_reading import ImageDamagedError, read_image
-from engine.oci_writing import ImageRefusedError, write_image
-from engine.tar_reading import ArchiveDamagedError, TarReader
+from engine.archives.oci_reading import ImageDamagedError, read_image
+from engine.archives.oci_writing import ImageRefusedError, write_image
+from engine.archives.tar_reading import ArchiveDamagedError, TarReader
+from engine.storage.nodes import Entry
+from engine.trees.directory import walk
+from engine.trees.drafts import ArchiveRefusedError
 from tests.engine.planted import trees
 from tests.engine.plants import Garden, Leaf
 from tests.engine.test_tar import END, HOSTILE, member

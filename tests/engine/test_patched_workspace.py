@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import Repository, SnapshotId
-from engine.directory import find
-from engine.nodes import Kind
-from engine.patch_parsing import PatchFormatError
-from engine.patch_writing import patch_lines
-from engine.patching import PatchRefusedError
-from engine.renames import diff_with_renames
-from engine.workspace import Workspace
+from engine.patches.patch_parsing import PatchFormatError
+from engine.patches.patch_writing import patch_lines
+from engine.patches.patching import PatchRefusedError
+from engine.storage.nodes import Kind
+from engine.trees.directory import find
+from engine.trees.renames import diff_with_renames
+from engine.workspaces.workspace import Workspace
 from tests.engine.plants import DictTree, Leaf, Plant, make_directory, without_times
 from tests.engine.test_patching import binaries, names, pairs, texts
 

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine.binary_patch import apply_delta, decoded_line, encoded, inflated
-from engine.diffing import Change, diff
-from engine.nodes import Entry, Kind
-from engine.patch_parsing import PatchFormatError, parse_patch
-from engine.patch_writing import is_lost, patch_lines
-from engine.patching import PatchRefusedError, apply_patch
-from engine.quoting import quoted, unquoted
-from engine.renames import diff_with_renames
+from engine.patches.binary_patch import apply_delta, decoded_line, encoded, inflated
+from engine.patches.patch_parsing import PatchFormatError, parse_patch
+from engine.patches.patch_writing import is_lost, patch_lines
+from engine.patches.patching import PatchRefusedError, apply_patch
+from engine.patches.quoting import quoted, unquoted
+from engine.storage.nodes import Entry, Kind
+from engine.trees.diffing import Change, diff
+from engine.trees.renames import diff_with_renames
 from tests.engine.plants import (
     EMPTY_DIRECTORY,
     DictTree,

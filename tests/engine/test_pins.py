@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from engine import Repository
-from engine.directory import directory_id
 from engine.errors import MissingObjectError
 from engine.ids import NodeId, digest
-from engine.pins import Pins, live_pins
+from engine.trees.directory import directory_id
+from engine.workspaces.pins import Pins, live_pins
 from tests.conftest import ROOT
 
 
@@ -65,7 +65,7 @@ def test_many_pins_one_after_the_other_take_one_line(store: str):
 
 
 def test_a_dead_process_pins_nothing_and_its_file_goes(store: str):
-    code = "import sys, os; from engine.pins import Pins; p = Pins(sys.argv[1]);" \
+    code = "import sys, os; from engine.workspaces.pins import Pins; p = Pins(sys.argv[1]);" \
            "h = p.pin(bytes(range(32))); print('pinned', flush=True); sys.stdin.read()"  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-c", code, store], cwd=ROOT,
@@ -97,7 +97,7 @@ def test_a_line_that_is_being_written_is_passed_over(store: str):
 def test_what_workspaces_stand_on_is_pinned(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("engine.committing.WRITE_BEHIND", 3600)
+    monkeypatch.setattr("engine.workspaces.committing.WRITE_BEHIND", 3600)
     workspace = repository.workspace()
     workspace.write("file", b"1")
     one = directory_id(workspace.commit().root)
@@ -126,7 +126,7 @@ def test_what_workspaces_stand_on_is_pinned(
 def test_what_a_commit_on_its_way_stands_on_stays_pinned(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("engine.committing.WRITE_BEHIND", 3600)
+    monkeypatch.setattr("engine.workspaces.committing.WRITE_BEHIND", 3600)
     workspace = repository.workspace()
     roots = []
     for n in range(3):
@@ -175,7 +175,7 @@ workspace = repository.workspace({workspace.snapshot.hex() if workspace.snapshot
 if os.fork() == 0:
     sys.exit()
 os.wait()
-from engine.pins import live_pins
+from engine.workspaces.pins import live_pins
 assert len(os.listdir({repository.path + "/locks/pins"!r})) == 2
 print(len(live_pins({repository.path!r})))
 """

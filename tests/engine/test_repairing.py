@@ -7,17 +7,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import engine.content
-import engine.directory
-from engine import Repository, SnapshotId, importing
-from engine.directory import Directory, directory_id, find, store_directory
+import engine.storage.content
+import engine.trees.directory
+from engine import Repository, SnapshotId
 from engine.errors import CorruptObjectError
-from engine.importing import ImportSourceError
-from engine.nodes import Entry, directory_node, encode, index_node, node_id
-from engine.nodes import Page as IndexPage
-from engine.objects import NodeBuffer
-from engine.snapshots import encode_snapshot, make_snapshot
-from engine.store import Db, NotAStoreError, Writer
+from engine.plain import importing
+from engine.plain.importing import ImportSourceError
+from engine.storage.nodes import Entry, directory_node, encode, index_node, node_id
+from engine.storage.nodes import Page as IndexPage
+from engine.storage.objects import NodeBuffer
+from engine.storage.snapshots import encode_snapshot, make_snapshot
+from engine.storage.store import Db, NotAStoreError, Writer
+from engine.trees.directory import Directory, directory_id, find, store_directory
 from tests.engine.test_session_machine import make_base
 from tests.engine.test_verifying import SPOILS, change, flip, imported
 from tests.engine.trees import Tree, noise, of_directory, of_entry
@@ -136,7 +137,7 @@ def test_what_is_damaged_in_the_other_store_is_not_taken(
     entry = find(repository.objects, repository.snapshot(first).root, b"a/c")
     assert entry is not None
     with pytest.raises(CorruptObjectError):
-        engine.content.read(repository.objects, entry, 0, 10)
+        engine.storage.content.read(repository.objects, entry, 0, 10)
 
 
 def test_a_lost_subtree_comes_back_level_by_level(
@@ -183,7 +184,7 @@ def test_damage_that_nobody_needs_goes(repository: Repository, base: Path):
 
 
 def reachable(repository: Repository, identifier: SnapshotId) -> set[bytes]:
-    from engine.marking import Marks
+    from engine.upkeep.marking import Marks
 
     marks = Marks()
     marks.add([directory_id(repository.snapshot(identifier).root)])
@@ -290,7 +291,7 @@ def uncut(nodes: NodeBuffer, entries: tuple[Entry, ...]) -> bytes:
 def test_pages_cut_otherwise(repository: Repository, tmp_path: Path, cut: Cut):
     source = tmp_path / "source"
     source.mkdir()
-    for n in range(engine.directory.PAGED_FROM + 50):
+    for n in range(engine.trees.directory.PAGED_FROM + 50):
         (source / f"{n:05}").touch()
     first = imported(repository, source)
     root = repository.snapshot(first).root

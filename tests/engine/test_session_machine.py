@@ -16,14 +16,14 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-import engine.directory
-import engine.overlay
-import engine.sessions
+import engine.mounted.overlay
+import engine.sessions.sessions
+import engine.trees.directory
 from engine import Repository, SnapshotId
-from engine.freezing import Freeze
-from engine.inodes import Changes, Owner
-from engine.upper import Upper, rename
-from engine.vfs import Vfs
+from engine.mounted.inodes import Changes, Owner
+from engine.mounted.vfs import Vfs
+from engine.sessions.freezing import Freeze
+from engine.sessions.upper import Upper, rename
 from tests.engine.kernel import EXCHANGE, NOREPLACE, Kernel
 from tests.engine.machines import run_machine
 from tests.engine.trees import Tree, age, blurred, noise, of_entry, paths
@@ -723,8 +723,8 @@ def test_a_session_is_like_a_directory() -> None:
 
 def test_a_session_in_a_narrow_place_is_like_a_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     """No whiteout devices, few descriptors, directories in pages."""
-    monkeypatch.setattr(engine.sessions, "Upper", WithoutDevices)
-    monkeypatch.setattr(engine.overlay, "OPEN_FILES", 2)
-    monkeypatch.setattr(engine.overlay, "OPEN_DIRECTORIES", 2)
-    monkeypatch.setattr(engine.directory, "PAGED_FROM", 3)
+    monkeypatch.setattr(engine.sessions.sessions, "Upper", WithoutDevices)
+    monkeypatch.setattr(engine.mounted.overlay, "OPEN_FILES", 2)
+    monkeypatch.setattr(engine.mounted.overlay, "OPEN_DIRECTORIES", 2)
+    monkeypatch.setattr(engine.trees.directory, "PAGED_FROM", 3)
     run(type("Machine", (SessionMachine,), {}), 50, 50)

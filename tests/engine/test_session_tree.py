@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import engine.sessions
+import engine.sessions.sessions
 from engine import Repository, SnapshotId
-from engine.freezing import Freeze
-from engine.leases import LeaseHeldError
-from engine.session_tree import SessionTree
-from engine.store import StoreFullError
+from engine.host.leases import LeaseHeldError
+from engine.sessions.freezing import Freeze
+from engine.sessions.session_tree import SessionTree
+from engine.storage.store import StoreFullError
 from tests.engine.killing import KILLER, Killed
 from tests.engine.test_killed import settled
 from tests.engine.test_session_machine import make_base
@@ -241,7 +241,7 @@ def test_the_next_holder_takes_it_in(repository: Repository, left: Tree):
 def test_after_the_machine_was_started_anew_the_session_is_as_it_was(
     repository: Repository, left: Tree, first: SnapshotId, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine.sessions, "this_boot", lambda: b"another")
+    monkeypatch.setattr(engine.sessions.sessions, "this_boot", lambda: b"another")
     assert tree(repository) == tree(repository, first.hex())
     assert len(os.listdir(os.path.join(repository.path, "sessions"))) == 1
 

@@ -22,13 +22,13 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
-from engine.freezing import TooDeepError
-from engine.inodes import Changes, Owner
-from engine.leases import LeaseHeldError
-from engine.lmdb_store import LmdbStore
-from engine.objects import Objects
-from engine.store import Db
-from engine.vfs import SESSIONS, SNAPSHOTS, Vfs
+from engine.host.leases import LeaseHeldError
+from engine.mounted.inodes import Changes, Owner
+from engine.mounted.vfs import SESSIONS, SNAPSHOTS, Vfs
+from engine.sessions.freezing import TooDeepError
+from engine.storage.lmdb_store import LmdbStore
+from engine.storage.objects import Objects
+from engine.storage.store import Db
 from tests.conftest import ROOT
 from tests.engine.kernel import EXCHANGE, Kernel
 from tests.engine.test_killed import settled
@@ -409,9 +409,9 @@ def test_an_open_file_with_a_name_that_nobody_looked_at(repository: Repository, 
 
 
 def test_few_descriptors_stay_open(repository: Repository, vfs: Vfs, monkeypatch):
-    import engine.overlay
+    import engine.mounted.overlay
 
-    monkeypatch.setattr(engine.overlay, "OPEN_FILES", 5)
+    monkeypatch.setattr(engine.mounted.overlay, "OPEN_FILES", 5)
     kernel = Kernel(vfs, "s")
     inos = [kernel.create(kernel.root, b"n%d" % n, 0o644 | REG) for n in range(50)]
     before = len(os.listdir("/proc/self/fd"))
@@ -678,9 +678,9 @@ def test_a_sync_reaches_the_file_that_was_written(
     repository: Repository, vfs: Vfs, monkeypatch: pytest.MonkeyPatch, act: str
 ):
     """Whatever comes between opening it and syncing it, which another thread does."""
-    import engine.overlay
+    import engine.mounted.overlay
 
-    monkeypatch.setattr(engine.overlay, "OPEN_FILES", 2)
+    monkeypatch.setattr(engine.mounted.overlay, "OPEN_FILES", 2)
     kernel = Kernel(vfs, "s")
     inos = [kernel.create(kernel.root, b"n%d" % n, 0o644 | REG) for n in range(4)]
     hosts = [os.stat(vfs.session("s").overlay.upper.at(b"n%d" % n)).st_ino for n in range(4)]
@@ -712,8 +712,8 @@ def test_a_sync_reaches_the_file_that_was_written(
 COMMITTER = """
 import os, sys
 from engine import Repository
-from engine.inodes import Owner
-from engine.vfs import Vfs
+from engine.mounted.inodes import Owner
+from engine.mounted.vfs import Vfs
 from tests.engine.kernel import Kernel
 start = int(sys.argv[2])
 with Repository.open(sys.argv[1]) as repository:

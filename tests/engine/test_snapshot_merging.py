@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from engine import Repository, SnapshotId
-from engine.conflicts import ConflictKind
 from engine.errors import InvalidNameError, NotFoundError
-from engine.snapshot_merging import NoMergeBaseError, Outcome
+from engine.merging.conflicts import ConflictKind
+from engine.merging.snapshot_merging import NoMergeBaseError, Outcome
 
 ROOT = Path(__file__).parents[2]
 LINES = "".join(f"{n}\n" for n in range(1, 10))

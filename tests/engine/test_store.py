@@ -13,10 +13,10 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from engine.lmdb_store import FORMAT, LIBRARY, LmdbStore
-from engine.memory_store import MemoryStore
-from engine.objects import ChunkSink, Objects
-from engine.store import (
+from engine.storage.lmdb_store import FORMAT, LIBRARY, LmdbStore
+from engine.storage.memory_store import MemoryStore
+from engine.storage.objects import ChunkSink, Objects
+from engine.storage.store import (
     LONGEST_KEY,
     Db,
     NewerFormatError,
@@ -74,8 +74,8 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 PRELUDE = """
 import os, sys
 from engine.errors import EngineError
-from engine.lmdb_store import LmdbStore
-from engine.store import Db, StoreDamagedError, StorePermissionError
+from engine.storage.lmdb_store import LmdbStore
+from engine.storage.store import Db, StoreDamagedError, StorePermissionError
 path = sys.argv[1]
 """
 
@@ -529,7 +529,7 @@ def test_an_older_format_is_brought_up_by_one_of_many(path: str):
 
 KILLED_WHILE_BRINGING_UP = """
 import os, signal
-import engine.lmdb_store as module
+import engine.storage.lmdb_store as module
 put = module._LmdbTransaction.put
 def die(*arguments):
     put(*arguments)

@@ -14,14 +14,15 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import Repository, SnapshotId, content
-from engine.chunking import SMALLEST_CHUNK, cut
-from engine.directory import directory_entry
-from engine.drafts import ArchiveRefusedError
-from engine.importing import ImportResult
-from engine.nodes import Entry, Kind, Ref
-from engine.tar_reading import ArchiveDamagedError, TarReader
-from engine.tar_writing import _header, everything, write_tar
+from engine import Repository, SnapshotId
+from engine.archives.tar_reading import ArchiveDamagedError, TarReader
+from engine.archives.tar_writing import _header, everything, write_tar
+from engine.plain.importing import ImportResult
+from engine.storage import content
+from engine.storage.chunking import SMALLEST_CHUNK, cut
+from engine.storage.nodes import Entry, Kind, Ref
+from engine.trees.directory import directory_entry
+from engine.trees.drafts import ArchiveRefusedError
 from tests.engine.planted import trees
 from tests.engine.plants import Garden, Leaf
 from tests.engine.trees import Tree, age, noise, of_directory, of_entry

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.text_merging import Favor, Style, TextMerge, merge_text
-from engine.textdiff import lines_of
+from engine.merging.text_merging import Favor, Style, TextMerge, merge_text
+from engine.merging.textdiff import lines_of
 
 Lines = list[bytes]
 texts = st.lists(st.sampled_from([b"a\n", b"b\n", b"c\n", b"}\n", b"\n"]), max_size=25)

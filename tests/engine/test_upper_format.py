@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from engine import Repository, SnapshotId
-from engine.inodes import Changes, Owner
-from engine.removing import remove_tree
-from engine.upper import Upper
-from engine.vfs import Vfs
+from engine.host.removing import remove_tree
+from engine.mounted.inodes import Changes, Owner
+from engine.mounted.vfs import Vfs
+from engine.sessions.upper import Upper
 from tests.engine.kernel import Kernel
 from tests.engine.test_session_machine import World
 from tests.engine.trees import Tree, blurred, of_directory, of_entry

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from engine import Repository, SnapshotId
-from engine.codec import LEVEL, CompressionError, parse_compression
-from engine.directory import directory_id
 from engine.ids import digest
-from engine.idset import IdMap, IdSet
-from engine.marking import Marks
-from engine.store import Db
-from engine.usage import Bytes
+from engine.storage.codec import LEVEL, CompressionError, parse_compression
+from engine.storage.idset import IdMap, IdSet
+from engine.storage.store import Db
+from engine.trees.directory import directory_id
+from engine.upkeep.marking import Marks
+from engine.upkeep.usage import Bytes
 from tests.engine.test_session_machine import make_base
 from tests.engine.test_verifying import imported
 from tests.engine.trees import noise

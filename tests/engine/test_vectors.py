@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from engine import chunking
-from engine.chunking import LARGEST_CHUNK, cut
-from engine.codec import pack, unpack
+from engine.episodes.steps import decode_episode, decode_observation, decode_step, holder_in
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
-from engine.nodes import DirectoryNode, decode, directory_node, encode
-from engine.snapshots import decode_snapshot, encode_snapshot
-from engine.steps import decode_episode, decode_observation, decode_step, holder_in
+from engine.storage import chunking
+from engine.storage.chunking import LARGEST_CHUNK, cut
+from engine.storage.codec import pack, unpack
+from engine.storage.nodes import DirectoryNode, decode, directory_node, encode
+from engine.storage.snapshots import decode_snapshot, encode_snapshot
 from tests.engine.make_vectors import VECTORS, entries, make, words
 
 KNOWN = json.loads(VECTORS.read_text())

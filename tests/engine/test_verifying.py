@@ -8,15 +8,16 @@ import cbor2
 import msgspec
 import pytest
 
-from engine import Repository, SnapshotId, content
-from engine.directory import find, walk
+from engine import Repository, SnapshotId
 from engine.errors import CorruptObjectError
 from engine.ids import NodeId, digest
-from engine.nodes import Entry, Kind, Totals, decode
-from engine.objects import NodeBuffer
-from engine.snapshots import encode_snapshot, make_snapshot
-from engine.store import Db
-from engine.verifying import Damage
+from engine.storage import content
+from engine.storage.nodes import Entry, Kind, Totals, decode
+from engine.storage.objects import NodeBuffer
+from engine.storage.snapshots import encode_snapshot, make_snapshot
+from engine.storage.store import Db
+from engine.trees.directory import find, walk
+from engine.upkeep.verifying import Damage
 from tests.engine.test_session_machine import make_base
 from tests.engine.trees import noise, of_directory, of_entry
 
@@ -94,7 +95,7 @@ def readable(repository: Repository, root: Entry) -> set[bytes]:
 
 
 def walk_one(repository: Repository, directory: Entry) -> list[Entry]:
-    from engine.directory import Directory, directory_id
+    from engine.trees.directory import Directory, directory_id
 
     return list(Directory(repository.objects, directory_id(directory)))
 
@@ -189,7 +190,7 @@ def test_a_page_of_a_large_directory(repository: Repository, tmp_path: Path):
     for n in range(2_500):
         os.mknod(base / "large" / f"{n}")
     first = imported(repository, base)
-    from engine.directory import Directory, directory_id
+    from engine.trees.directory import Directory, directory_id
 
     entry = find(repository.objects, repository.snapshot(first).root, b"large")
     assert entry is not None

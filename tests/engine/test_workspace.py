@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-import engine.committing
+import engine.workspaces.committing
 from engine import Repository, SnapshotId
-from engine.codec import parse_compression
-from engine.directory import directory_id, find
 from engine.errors import InvalidNameError, MissingObjectError, NotFoundError
-from engine.freezing import TooDeepError
-from engine.nodes import DEEPEST, Kind
-from engine.objects import Objects
-from engine.paths import InvalidPathError, MissingPathError, NoDirectoryError, NoFileError
-from engine.pins import live_pins
-from engine.store import Db, StoreFullError, Writer
+from engine.sessions.freezing import TooDeepError
+from engine.storage.codec import parse_compression
+from engine.storage.nodes import DEEPEST, Kind
+from engine.storage.objects import Objects
+from engine.storage.store import Db, StoreFullError, Writer
+from engine.trees.directory import directory_id, find
+from engine.trees.paths import InvalidPathError, MissingPathError, NoDirectoryError, NoFileError
+from engine.workspaces.pins import live_pins
 from tests.conftest import ROOT
 from tests.engine.trees import noise, of_directory, of_entry, without_times
 
@@ -188,7 +188,7 @@ def test_contents_of_every_size(repository: Repository, tmp_path: Path, size: in
 
 def test_a_part_of_a_file_is_written(repository: Repository, monkeypatch: pytest.MonkeyPatch):
     for largest in [1 << 20, 1_000]:
-        monkeypatch.setattr("engine.workspace.LARGE_BYTES", largest)
+        monkeypatch.setattr("engine.workspaces.workspace.LARGE_BYTES", largest)
         workspace = repository.workspace()
         data = bytearray(noise(200_000))
         workspace.write("file", bytes(data), mode=0o600)
@@ -346,7 +346,7 @@ def test_restore_of_what_is_not_there_changes_nothing(repository: Repository):
 def test_what_is_not_durable_is_seen_here_at_once(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine.committing, "WRITE_BEHIND", 3600)
+    monkeypatch.setattr(engine.workspaces.committing, "WRITE_BEHIND", 3600)
     workspace = repository.workspace()
     before = transactions(repository)
     made = []
@@ -381,8 +381,10 @@ def test_what_is_not_durable_is_seen_here_at_once(
 def test_what_is_written_behind_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ):
-    monkeypatch.setattr(engine.committing, "WRITE_BEHIND", 0.01 if how == "in time" else 3600)
-    monkeypatch.setattr(engine.committing, "WAITING_BYTES", 50_000)
+    monkeypatch.setattr(
+        engine.workspaces.committing, "WRITE_BEHIND", 0.01 if how == "in time" else 3600
+    )
+    monkeypatch.setattr(engine.workspaces.committing, "WAITING_BYTES", 50_000)
     repository = Repository.create(str(tmp_path / "store"))
     workspace = repository.workspace()
     workspace.write("file", noise(20_000))
@@ -555,7 +557,7 @@ def test_reads_beside_a_writer(repository: Repository):
 
 
 def test_a_full_disk(repository: Repository, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(engine.committing, "WRITE_BEHIND", 3600)
+    monkeypatch.setattr(engine.workspaces.committing, "WRITE_BEHIND", 3600)
     workspace = repository.workspace()
     workspace.write("a", b"a")
     early = workspace.commit(durable=False).snapshot
@@ -592,8 +594,8 @@ def test_a_full_disk(repository: Repository, monkeypatch: pytest.MonkeyPatch):
 def test_a_large_commit_is_stored_in_portions(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine.committing, "LARGEST_BYTES", 200_000)
-    monkeypatch.setattr(engine.committing, "PORTION_BYTES", 100_000)
+    monkeypatch.setattr(engine.workspaces.committing, "LARGEST_BYTES", 200_000)
+    monkeypatch.setattr(engine.workspaces.committing, "PORTION_BYTES", 100_000)
     workspace = repository.workspace()
     for n in range(20):
         workspace.write(f"file{n}", noise(30_000, n))
@@ -625,7 +627,7 @@ def test_chunks_are_packed_as_the_store_says(repository: Repository):
 def test_what_is_not_written_yet_is_asked_for_by_its_id(
     repository: Repository, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(engine.committing, "WRITE_BEHIND", 3600)
+    monkeypatch.setattr(engine.workspaces.committing, "WRITE_BEHIND", 3600)
     workspace = repository.workspace()
     workspace.write("file", noise(30_000, 1))
     made = workspace.commit(durable=False).snapshot

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from engine import Repository, SnapshotId
-from engine.objects import Objects
+from engine.storage.objects import Objects
 from tests.conftest import ROOT
 
 CHILD = """

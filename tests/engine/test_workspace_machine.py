@@ -11,11 +11,11 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-import engine.directory
+import engine.trees.directory
 from engine import Repository, SnapshotId
-from engine.nodes import Kind
-from engine.objects import Objects
-from engine.paths import (
+from engine.storage.nodes import Kind
+from engine.storage.objects import Objects
+from engine.trees.paths import (
     InvalidPathError,
     MissingPathError,
     NoDirectoryError,
@@ -24,7 +24,7 @@ from engine.paths import (
     PathError,
     PathExistsError,
 )
-from engine.workspace import Workspace
+from engine.workspaces.workspace import Workspace
 from tests.engine.machines import run_machine
 from tests.engine.trees import of_entry
 
@@ -280,12 +280,12 @@ def test_workspaces_are_like_dictionaries() -> None:
 
 
 def test_workspaces_with_directories_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.directory, "PAGED_FROM", 2)
-    monkeypatch.setattr(engine.directory, "PAGE_BITS", 1)
+    monkeypatch.setattr(engine.trees.directory, "PAGED_FROM", 2)
+    monkeypatch.setattr(engine.trees.directory, "PAGE_BITS", 1)
     run(30, 50)
 
 
 def test_workspaces_whose_changes_are_in_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.working_tree._COPIED", 1)
-    monkeypatch.setattr("engine.workspace.LARGE_BYTES", 30_000)
+    monkeypatch.setattr("engine.workspaces.working_tree._COPIED", 1)
+    monkeypatch.setattr("engine.workspaces.workspace.LARGE_BYTES", 30_000)
     run(30, 50)

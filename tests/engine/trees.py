@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from engine import content
-from engine.directory import walk
-from engine.hostfs import read_xattrs
-from engine.nodes import Entry, Kind
-from engine.objects import Objects
+from engine.host.hostfs import read_xattrs
+from engine.storage import content
+from engine.storage.nodes import Entry, Kind
+from engine.storage.objects import Objects
+from engine.trees.directory import walk
 
 RECENT = 1_577_836_800_000_000_000
 """2020: tests set older times, so a time after it is one that the system has set."""

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from engine import Repository
+from engine.host.leases import is_held
 from engine.ids import SnapshotId
-from engine.leases import is_held
 from fsdriver import launch, messages
 from fsdriver.client import Client, find_daemon
 from fsdriver.mountpoint import check, is_dead, our_mount, unmount

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.leases import LeaseHeldError
+from engine.host.leases import LeaseHeldError
 from fsdriver import messages
 from fsdriver.client import DaemonError
 from tests.engine.trees import Tree, noise, of_directory

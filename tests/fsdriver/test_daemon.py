@@ -17,11 +17,11 @@ import time
 import pytest
 
 from engine import Repository
-from engine.content import chunk_ids
-from engine.directory import directory_id, find
 from engine.ids import SnapshotId
-from engine.nodes import Kind
-from engine.store import Db
+from engine.storage.content import chunk_ids
+from engine.storage.nodes import Kind
+from engine.storage.store import Db
+from engine.trees.directory import directory_id, find
 from fsdriver import launch, messages
 from fsdriver.client import DaemonError, DaemonLostError, bind, connect
 from fsdriver.mountpoint import PART, MountPointError, check, is_dead, mounts, our_mount, unmount

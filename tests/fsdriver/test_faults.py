@@ -21,11 +21,11 @@ from pathlib import Path
 import pytest
 
 from engine import Repository
-from engine.content import chunk_ids
-from engine.directory import directory_id, find
 from engine.ids import SnapshotId
-from engine.nodes import Entry
-from engine.store import Db
+from engine.storage.content import chunk_ids
+from engine.storage.nodes import Entry
+from engine.storage.store import Db
+from engine.trees.directory import directory_id, find
 from fsdriver import messages
 from fsdriver.client import DaemonError
 from tests.engine.trees import noise, of_directory

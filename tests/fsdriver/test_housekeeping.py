@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine import Repository, SnapshotId
-from engine.store import Db
+from engine.storage.store import Db
 from fsdriver import daemon, launch, messages
 from fsdriver.client import DaemonError
 from tests.conftest import ROOT

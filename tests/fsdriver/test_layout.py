@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.directory import directory_entry
-from engine.nodes import Entry, Kind
-from engine.objects import NodeBuffer
-from engine.snapshots import encode_snapshot, make_snapshot
-from engine.store import Db, Writer
+from engine.storage.nodes import Entry, Kind
+from engine.storage.objects import NodeBuffer
+from engine.storage.snapshots import encode_snapshot, make_snapshot
+from engine.storage.store import Db, Writer
+from engine.trees.directory import directory_entry
 from fsdriver import messages
 from tests.engine.trees import of_directory
 from tests.fsdriver.conftest import Mount, until

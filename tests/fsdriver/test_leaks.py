@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.overlay import OPEN_FILES
+from engine.mounted.overlay import OPEN_FILES
 from fsdriver import messages
 from tests.fsdriver.conftest import descriptors, drop_caches, resident, until
 

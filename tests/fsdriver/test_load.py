@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.overlay import OPEN_FILES
+from engine.mounted.overlay import OPEN_FILES
 from fsdriver import messages
 from tests.engine.trees import of_directory
 from tests.fsdriver.conftest import Mount, descriptors, drop_caches, resident, until

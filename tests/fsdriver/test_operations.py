@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from engine import Repository, SnapshotId
-from engine.inodes import Inode, Owner
-from engine.overlay_file import SessionFile
-from engine.vfs import SESSIONS, Vfs
+from engine.mounted.inodes import Inode, Owner
+from engine.mounted.overlay_file import SessionFile
+from engine.mounted.vfs import SESSIONS, Vfs
 from fsdriver.operations import COPY_IN_THREAD, Operations
 from tests.engine.trees import noise
 

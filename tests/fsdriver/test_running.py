@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import NotFoundError
+from engine.host.leases import holder_of, is_held
 from engine.ids import SnapshotId
-from engine.leases import holder_of, is_held
 from fsdriver import messages, running
 from fsdriver.choosing import Attempt
 from fsdriver.client import DaemonError

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.repository import Repository
-from engine.store import Db
+from engine.storage.store import Db
 
 EVERY = [
     ["import", "{tree}"],

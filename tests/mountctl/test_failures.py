@@ -11,7 +11,7 @@ import engine
 import fsdriver
 import mountctl
 from engine.errors import EngineError, NotFoundError
-from engine.store import StoreFullError
+from engine.storage.store import StoreFullError
 from fsdriver.client import DaemonError, DaemonLostError
 from fsdriver.launch import LaunchError
 from mountctl.failures import BUG, EXIT_CODES, ROWS, describe

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine import Repository, SnapshotId
-from engine.directory import find
-from engine.nodes import encode
+from engine.storage.nodes import encode
+from engine.trees.directory import find
 
 LINES = "".join(f"{n}\n" for n in range(1, 10))
 

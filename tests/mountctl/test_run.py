@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from engine.leases import is_held
+from engine.host.leases import is_held
 from fsdriver.mountpoint import our_mount, unmount
 from fsdriver.run_records import this_machine
 from tests.fsdriver.conftest import until

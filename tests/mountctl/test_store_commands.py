@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.chunking import LARGEST_CHUNK
 from engine.repository import Repository
-from engine.store import Db
+from engine.storage.chunking import LARGEST_CHUNK
+from engine.storage.store import Db
 
 
 def same_trees(one: Path, other: Path) -> None:
@@ -99,9 +99,9 @@ def test_import_names_what_it_leaves_out(mountctl, tree):
 
 
 def test_import_tells_a_slow_chunker(mountctl, tree, monkeypatch):
-    import engine.chunking
+    import engine.storage.chunking
 
-    monkeypatch.setattr(engine.chunking, "compiled", lambda: False)
+    monkeypatch.setattr(engine.storage.chunking, "compiled", lambda: False)
     assert "warning: fastcdc is not compiled" in mountctl("import", tree).stderr
 
 

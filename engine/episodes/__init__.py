@@ -1,0 +1,1 @@
+"""What searches did: steps, the best of them, pruning; bisection."""

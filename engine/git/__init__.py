@@ -1,0 +1,1 @@
+"""Commits of git become snapshots, and snapshots commits."""

@@ -1,0 +1,1 @@
+"""Trees and texts of three sides become one."""

@@ -1,0 +1,1 @@
+"""Patches written, read and applied."""

@@ -1,0 +1,1 @@
+"""Plain directories become trees, and trees plain directories."""

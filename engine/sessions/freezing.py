@@ -1,0 +1,265 @@
+"""Freezing: a session's upper and base become one tree in the store.
+
+Cost follows what the upper holds. Everything the upper does not touch is kept by id and never
+read. `prepare` reads and stores the contents of changed files and may run while the session
+goes on, and so may `build_ahead`, which builds the whole tree. `build` then gives the tree of
+one moment: the one built ahead if nothing was changed meanwhile, else a new one for which it
+reads again only what was changed since. During `build` and `mark` nobody may write the session.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+
+from engine.errors import EngineError
+from engine.host.hostfs import describe, kind_of, mtime_of, read_xattrs
+from engine.sessions.upper import Upper
+from engine.storage.content import Content, SourceChangedError, ingest
+from engine.storage.nodes import DEEPEST, Entry, Kind
+from engine.storage.objects import ChunkSink, NodeBuffer, Objects
+from engine.storage.store import Store, Writer
+from engine.trees.directory import Directory, directory_entry, directory_id, find
+from engine.trees.directory_edit import edit_directory
+from engine.trees.links import groups_in, linked, number_groups
+
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_TRIES = 4
+
+
+Sign = tuple[int, int, int, int]
+"""Inode, size, modification and change time of a file that was read."""
+Known = tuple[Content, int, tuple[tuple[bytes, bytes], ...]]
+"""What was read of a file: content, permission bits, attributes."""
+
+
+class TooDeepError(EngineError):
+    """A session has directories inside each other beyond what a tree may have."""
+
+    def __init__(self, path: bytes) -> None:
+        super().__init__(f"{os.fsdecode(path)[:200]!r}… is deeper than {DEEPEST} directories")
+        self.path = path
+
+
+class Changed:
+    """What is done to a session while it is frozen: files of the upper by inode, and how often."""
+
+    __slots__ = ("count", "inodes")
+
+    def __init__(self) -> None:
+        self.inodes: set[int] = set()
+        self.count = 0
+
+
+class Freeze:
+    """One freezing of one session."""
+
+    def __init__(
+        self,
+        store: Store,
+        objects: Objects,
+        upper: Upper,
+        base: Entry | None,
+        changed: Changed | None = None,
+        known: dict[Sign, Known] | None = None,
+    ) -> None:
+        """Gets ready. `changed` collects what is changed from now on; None if nobody does.
+
+        What is `known` already is not read.
+        """
+        self._objects, self._upper, self._base = objects, upper, base
+        self._changed = changed
+        self._store, self._sink = store, ChunkSink(store)
+        self._lists, self._nodes = NodeBuffer(), NodeBuffer()
+        self._known: dict[Sign, Known] = known or {}
+        self._files: dict[bytes, Entry] = {}
+        self._scans: dict[bytes, list[tuple[bytes, os.stat_result | None]]] = {}
+        self._marked = 0
+        self._ahead: Entry | None = None
+        self.warnings: list[str] = []
+        self.left_out: list[bytes] = []
+
+    def prepare(self) -> None:
+        """Stores the contents of what has changed so far. Blocks on the disk."""
+        for path, status in self._walk(b"", 0):
+            if stat.S_ISREG(status.st_mode) and sign_of(status) not in self._known:
+                with contextlib.suppress(OSError, SourceChangedError):  # `build` reads it again
+                    self._read(path)
+        self._sink.flush()
+
+    def mark(self) -> None:
+        """Begins to note changes anew: those up to now will be in what `build_ahead` makes."""
+        if self._changed is not None:
+            inodes, self._changed.inodes = self._changed.inodes, set()
+            for sign in [sign for sign in self._known if sign[0] in inodes]:
+                del self._known[sign]
+            self._marked = self._changed.count
+
+    def build_ahead(self) -> None:
+        """Does all of `build` that can be done while the session goes on. Blocks on the disk."""
+        self._ahead = None
+        with contextlib.suppress(OSError, SourceChangedError):  # `build` reads it again
+            self._ahead = self._build()
+        self._sink.flush()
+        if self.is_ahead():
+            self._store.write(self.save)
+            for identifier in self._nodes.nodes:
+                self._objects.node(identifier)  # decoded now, not when a commit goes on from them
+
+    def is_ahead(self) -> bool:
+        """Tells whether nothing was changed since `mark`, so that `build` has nothing to do."""
+        unchanged = self._changed is not None and self._changed.count == self._marked
+        return self._ahead is not None and unchanged
+
+    def build(self) -> Entry:
+        """Returns the root of the session's tree; it is stored by `save`."""
+        if self._ahead is None or not self.is_ahead():
+            self.mark()
+            self._ahead = self._build()
+        self._changed = None
+        return self._ahead
+
+    def _build(self) -> Entry:
+        self._files, self._scans = {}, {}
+        self._nodes = NodeBuffer()
+        self.warnings, self.left_out = [], []
+        groups: dict[int, list[tuple[bytes, Entry]]] = {}
+        for path, status in self._walk(b"", 0):
+            entry = self._entry(path, status)
+            if entry is None:
+                kind = describe(status.st_mode)
+                self.warnings.append(f"left out {os.fsdecode(path)!r}: it is a {kind}")
+                self.left_out.append(path)
+            elif status.st_nlink > 1:
+                groups.setdefault(status.st_ino, []).append((path, entry))
+            else:
+                self._files[path] = entry
+        ordered = sorted((sorted(members, key=lambda m: m[0]) for members in groups.values()),
+                         key=lambda members: members[0][0])  # fmt: skip
+        taken = set(self._kept_links(b"", self._base)) if ordered else set()
+        self._files.update(number_groups(ordered, taken))
+        root = self._directory(b"", b"", self._base)
+        self._files, self._scans = {}, {}
+        return root
+
+    def save(self, writer: Writer) -> None:
+        """Stores what `build` made, in the transaction that makes something refer to it."""
+        self._sink.flush_into(writer)
+        self._lists.flush(writer)
+        self._nodes.flush(writer)
+
+    @property
+    def stored_bytes(self) -> int:
+        """How many bytes of chunks were new to the store."""
+        return self._sink.stored_bytes
+
+    def _walk(self, path: bytes, depth: int) -> Iterator[tuple[bytes, os.stat_result]]:
+        """Yields (path, status) of all files in the upper that are no directories."""
+        if depth > DEEPEST:
+            raise TooDeepError(path)
+        items = self._scans[path] = []
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            items += self._upper.scan(path)
+        for name, status in items:
+            child = path + b"/" + name if path else name
+            if status is None:
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                yield from self._walk(child, depth + 1)
+            else:
+                yield child, status
+
+    def _read(self, path: bytes) -> tuple[os.stat_result, Known]:
+        for _ in range(_TRIES):
+            fd = os.open(self._upper.at(path), _OPEN)
+            try:
+                before = os.fstat(fd)
+                sign = sign_of(before)
+                known = self._known.get(sign)
+                if known is not None:
+                    return before, known
+                content, size = ingest(fd, before, self._sink, self._lists.put)
+                known = (content, self._upper.mode(fd, before), read_xattrs(fd))
+                after = os.fstat(fd)
+                if sign == sign_of(after) and size == after.st_size:
+                    self._known[sign] = known
+                    return after, known
+            finally:
+                os.close(fd)
+        raise SourceChangedError(path)
+
+    def _entry(self, path: bytes, status: os.stat_result) -> Entry | None:
+        kind = kind_of(status.st_mode)
+        name = path.rpartition(b"/")[2]
+        if kind is None:
+            return None
+        if kind == Kind.FILE:
+            known = self._known.get(sign_of(status))
+            if known is None:
+                status, known = self._read(path)
+            content, mode, xattrs = known
+            size = status.st_size
+            return Entry(name, kind, mode, mtime_of(status), size, content, xattrs)
+        target = os.readlink(self._upper.at(path)) if kind == Kind.SYMLINK else b""
+        mode = stat.S_IMODE(status.st_mode)
+        return Entry(name, kind, mode, mtime_of(status), len(target), target)
+
+    def _directory(self, path: bytes, name: bytes, base: Entry | None) -> Entry:
+        upper = self._upper
+        below_base = None if base is None else Directory(self._objects, directory_id(base))
+        edits: dict[bytes, Entry | None] = {}
+        for child, status in self._scans[path]:
+            below = path + b"/" + child if path else child
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                same_name = None if below_base is None else below_base.get(child)
+                edits[child] = self._directory(below, child, self._merged(below, same_name))
+            else:
+                edits[child] = self._files.get(below) if status is not None else None
+        absolute = upper.at(path)
+        status = os.lstat(absolute)
+        mode, mtime_ns = upper.mode(absolute, status), mtime_of(status)
+        xattrs = read_xattrs(absolute)
+        if base is not None:
+            return edit_directory(
+                self._objects, self._nodes, base, edits,
+                name=name, mode=mode, mtime_ns=mtime_ns, xattrs=xattrs,
+            )  # fmt: skip
+        return directory_entry(
+            self._nodes.put,
+            [entry for _, entry in sorted(edits.items()) if entry is not None],
+            name=name,
+            mode=mode,
+            mtime_ns=mtime_ns,
+            xattrs=xattrs,
+        )
+
+    def _kept_links(self, path: bytes, base: Entry | None) -> Iterator[bytes]:
+        """Yields the link groups of what is kept by id; reads what holds some, nothing else."""
+        entries: dict[bytes, Entry] = {}
+        if base is not None:
+            entries = {e.name: e for e in linked(self._objects, base)}
+        for child, status in self._scans[path]:
+            same_name = entries.pop(child, None)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                below = path + b"/" + child if path else child
+                yield from self._kept_links(below, self._merged(below, same_name))
+        for entry in entries.values():
+            yield from groups_in(self._objects, entry)
+
+    def _merged(self, path: bytes, same_name: Entry | None) -> Entry | None:
+        """Returns the base's directory that the upper's at `path` is merged with."""
+        if self._base is None:
+            return None
+        redirect = self._upper.redirect(path)
+        if redirect is not None:
+            same_name = find(self._objects, self._base, redirect)
+        elif self._upper.is_opaque(path):
+            return None
+        if same_name is None or same_name.kind != Kind.DIRECTORY:
+            return None
+        return same_name
+
+
+def sign_of(status: os.stat_result) -> Sign:
+    """Returns what tells whether a file is still the one that was read."""
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)

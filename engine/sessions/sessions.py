@@ -1,0 +1,552 @@
+"""Sessions: named writable overlays on snapshots, and what is on disk for each.
+
+A session's record, database `sessions` under its name, MessagePack: its uid (16 hexadecimal
+digits, the directory `sessions/<uid>` beside the database), the snapshot that its next commit
+has as parent, its layers, the root of its base tree, and the generation of its upper. The
+upper is `sessions/<uid>/upper.<generation>`; beside it lies `work`, and while a command runs in
+a full checkout of the session, that, as `tree` (see `session_tree`).
+
+A commit writes objects, snapshot and a record with the next generation, whose upper is empty,
+in one transaction; the upper of the generation before is garbage from then on. So a process
+killed at any moment leaves either the old upper on the old base or the empty one on the new.
+"""
+
+import contextlib
+import itertools
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from engine.errors import (
+    CorruptObjectError,
+    EngineError,
+    InUseError,
+    MissingObjectError,
+    NameTakenError,
+    NotFoundError,
+)
+from engine.host.leases import Lease, LeaseHeldError, acquire, is_held
+from engine.host.removing import remove_tree
+from engine.ids import SnapshotId, check_name, digest
+from engine.mounted.inodes import Owner
+from engine.mounted.overlay import Overlay
+from engine.mounted.overlay_directory import open_overlay
+from engine.sessions.freezing import Changed, Freeze, Known, Sign
+from engine.sessions.upper import Upper, attribute
+from engine.storage.nodes import Entry
+from engine.storage.objects import NodeBuffer, Objects
+from engine.storage.snapshots import encode_snapshot, make_snapshot
+from engine.storage.store import LONGEST_KEY, Db, Reader, Store, Writer
+from engine.trees.layers import NAMES, fold
+
+_ADD_WAIT = 30.0
+_COMPLETE = b"user.overlay.amalgam.complete"
+"""On a full tree in which programs may have written: the generation of the session that it was
+made of, and since when the machine runs."""
+_UID = re.compile(r"[0-9a-f]{16}")
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A session's record. `layers` are (name, snapshot id) from the lowest up.
+
+    A `temporary` one goes when nobody uses it any more.
+    """
+
+    name: str
+    uid: str
+    parent: bytes
+    layers: tuple[tuple[str, bytes], ...]
+    root: Entry
+    generation: int
+    created_ns: int
+    temporary: bool = False
+
+
+class CommitReport(msgspec.Struct, frozen=True):
+    """What a commit did. Without any change there is no new snapshot: `changed` is False."""
+
+    snapshot: bytes
+    changed: bool
+    new_bytes: int
+    warnings: tuple[str, ...]
+
+
+class Sessions:
+    """The sessions of a store."""
+
+    def __init__(self, store: Store, objects: Objects, path: str) -> None:
+        self._store, self._objects, self._path = store, objects, path
+
+    def get(self, name: str) -> Session:
+        """Returns a session's record. Raises NotFoundError."""
+        with self._store.read() as reader:
+            return read_record(reader, name)
+
+    def all(self) -> list[Session]:
+        """Returns all records by name."""
+        with self._store.read() as reader:
+            return [decode_record(key, raw) for key, raw in reader.items(Db.SESSIONS)]
+
+    def create(self, name: str, layers: tuple[SnapshotId | None, ...]) -> Session:
+        """Makes a session on a stack: infrastructure and global (or None), then the blueprint.
+
+        Raises InvalidNameError, NameTakenError, MissingObjectError.
+        """
+        check_name("session", name)
+        named = tuple(
+            (label, layer) for label, layer in zip(NAMES, layers, strict=True) if layer is not None
+        )
+        roots = [self._objects.snapshot(SnapshotId(layer)).root for _, layer in named]
+        nodes = NodeBuffer()
+        root = roots[0] if len(roots) == 1 else fold(self._objects, nodes.put, roots)
+        session = Session(
+            name, os.urandom(8).hex(), named[-1][1], named, root, 0, time.time_ns()
+        )  # fmt: skip
+        return self._add(session, nodes.flush)
+
+    def create_temporary(self, snapshot: SnapshotId) -> tuple[Session, Lease]:
+        """Makes a session for one run on a snapshot; it lasts as long as the lease is held.
+
+        Its name and its directory are the same each time, unless they are taken. Raises
+        MissingObjectError.
+        """
+        root = self._objects.snapshot(snapshot).root
+        layers = ((NAMES[-1], bytes(snapshot)),)
+        taken = {session.uid for session in self.all()}
+        for number in itertools.count(1):
+            again = f"-{number}" if number > 1 else ""
+            name, uid = f"run-{snapshot.hex()[:12]}{again}", digest(snapshot + again.encode()).hex()
+            session = Session(name, uid[:16], snapshot, layers, root, 0, time.time_ns(), True)
+            if session.uid in taken:
+                continue
+            with contextlib.suppress(LeaseHeldError, NameTakenError):
+                return self._add_temporary(session)
+        raise AssertionError
+
+    def _add_temporary(self, session: Session) -> tuple[Session, Lease]:
+        lease = acquire(self._path, _run_lease(session), what="running a command")
+        try:
+            home = os.fsencode(self._home(session))
+            if os.path.isdir(home):  # of one whose removal was interrupted
+                remove_tree(home)
+            return self._add(session, lambda writer: None), lease
+        except BaseException:
+            lease.release()
+            raise
+
+    def unused(self) -> list[Session]:
+        """Returns the temporary sessions whose runs have ended without removing them."""
+        return [
+            session
+            for session in self.all()
+            if session.temporary and not is_held(self._path, _run_lease(session))
+        ]
+
+    def remove_unused(self) -> None:
+        """Removes the `unused` sessions, but for those that a mount shows."""
+        for session in self.unused():
+            with contextlib.suppress(LeaseHeldError, NotFoundError):
+                self.remove(self.hold(session.name, "removing it"))
+
+    def _add(self, session: Session, save: Callable[[Writer], None]) -> Session:
+        # The lease, for `sweep` removes directories that have no record.
+        with acquire(self._path, "objects", shared=True, wait=_ADD_WAIT):
+            return self._add_alone(session, save)
+
+    def _add_alone(self, session: Session, save: Callable[[Writer], None]) -> Session:
+        self._make_upper(session)
+
+        def change(writer: Writer) -> None:
+            if writer.has(Db.SESSIONS, session.name.encode()):
+                raise NameTakenError("session", session.name)
+            save(writer)
+            _check_layers(writer, session)
+            put_record(writer, session)
+
+        try:
+            self._store.write(change)
+        except BaseException:
+            shutil.rmtree(self._home(session), ignore_errors=True)
+            raise
+        return session
+
+    def _home(self, session: Session) -> str:
+        return os.path.join(self._path, "sessions", session.uid)
+
+    def upper(self, session: Session) -> Upper:
+        """Returns the session's upper; use it while holding the session only."""
+        home = self._home(session)
+        return Upper(
+            os.path.join(home, f"upper.{session.generation}"), os.path.join(home, "work")
+        )  # fmt: skip
+
+    def _make_upper(self, session: Session) -> None:
+        upper = self.upper(session)
+        os.makedirs(upper.work, mode=0o700, exist_ok=True)
+        if os.path.isdir(upper.root):  # of a commit that did not come to pass
+            remove_tree(upper.root)
+        os.mkdir(upper.root, 0o700)
+        upper.dress(upper.root, session.root)
+
+    def hold(self, name: str, what: str, wait: float = 0.0) -> "HeldSession":
+        """Takes a session for oneself. Raises NotFoundError, LeaseHeldError."""
+        while True:
+            asked = self.get(name)
+            lease = self._acquire(asked, what, wait)
+            try:
+                session = self.get(name)  # it may have changed while we waited
+                if session.uid != asked.uid:
+                    lease.release()
+                    continue
+                held = HeldSession(self, self._store, self._objects, session, lease)
+                held.recover()
+                self._tidy(held.session)
+            except BaseException:
+                lease.release()
+                raise
+            return held
+
+    def _acquire(self, session: Session, what: str, wait: float) -> Lease:
+        try:
+            return acquire(self._path, f"session-{session.uid}", wait=wait, what=what)
+        except LeaseHeldError as error:
+            raise LeaseHeldError(f"session {session.name!r}", error.holder) from None
+
+    def _tidy(self, session: Session) -> None:
+        """Removes what a killed holder, or the kernel's overlayfs, left beside the upper."""
+        upper = self.upper(session)
+        home = self._home(session)
+        if not os.path.isdir(upper.root):
+            # Killed between the transaction and this: nothing was written to it yet.
+            self._make_upper(session)
+        upper.take_back()  # before its note goes from `work`
+        if upper.follows():
+            before = msgspec.structs.replace(session, generation=session.generation - 1)
+            with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
+                self._look(session).bring_over(self.upper(before))
+        current = os.path.basename(upper.root)
+        for name in os.listdir(os.fsencode(home)):
+            if name not in {current, b"work"}:
+                remove_tree(os.path.join(os.fsencode(home), name))
+        if next(upper.all_copying(), None) is not None:
+            with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
+                self._look(session).finish_copies()
+        for name in os.listdir(upper.work):
+            path = upper.work + b"/" + name
+            if os.path.isdir(path) and not os.path.islink(path):
+                remove_tree(path)
+            else:
+                os.unlink(path)
+
+    def _look(self, session: Session) -> Overlay:
+        """Opens a view of a session that is held, for what the programs in it do not see."""
+        owner = Owner(os.getuid(), os.getgid())
+        return open_overlay(self._objects, self.upper(session), session.root, b"", owner)
+
+    def rename(self, old: str, new: str) -> Session:
+        """Gives a session another name, whoever holds it. Raises as `create` does."""
+        check_name("session", new)
+
+        def change(writer: Writer) -> Session:
+            session = read_record(writer, old)
+            if writer.has(Db.SESSIONS, new.encode()):
+                raise NameTakenError("session", new)
+            writer.delete(Db.SESSIONS, old.encode())
+            session = msgspec.structs.replace(session, name=new)
+            put_record(writer, session)
+            return session
+
+        return self._store.write(change)
+
+    def remove(self, held: "HeldSession") -> None:
+        """Removes a held session and all that it changed."""
+        session = held.session
+
+        def change(writer: Writer) -> None:
+            writer.delete(Db.SESSIONS, find_record(writer, session.uid).name.encode())
+
+        self._store.write(change)
+        held.release()
+        remove_tree(os.fsencode(self._home(session)))
+        for lease in (f"session-{session.uid}", _run_lease(session)):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._path, "locks", lease))
+
+    def sweep(self) -> int:
+        """Removes session directories that no record names; returns how many.
+
+        The caller holds the lease on objects alone, so none is just being made.
+        """
+        home = os.path.join(self._path, "sessions")
+        if not os.path.isdir(home):
+            return 0
+        live = {session.uid for session in self.all()}
+        dead = [name for name in os.listdir(home) if _UID.fullmatch(name) and name not in live]
+        for name in dead:
+            remove_tree(os.fsencode(os.path.join(home, name)))
+        return len(dead)
+
+
+class HeldSession:
+    """A session that this process holds: the only way to change one."""
+
+    def __init__(
+        self, sessions: Sessions, store: Store, objects: Objects, session: Session, lease: Lease
+    ) -> None:
+        self._sessions, self._store, self._objects = sessions, store, objects
+        self.session = session
+        self._lease = lease
+
+    @property
+    def lease(self) -> Lease:
+        """The lease by which it is held."""
+        return self._lease
+
+    def release(self) -> None:
+        """Gives the session up."""
+        self._lease.release()
+
+    def __enter__(self) -> "HeldSession":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def upper(self) -> Upper:
+        """Returns the upper of the current generation."""
+        return self._sessions.upper(self.session)
+
+    def freeze(self, overlay: Overlay | None = None) -> Freeze:
+        """Begins to freeze the session; `overlay` is its live view, if it has one here."""
+        changed = None
+        if overlay is not None:
+            changed = overlay.changed = Changed()
+        return Freeze(self._store, self._objects, self.upper(), self.session.root, changed)
+
+    def commit(
+        self,
+        freeze: Freeze,
+        message: str = "",
+        metadata: dict[str, Any] | None = None,
+        ref: str | None = None,
+        overlay: Overlay | None = None,
+    ) -> CommitReport:
+        """Makes a snapshot of what was frozen and goes on from it; durable when it returns.
+
+        Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
+        """
+        old = self.session
+        root = self.peek_root(freeze, overlay)
+        if overlay is None and freeze.left_out:
+            overlay = self._sessions._look(old)
+        unchanged = root == self._objects.snapshot(SnapshotId(old.parent)).root
+        if unchanged:
+            identifier, record = SnapshotId(old.parent), b""
+        else:
+            snapshot = make_snapshot(root, (SnapshotId(old.parent),), message, metadata)
+            identifier, record = encode_snapshot(snapshot)
+        session = msgspec.structs.replace(
+            old,
+            parent=identifier,
+            layers=(*old.layers[:-1], (NAMES[-1], identifier)),
+            root=root,
+            generation=old.generation + 1,
+        )
+        self._sessions._make_upper(session)
+        if freeze.left_out:
+            self._sessions.upper(session).follow(True)
+
+        def change(writer: Writer) -> None:
+            freeze.save(writer)
+            if record:
+                writer.put(Db.SNAPSHOTS, identifier, record)
+            if ref is not None:
+                writer.put(Db.REFS, ref.encode(), identifier)
+
+        session = self._go_on(session, change)
+        if overlay is not None:
+            overlay.rebase(session.root, self.upper(), freeze.left_out)
+        return CommitReport(
+            identifier, not unchanged, freeze.stored_bytes, tuple(freeze.warnings)
+        )  # fmt: skip
+
+    def fold(self, freeze: Freeze) -> Session:
+        """Makes what was frozen the base, with an empty upper; the parent stays.
+
+        Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
+        """
+        root = self.peek_root(freeze)
+        overlay = self._sessions._look(self.session) if freeze.left_out else None
+        session = msgspec.structs.replace(
+            self.session, root=root, generation=self.session.generation + 1
+        )
+        self._sessions._make_upper(session)
+        if freeze.left_out:
+            self._sessions.upper(session).follow(True)
+        session = self._go_on(session, freeze.save)
+        if overlay is not None:
+            overlay.rebase(session.root, self.upper(), freeze.left_out)
+        return session
+
+    # The full tree beside the upper; `session_tree` says what it is for.
+
+    @property
+    def tree_path(self) -> str:
+        """Where the full tree is while there is one: the same for the session's life."""
+        return os.path.join(self._sessions._home(self.session), "tree")
+
+    def finish_tree(self) -> None:
+        """Says that the full tree is complete: from now on it is what the session has."""
+        os.setxattr(self.tree_path, _COMPLETE, self._complete())
+
+    def _complete(self) -> bytes:
+        # The generation: what was taken in, and is just being removed, is not taken in again.
+        return b"%d %s" % (self.session.generation, this_boot())
+
+    def recover(self) -> None:
+        """Takes in the full tree that a killed holder, or what it left running, has left."""
+        if attribute(os.fsencode(self.tree_path), _COMPLETE) == self._complete():
+            with acquire(self._sessions._path, "objects", shared=True, wait=_ADD_WAIT):
+                self.take_in({})
+
+    def take_in(self, known: dict[Sign, Known]) -> tuple[str, ...]:
+        """Makes the full tree the session's base, with an empty upper, and removes it.
+
+        The caller holds the lease on objects. Files that are as they are `known` are not read.
+        Returns warnings, as `CommitReport` has them. After an error the tree stays.
+        """
+        tree = Upper(self.tree_path, self.upper().work.decode("utf-8", "surrogateescape"))
+        tree.open_up()
+        freeze = Freeze(self._store, self._objects, tree, None, known=known)
+        freeze.prepare()
+        root = self.peek_root(freeze)
+        session = msgspec.structs.replace(
+            self.session, root=root, generation=self.session.generation + 1
+        )
+        self._sessions._make_upper(session)
+        self._sessions.upper(session).follow(True)  # the upper may have sockets, no tree has
+        self._go_on(session, freeze.save)
+        self._sessions._tidy(self.session)
+        return tuple(freeze.warnings)
+
+    def take_back(self) -> None:
+        """Gets the upper back from the kernel's overlayfs, which is mounted no more."""
+        self._sessions._tidy(self.session)
+
+    def fork(self, freeze: Freeze, name: str, overlay: Overlay | None = None) -> Session:
+        """Makes a session that begins with all that this one has; this one stays as it is."""
+        check_name("session", name)
+        root = self.peek_root(freeze, overlay)
+        old = self.session
+        session = Session(
+            name, os.urandom(8).hex(), old.parent, old.layers, root, 0, time.time_ns()
+        )  # fmt: skip
+        return self._sessions._add(session, freeze.save)
+
+    def peek_root(self, freeze: Freeze, overlay: Overlay | None = None) -> Entry:
+        """Returns the root of what was frozen; the caller saves it or holds the objects' lease."""
+        if overlay is not None:
+            overlay.changed = None
+        return msgspec.structs.replace(freeze.build(), name=b"")
+
+    def reset(self, to: SnapshotId | None = None) -> Session:
+        """Throws away what the session changed; with `to`, goes on from another snapshot."""
+        old = self.session
+        target = SnapshotId(old.parent) if to is None else to
+        root = self._objects.snapshot(target).root
+        layers = (*old.layers[:-1], (NAMES[-1], bytes(target)))
+        nodes = NodeBuffer()
+        if len(layers) > 1:
+            roots = [self._objects.snapshot(SnapshotId(layer)).root for _, layer in layers]
+            root = fold(self._objects, nodes.put, roots)
+        session = msgspec.structs.replace(
+            old, parent=target, layers=layers, root=root, generation=old.generation + 1
+        )
+        self._sessions._make_upper(session)
+
+        return self._go_on(session, nodes.flush)
+
+    def _go_on(self, session: Session, save: Callable[[Writer], None]) -> Session:
+        """Stores the next state of the session, under the name that it has by then."""
+        old = self.session
+
+        def change(writer: Writer) -> Session:
+            current = find_record(writer, old.uid)
+            if current.generation != old.generation:
+                raise InUseError(f"session {old.name!r}", "somebody who ignored its lease")
+            save(writer)
+            _check_layers(writer, session)
+            renamed = msgspec.structs.replace(session, name=current.name)
+            put_record(writer, renamed)
+            return renamed
+
+        self.session = self._store.write(change)
+        return self.session
+
+    def clean(self) -> None:
+        """Removes the uppers of earlier generations; takes as long as they are large.
+
+        Raises nothing, for what was asked for is done: what resists, the next holder removes.
+        """
+        upper = self.upper()
+        home = os.path.dirname(upper.root)
+        current = os.path.basename(upper.root)
+        for name in os.listdir(home):
+            if name.startswith(b"upper.") and name != current:
+                upper.discard(os.path.join(home, name))
+
+
+def _run_lease(session: Session) -> str:
+    return f"run-{session.uid}"
+
+
+def this_boot() -> bytes:
+    """Returns what stands for the time since the machine was started."""
+    with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+        return file.read().strip()
+
+
+def _check_layers(reader: Reader, session: Session) -> None:
+    """Raises MissingObjectError if a snapshot was removed since the session was thought of."""
+    for _, layer in session.layers:
+        if not reader.has(Db.SNAPSHOTS, layer):
+            raise MissingObjectError("snapshot", layer)
+
+
+def read_record(reader: Reader, name: str) -> Session:
+    """Returns a session's record. Raises NotFoundError, CorruptObjectError."""
+    key = name.encode("utf-8", "surrogateescape")
+    raw = reader.get(Db.SESSIONS, key) if 0 < len(key) <= LONGEST_KEY else None
+    if raw is None:
+        raise NotFoundError("session", name)
+    return decode_record(key, raw)
+
+
+def find_record(reader: Reader, uid: str) -> Session:
+    """Returns the record of a session that may have been renamed. Raises NotFoundError."""
+    for key, raw in reader.items(Db.SESSIONS):
+        session = decode_record(key, raw)
+        if session.uid == uid:
+            return session
+    raise NotFoundError("session", uid)
+
+
+def decode_record(key: bytes, raw: memoryview) -> Session:
+    """Returns the record stored under `key`. Raises CorruptObjectError."""
+    try:
+        session = msgspec.msgpack.decode(raw, type=Session)
+    except msgspec.DecodeError as error:
+        raise CorruptObjectError("session", key, str(error)) from error
+    if _UID.fullmatch(session.uid) is None or session.name.encode() != key:
+        raise CorruptObjectError("session", key, "it is not what it is called")
+    return session
+
+
+def put_record(writer: Writer, session: Session) -> None:
+    """Stores a session's record under its name."""
+    writer.put(Db.SESSIONS, session.name.encode(), msgspec.msgpack.encode(session))

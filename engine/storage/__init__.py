@@ -1,0 +1,1 @@
+"""What is kept, and how: databases with transactions, chunks, nodes, records."""

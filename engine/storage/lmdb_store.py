@@ -1,0 +1,525 @@
+"""The store on disk: one LMDB environment, the only module that imports lmdb.
+
+Layout of a store's directory: `db/data.mdb` and `db/lock.mdb` are LMDB's; the database `meta`
+holds `format` (the store's format, decimal). Other modules keep `sessions/`, `locks/` and
+`log/` beside `db/`.
+
+LMDB's transactions are the only atomicity mechanism: a commit is durable when it returns
+(LMDB syncs the data, then writes one of two meta pages) and a process killed at any moment
+leaves the last committed state. A map that is too small grows and the transaction runs again.
+LMDB maps its file, so a file that was cut short would end the process with SIGBUS at the
+first touch: the file is made whole with zeros when it is opened, after which what was lost
+shows up as corrupt objects instead.
+"""
+
+import ctypes
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import lmdb
+
+from engine.host.leases import acquire, share_unseen, sharers
+from engine.storage.store import (
+    CompactionRefusedError,
+    Db,
+    NewerFormatError,
+    NotAStoreError,
+    Store,
+    StoreDamagedError,
+    StoreExistsError,
+    StoreFullError,
+    StorePermissionError,
+    StoreStatistics,
+)
+
+T = TypeVar("T")
+
+FORMAT = 2
+"""The format this program writes. 2 has the database `episodes`; 1 is brought up to it. In 1 large
+directories are cut otherwise; pages are cut anew where they change."""
+
+LIBRARY = 0
+"""LMDB 0.9: the line whose files every distribution's tools read (1.0's differ)."""
+
+FIRST_MAP_BYTES = 64 << 30
+"""Address space reserved at first; costs no memory and no disk."""
+
+LOCK_BYTES = 64 << 10
+"""The size of LMDB's lock file: 1022 readers."""
+
+OPEN_WAIT = 30.0
+"""Seconds that opening waits while another process puts a compacted file in place."""
+
+_COPIES = 3
+_PARTS = {"db", "sessions", "locks", "log"}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DAMAGED = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.PageNotFoundError,
+    lmdb.VersionMismatchError,
+    lmdb.PanicError,
+)
+
+
+class _LmdbTransaction:
+    __slots__ = ("_dbs", "_txn")
+
+    def __init__(self, txn: "lmdb.Transaction[memoryview]", dbs: dict[Db, "lmdb._Database"]):
+        self._txn, self._dbs = txn, dbs
+
+    def get(self, db: Db, key: bytes) -> memoryview | None:
+        return self._txn.get(key, None, self._dbs[db])
+
+    def has(self, db: Db, key: bytes) -> bool:
+        return self._txn.get(key, None, self._dbs[db]) is not None
+
+    def items(self, db: Db, start: bytes = b"") -> Iterator[tuple[bytes, memoryview]]:
+        with self._txn.cursor(self._dbs[db]) as cursor:
+            if cursor.set_range(start) if start else cursor.first():
+                for key, value in cursor.iternext():
+                    yield bytes(key), value
+
+    def keys(self, db: Db, start: bytes = b"") -> Iterator[bytes]:
+        with self._txn.cursor(self._dbs[db]) as cursor:
+            if cursor.set_range(start) if start else cursor.first():
+                for key in cursor.iternext(keys=True, values=False):
+                    yield bytes(key)
+
+    def last(self, db: Db, below: bytes) -> bytes | None:
+        with self._txn.cursor(self._dbs[db]) as cursor:
+            found = cursor.prev() if cursor.set_range(below) else cursor.last()
+            return bytes(cursor.key()) if found else None
+
+    def count(self, db: Db) -> int:
+        return self._txn.stat(self._dbs[db])["entries"]
+
+    def number(self) -> int:
+        return self._txn.id()
+
+    def put(self, db: Db, key: bytes, value: bytes) -> None:
+        self._txn.put(key, value, db=self._dbs[db])
+
+    def put_many(self, db: Db, pairs: list[tuple[bytes, bytes]]) -> None:
+        with self._txn.cursor(self._dbs[db]) as cursor:
+            cursor.putmulti(pairs)
+
+    def delete(self, db: Db, key: bytes) -> bool:
+        return self._txn.delete(key, db=self._dbs[db])
+
+
+class LmdbStore(Store):
+    """One LMDB environment. A process opens a given store once."""
+
+    def __init__(self, path: str, *, create: bool = False, map_bytes: int = FIRST_MAP_BYTES):
+        """Opens the store at `path`, or makes one there with `create`.
+
+        Raises NotAStoreError, StoreExistsError, NewerFormatError, StorePermissionError,
+        StoreDamagedError or StoreFullError.
+        """
+        self.path = path
+        self._gate = threading.Condition()
+        self._readers = 0
+        self._growing = False
+        self._writer = threading.Lock()
+        self._thread = threading.local()
+        directory = os.path.join(path, "db")
+        data = self._data = os.path.join(os.path.realpath(directory), "data.mdb")
+        try:
+            if create:
+                _prepare(path)
+            size = 0 if create and not os.path.exists(data) else os.stat(data).st_size
+            _reserve_lock(os.path.join(directory, "lock.mdb"))
+            self._lease = acquire(path, "store", shared=True, wait=OPEN_WAIT)
+            try:
+                self._open(max(map_bytes, 2 * size), create)
+                with _translated(path):
+                    self._check_format(create)
+                    self._env.reader_check()
+            except BaseException:
+                self._lease.release()
+                raise
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotAStoreError(path) from error
+        except PermissionError as error:
+            raise StorePermissionError(path, str(error)) from error
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StoreFullError(path) from error
+            raise
+        except lmdb.NotFoundError as error:
+            raise NotAStoreError(path) from error
+
+    def _open(self, map_bytes: int, create: bool) -> None:
+        with _translated(self.path):
+            self._env = lmdb.Environment(
+                os.path.join(self.path, "db"),
+                map_size=map_bytes,
+                max_dbs=len(Db),
+                max_readers=LOCK_BYTES // 64 - 2,
+                mode=0o600,
+                create=create,
+                readahead=False,
+                lib_version=LIBRARY,
+            )
+            self._make_whole(self._data)
+            # What a later format lacks or adds is not looked at before its number.
+            self._dbs = {Db.META: self._env.open_db(b"meta", create=create)}
+
+    def _make_whole(self, data: str) -> None:
+        info, page = self._env.info(), self._env.stat()["psize"]
+        wanted = (info["last_pgno"] + 1) * page
+        if os.stat(data).st_size < wanted:
+            os.truncate(data, wanted)
+
+    def _check_format(self, create: bool) -> None:
+        """Opens the databases of the format; makes those that a new or older store lacks."""
+        with self.read() as txn:
+            raw = txn.get(Db.META, b"format")
+            found = bytes(raw) if raw is not None else b"0" if create else b""
+        if not found.isdigit():
+            self.close()
+            raise NotAStoreError(self.path)
+        if int(found) > FORMAT:
+            self.close()
+            raise NewerFormatError(self.path, int(found), FORMAT)
+        if create and int(found):
+            self.close()
+            raise StoreExistsError(self.path, "there is a store already")
+        if int(found) < FORMAT:
+            self.write(self._bring_up)
+        self._open_databases()
+
+    def _open_databases(self) -> None:
+        for db in Db:
+            if db not in self._dbs:
+                self._dbs[db] = self._env.open_db(db.value.encode(), create=False)
+
+    def _bring_up(self, txn: _LmdbTransaction) -> None:
+        """Makes the databases that are missing and sets the format, at once or not at all.
+
+        A program of the older format that has the store open goes on and sees none of it; one
+        that opens it from now on refuses.
+        """
+        raw = txn.get(Db.META, b"format")
+        if raw is not None and int(bytes(raw)) >= FORMAT:
+            return  # another process has done it since we looked
+        for db in Db:
+            self._env.open_db(db.value.encode(), txn=txn._txn, create=True)
+        txn.put(Db.META, b"format", str(FORMAT).encode())
+
+    @contextmanager
+    def read(self) -> Iterator[_LmdbTransaction]:
+        depth = getattr(self._thread, "reads", 0)
+        with self._gate:
+            while self._growing and not depth:  # whoever holds one already is waited for
+                self._gate.wait()
+            self._readers += 1
+        self._thread.reads = depth + 1
+        try:
+            with _translated(self.path):
+                try:
+                    txn = self._env.begin(buffers=True)
+                except lmdb.MapResizedError:
+                    # The map cannot grow under this thread's own outer view, which serves here.
+                    txn = self._thread.outer if depth else self._adopt_map_and_begin()
+                if depth and txn is self._thread.outer:
+                    yield _LmdbTransaction(txn, self._dbs)
+                    return
+                with txn:
+                    if not depth:
+                        self._thread.outer = txn
+                    yield _LmdbTransaction(txn, self._dbs)
+        finally:
+            self._thread.reads = depth
+            with self._gate:
+                self._readers -= 1
+                self._gate.notify_all()
+
+    def _adopt_map_and_begin(self) -> "lmdb.Transaction[memoryview]":
+        """Another process has grown the map: takes its size over, without other readers."""
+        with self._gate:
+            self._readers -= 1
+        try:
+            self._resize(0)
+        finally:
+            with self._gate:
+                self._readers += 1
+        return self._env.begin(buffers=True)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Waits until no transaction is open here, and lets none begin meanwhile."""
+        with self._gate:
+            while self._growing:
+                self._gate.wait()
+            self._growing = True
+            try:
+                while self._readers:
+                    self._gate.wait()
+                yield
+            finally:
+                self._growing = False
+                self._gate.notify_all()
+
+    def _resize(self, map_bytes: int) -> None:
+        """Sets the map's size (0: what the file says)."""
+        with self._alone():
+            self._env.set_mapsize(map_bytes)
+
+    def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
+        if getattr(self._thread, "reads", 0):
+            raise RuntimeError("a write inside a read could wait for itself when the map grows")
+        with self._writer:
+            while True:
+                try:
+                    with (
+                        _translated(self.path),
+                        self._env.begin(write=True, buffers=True) as txn,
+                    ):
+                        return change(_LmdbTransaction(txn, self._dbs))
+                except lmdb.MapFullError:
+                    self._resize(2 * self._env.info()["map_size"])
+                except lmdb.MapResizedError:
+                    self._resize(0)
+
+    def transaction_id(self) -> int:
+        with self._gate:
+            return self._env.info()["last_txnid"]
+
+    def statistics(self) -> StoreStatistics:
+        with self.read() as txn:
+            info, page = self._env.info(), self._env.stat()["psize"]
+            counts = {db.value: txn.count(db) for db in Db}
+            stats = [txn._txn.stat(handle) for handle in self._dbs.values()]
+        pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+        size = os.stat(os.path.join(self.path, "db", "data.mdb")).st_size
+        return StoreStatistics(size, pages * page, info["map_size"], counts)
+
+    def trim(self) -> None:
+        """Unmaps the file's pages from this process; the kernel's cache keeps them.
+
+        A page counts as this process's memory once it was read through the map, and the kernel
+        maps sixteen at a time, so a large import would seem to use as much as it stored.
+        """
+        with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+            ours = [line for line in maps if line.rstrip("\n").endswith(self._data)]
+        libc = ctypes.CDLL(None, use_errno=True)
+        for line in ours:
+            start, end = (int(part, 16) for part in line.split(None, 1)[0].split("-"))
+            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), 4)  # MADV_DONTNEED
+
+    def compact(self, wait: float = 0.0) -> None:
+        """Copies what is in use to `db/new/data.mdb`, which takes the file's place by a rename.
+
+        The copy is of one transaction, made while others go on. The change takes a moment: readers
+        here wait, no other process has the file open (the lease `store`), and the last
+        transaction is still the one that was copied. Killed at any moment, one whole file has
+        the name; what else there is, the next compaction removes.
+        """
+        if getattr(self._thread, "reads", 0):
+            raise RuntimeError("a compaction inside a read would wait for itself")
+        home = os.path.join(os.path.dirname(self._data), "new")
+        for _ in range(_COPIES):
+            copied = self.transaction_id()
+            try:
+                self._copy(home)
+                if self._take_over(home, copied, wait):
+                    return
+            finally:
+                shutil.rmtree(home, ignore_errors=True)
+        raise CompactionRefusedError(self.path, "it is written to all the time")
+
+    def _copy(self, home: str) -> None:
+        shutil.rmtree(home, ignore_errors=True)
+        facts = self.statistics()
+        disk = os.statvfs(os.path.dirname(self._data))
+        if disk.f_bavail * disk.f_frsize < facts.used_bytes * 1.05 + (1 << 20):
+            raise StoreFullError(self.path)
+        try:
+            os.mkdir(home, 0o700)
+            with self._gate:
+                while self._growing:
+                    self._gate.wait()
+                self._readers += 1  # nobody may change the map under the copy
+            try:
+                with _translated(self.path):
+                    self._env.copy(home, compact=True)
+            finally:
+                with self._gate:
+                    self._readers -= 1
+                    self._gate.notify_all()
+            path = os.path.join(home, "data.mdb")
+            os.chmod(path, 0o600)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StoreFullError(self.path) from error
+            raise
+
+    def _take_over(self, home: str, copied: int, wait: float) -> bool:
+        """Puts a copy of transaction `copied` in place; False if there has been another."""
+        if not self._lease.upgrade(wait):
+            who = ", ".join(f"process {pid} ({_name_of(pid)})" for pid in
+                            sharers(self.path, "store")) or "another process"  # fmt: skip
+            raise CompactionRefusedError(self.path, f"{who} has it open")
+        # The old file's room is given back when this is closed, which takes long if it is large.
+        old = os.open(self._data, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            with self._writer:
+                if not self._exchange(os.path.join(home, "data.mdb"), copied):
+                    return False
+                # Readers go on; but nothing may be committed to the new file before its name
+                # is durable, for the old one would come back after a power cut.
+                _sync_directory(os.path.dirname(self._data))
+            return True
+        finally:
+            self._lease.downgrade()
+            os.close(old)
+
+    def _exchange(self, new: str, copied: int) -> bool:
+        with self._alone():
+            info = self._env.info()
+            if info["last_txnid"] != copied:
+                return False
+            self._env.close()
+            try:
+                os.rename(new, self._data)
+            finally:
+                self._open(info["map_size"], False)
+                self._open_databases()
+            return True
+
+    def close(self) -> None:
+        with self._writer:  # another thread's transaction comes to its end
+            self._env.close()
+        self._lease.release()
+
+
+def _name_of(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return "?"
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _prepare(path: str) -> None:
+    """Makes the directories of a new store; refuses a folder that holds something else."""
+    if os.path.lexists(path) and not os.path.isdir(path):
+        raise StoreExistsError(path, "it is not a directory")
+    if os.path.isdir(path):
+        strange = set(os.listdir(path)) - _PARTS
+        if strange:
+            raise StoreExistsError(path, f"the directory holds {min(strange)!r}")
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    for name in sorted(_PARTS):
+        # What a session holds may be more readable than its owner would want others to read.
+        os.makedirs(os.path.join(path, name), mode=0o700, exist_ok=True)
+
+
+@contextmanager
+def look(path: str) -> Iterator[_LmdbTransaction]:
+    """Gives a view of a store without opening it for use: writes nothing, waits for nobody.
+
+    For a glance by a process that has not opened it. No format is brought up and no file made
+    whole or anew. LMDB's table of readers has one more entry meanwhile. Raises LeaseHeldError
+    while a compacted file is put in place, a StoreError for a store of another format, one that
+    is damaged, or was never opened where it is now.
+    """
+    directory = os.path.join(path, "db")
+    data = os.path.join(directory, "data.mdb")
+    try:
+        size = os.stat(data).st_size
+        os.stat(os.path.join(directory, "lock.mdb"))  # else LMDB would make it
+        with share_unseen(path, "store"), _translated(path):
+            env = lmdb.Environment(
+                directory, map_size=max(FIRST_MAP_BYTES, 2 * size), max_dbs=len(Db),
+                readonly=True, create=False, readahead=False, lib_version=LIBRARY,
+            )  # fmt: skip
+            try:
+                if os.stat(data).st_size < (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
+                    raise StoreDamagedError(path, "its file was cut short")
+                dbs = {Db.META: env.open_db(b"meta", create=False)}
+                with env.begin(buffers=True) as txn:
+                    raw = txn.get(b"format", None, dbs[Db.META])
+                    found = bytes(raw) if raw is not None else b""
+                if not found.isdigit() or int(found) < FORMAT:
+                    raise NotAStoreError(path)
+                if int(found) > FORMAT:
+                    raise NewerFormatError(path, int(found), FORMAT)
+                dbs |= {db: env.open_db(db.value.encode(), create=False) for db in Db}
+                with env.begin(buffers=True) as txn:
+                    yield _LmdbTransaction(txn, dbs)
+            finally:
+                env.close()
+    except (FileNotFoundError, NotADirectoryError, lmdb.NotFoundError) as error:
+        raise NotAStoreError(path) from error
+    except PermissionError as error:
+        raise StorePermissionError(path, str(error)) from error
+
+
+def _reserve_lock(path: str) -> None:
+    """Makes LMDB's lock file, which it would make sparse and map: SIGBUS on a full disk.
+
+    One that is there is not touched: closing it would end locks that this process has on it.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        return
+    try:
+        os.posix_fallocate(fd, 0, LOCK_BYTES)
+    except OSError:
+        os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    """Turns LMDB's errors into the store's, leaving those about the map's size."""
+    try:
+        yield
+    except (lmdb.MapFullError, lmdb.MapResizedError, lmdb.NotFoundError):
+        raise
+    except _DAMAGED as error:
+        raise StoreDamagedError(path, str(error)) from error
+    except lmdb.Error as error:
+        code = getattr(error, "code", 0)
+        if code in _FULL or (code == errno.EIO and _is_full(path)):
+            raise StoreFullError(path) from error
+        if code in {errno.EACCES, errno.EPERM, errno.EROFS}:
+            raise StorePermissionError(path, str(error)) from error
+        raise StoreDamagedError(path, str(error)) from error
+
+
+def _is_full(path: str) -> bool:
+    """Tells whether the disk has no room, of which LMDB says EIO when it could write a part."""
+    try:
+        fd = os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, 1 << 20)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        return error.errno in _FULL
+    return False

@@ -1,0 +1,1 @@
+"""Trees as they are stored: directories, links, layers, history, and what differs."""

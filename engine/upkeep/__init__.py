@@ -1,0 +1,1 @@
+"""What is reachable, what is damaged, what it takes: collection, verification, repair, usage."""

@@ -1,0 +1,1 @@
+"""Trees in memory for search loops, and their commits."""
