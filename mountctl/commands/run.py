@@ -182,7 +182,8 @@ def _attempt(
     if ended.left:
         output.note(f"what {command[0]!r} left running goes on in @{session.name}, which is busy")
     else:
-        with contextlib.suppress(OSError):  # it would only have served the next one
+        # It would only have served the next one; the session may have been renamed, or removed.
+        with contextlib.suppress(OSError, EngineError):
             keep(
                 store.repository, session, command, attempt, ended,
                 asked=asked, target=target, estimates=estimates,
