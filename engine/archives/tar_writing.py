@@ -32,6 +32,10 @@ _TYPES = {
 }
 _LONGEST = 8**11
 """A size or time from here on does not fit into a plain header."""
+_PADDING = bytes(tarfile.BLOCKSIZE)
+_SMALL = 256 << 10
+"""Files up to this size are read with others, so many files or bytes at a time."""
+_BATCH_FILES, _BATCH_BYTES = 64, 1 << 20
 LONGEST_MAP = 4 << 20
 """A map of more bytes is not written, but the holes as zeros: readers refuse long headers."""
 
@@ -63,13 +67,22 @@ class TarWriter:
         self._linked: dict[bytes, bytes] = {}
         self.report = TarReport()
 
-    def add(self, path: bytes, entry: Entry) -> None:
-        """Writes a member. Raises what reading the content does, and OSError of the stream."""
+    def add(self, path: bytes, entry: Entry, data: bytes | None = None) -> None:
+        """Writes a member; `data` is a file's content, if it was read already.
+
+        Raises what reading the content does, and OSError of the stream.
+        """
         first = None
         if entry.link is not None:
             first = self._linked.setdefault(entry.link.group, path)
         if first is not None and first != path:
             self._write(_header(path, entry, first))
+        elif data is not None:
+            self._write(
+                b"".join(
+                    (_header(path, entry, None), data, _PADDING[: -entry.size % tarfile.BLOCKSIZE])
+                )
+            )
         elif entry.kind == Kind.FILE and (sparse := _sparse_map(self._objects, entry)):
             pieces, text = sparse
             self._write(_header(path, entry, None, len(text) + sum(size for _, size in pieces)))
@@ -122,11 +135,52 @@ def write_tar(
             progress(writer.report.entries, total, writer.report.bytes)
 
     writer = TarWriter(objects, out, tell)
-    for path, entry in members:
-        writer.add(path, entry)
+    for path, entry, data in _read_ahead(objects, members):
+        writer.add(path, entry, data)
         tell()
     writer.end()
     return writer.report
+
+
+def _read_ahead(
+    objects: Objects, members: Iterable[tuple[bytes, Entry]]
+) -> Iterator[tuple[bytes, Entry, bytes | None]]:
+    """Yields members in their order, small files with their content.
+
+    One view of the store serves many: opening one takes longer than reading a small file.
+    """
+    for batch in _batches(members):
+        for (path, entry), data in zip(batch, _contents(objects, batch), strict=True):
+            yield path, entry, data
+
+
+def _batches(
+    members: Iterable[tuple[bytes, Entry]],
+) -> Iterator[list[tuple[bytes, Entry]]]:
+    batch: list[tuple[bytes, Entry]] = []
+    size = 0
+    for member in members:
+        batch.append(member)
+        size += min(member[1].size, _SMALL)
+        if len(batch) >= _BATCH_FILES or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _contents(objects: Objects, batch: list[tuple[bytes, Entry]]) -> list[bytes | None]:
+    """Returns the contents of small files without holes and further names; else None."""
+    found: list[bytes | None] = []
+    with objects.chunks() as chunk:
+        for _, entry in batch:
+            if entry.kind != Kind.FILE or entry.link is not None or entry.size > _SMALL:
+                found.append(None)
+            elif isinstance(entry.content, bytes):
+                found.append(entry.content)
+            else:
+                found.append(content.read_small(entry, chunk))
+    return found
 
 
 def _sparse_map(objects: Objects, entry: Entry) -> tuple[list[Piece], bytes] | None:

@@ -279,6 +279,22 @@ def stream(
             yield memoryview(plain)[start:stop]
 
 
+def read_small(entry: Entry, chunk: "ReadChunk") -> bytes | None:
+    """Returns all of a file that is one run of chunks; None for one with holes or lists.
+
+    `chunk` is what `Objects.chunks` has given. Raises what `read` does.
+    """
+    assert not isinstance(entry.content, bytes)
+    if any(ref.id is None or ref.level for ref in entry.content):
+        return None
+    parts = []
+    for ref in entry.content:
+        plain = chunk(ChunkId(ref.id or b""))
+        _check_length(ref, plain)
+        parts.append(plain)
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+
 def _parts(
     objects: Objects, refs: tuple[Ref, ...], offset: int, size: int
 ) -> Iterator[tuple[Ref, int, int]]:
