@@ -121,7 +121,8 @@ class StoreAccess:
     def reset(self, session: str, to: SnapshotId | None) -> None:
         """Throws away what a session changed; with `to`, goes on from another snapshot."""
         if self._daemon is None:
-            with self.repository.sessions.hold(session, "resetting it") as held:
+            sessions = self.repository.sessions
+            with sessions.hold(session, "resetting it", recover=False) as held:
                 held.reset(to)
                 held.clean()
         else:
@@ -130,8 +131,9 @@ class StoreAccess:
     def remove(self, session: str) -> None:
         """Removes a session and all that it changed."""
         if self._daemon is None:
-            with self.repository.sessions.hold(session, "removing it") as held:
-                self.repository.sessions.remove(held)
+            sessions = self.repository.sessions
+            with sessions.hold(session, "removing it", recover=False) as held:
+                sessions.remove(held)
         else:
             self._daemon.ask(messages.Remove(session))
 

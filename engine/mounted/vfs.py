@@ -179,14 +179,14 @@ class Vfs:
 
     # Sessions.
 
-    def session(self, name: str) -> LiveSession:
-        """Returns a session, taken for this mount. Raises NotFoundError, LeaseHeldError."""
+    def session(self, name: str, *, recover: bool = True) -> LiveSession:
+        """Returns a session, taken for this mount; see `Sessions.hold`, which it raises as."""
         live = self.live.get(name)
         if live is None:
             lent = self.lent.get(name)
             if lent is not None and lent.reserved:
                 raise LeaseHeldError(f"session {name!r}", {})
-            held = self.repository.sessions.hold(name, "the mount")
+            held = self.repository.sessions.hold(name, "the mount", recover=recover)
             self.lent.pop(name, None)
             overlay = open_overlay(
                 self.repository.objects, held.upper(), held.session.root,
@@ -328,7 +328,7 @@ class Vfs:
 
     def reset(self, name: str, to: SnapshotId | None) -> Session:
         """Throws away what a session changed."""
-        live = self.session(name)
+        live = self.session(name, recover=False)
         session = live.held.reset(to)
         live.held.clean()  # while it is held: the next holder may have a newer upper
         self.drop_session(name)
@@ -337,7 +337,7 @@ class Vfs:
     def remove(self, name: str) -> None:
         """Removes a session and what it changed."""
         self.drop_session(name)
-        with self.repository.sessions.hold(name, "removing it") as held:
+        with self.repository.sessions.hold(name, "removing it", recover=False) as held:
             self.repository.sessions.remove(held)
         lent = self.lent.pop(name, None)
         if lent is not None:

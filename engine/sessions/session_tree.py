@@ -11,7 +11,6 @@ index, Documentation/technical/racy-git.txt).
 """
 
 import os
-import stat
 import time
 from collections.abc import Iterator
 
@@ -92,7 +91,7 @@ class SessionTree:
         first = {sign[0] for sign in self._known}
         read = [
             status.st_size
-            for status in _files(self._upper(), b"")
+            for _, status in self._upper().inside(b"")
             if status.st_ino in first and status.st_atime_ns >= self._started_ns
         ]
         return TreeReads(len(read), sum(read))
@@ -120,11 +119,3 @@ def _known(objects: Objects, upper: Upper, path: bytes, folder: Entry) -> Iterat
             yield from _known(objects, upper, path + b"/" + name if path else name, entry)
         elif entry.kind == Kind.FILE:
             yield sign_of(status), (entry.content, entry.mode, entry.xattrs)
-
-
-def _files(upper: Upper, path: bytes) -> Iterator[os.stat_result]:
-    for name, status in upper.scan(path):
-        if status is not None and stat.S_ISDIR(status.st_mode):
-            yield from _files(upper, path + b"/" + name if path else name)
-        elif status is not None:
-            yield status

@@ -151,7 +151,7 @@ class Sessions:
         """Removes the `unused` sessions, but for those that a mount shows."""
         for session in self.unused():
             with contextlib.suppress(LeaseHeldError, NotFoundError):
-                self.remove(self.hold(session.name, "removing it"))
+                self.remove(self.hold(session.name, "removing it", recover=False))
 
     def _add(self, session: Session, save: Callable[[Writer], None]) -> Session:
         # The lease, for `sweep` removes directories that have no record.
@@ -193,8 +193,14 @@ class Sessions:
         os.mkdir(upper.root, 0o700)
         upper.dress(upper.root, session.root)
 
-    def hold(self, name: str, what: str, wait: float = 0.0) -> "HeldSession":
-        """Takes a session for oneself. Raises NotFoundError, LeaseHeldError."""
+    def hold(
+        self, name: str, what: str, wait: float = 0.0, *, recover: bool = True
+    ) -> "HeldSession":
+        """Takes a session for oneself. Raises NotFoundError, LeaseHeldError.
+
+        Without `recover`, a full tree that a killed holder has left is thrown away instead of
+        taken in, which may fail: for who throws away what was changed.
+        """
         while True:
             asked = self.get(name)
             lease = self._acquire(asked, what, wait)
@@ -204,7 +210,8 @@ class Sessions:
                     lease.release()
                     continue
                 held = HeldSession(self, self._store, self._objects, session, lease)
-                held.recover()
+                if recover:
+                    held.recover()
                 self._tidy(held.session)
             except BaseException:
                 lease.release()

@@ -154,7 +154,7 @@ class Upper:
         """Tells whether the kernel's overlayfs would show something else: it must be folded."""
         return any(
             self.redirect(path) is not None or self._mark(self.at(path)) == b"x"
-            for path, status in self._inside(b"")
+            for path, status in self.inside(b"")
             if stat.S_ISDIR(status.st_mode)
         )
 
@@ -168,7 +168,7 @@ class Upper:
         with contextlib.suppress(FileExistsError):
             os.mkdir(self._note(), 0o700)
         os.setxattr(self._note(), NOTE, b"")
-        for path, status in self._inside(b""):
+        for path, status in self.inside(b""):
             if not _has_bits(status):
                 continue
             where = self.at(path)
@@ -210,14 +210,14 @@ class Upper:
     def _note(self) -> bytes:
         return self.work + b"/work"
 
-    def _inside(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+    def inside(self, path: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
         """Yields everything, directories after what is in them."""
         for name, status in self.scan(path):
             below = path + b"/" + name if path else name
             if status is None:
                 continue
             if stat.S_ISDIR(status.st_mode):
-                yield from self._inside(below)
+                yield from self.inside(below)
             else:
                 yield below, status
         yield path, os.lstat(self.at(path))

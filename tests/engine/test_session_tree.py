@@ -12,32 +12,15 @@ import pytest
 import engine.sessions.sessions
 from engine import Repository, SnapshotId
 from engine.host.leases import LeaseHeldError
-from engine.sessions.freezing import Freeze
+from engine.mounted.inodes import Owner
+from engine.mounted.vfs import Vfs
+from engine.sessions.freezing import Freeze, TooDeepError
 from engine.sessions.session_tree import SessionTree
+from engine.storage.nodes import DEEPEST
 from engine.storage.store import StoreFullError
 from tests.engine.killing import KILLER, Killed
 from tests.engine.test_killed import settled
-from tests.engine.test_session_machine import make_base
 from tests.engine.trees import Tree, noise, of_directory, of_entry
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    path = tmp_path / "base"
-    path.mkdir()
-    make_base(path)
-    return path
-
-
-@pytest.fixture
-def first(repository: Repository, base: Path) -> SnapshotId:
-    return SnapshotId(repository.import_directory(str(base)).snapshot)
-
-
-@pytest.fixture
-def session(repository: Repository, first: SnapshotId) -> str:
-    repository.sessions.create("s", (None, None, first))
-    return "s"
 
 
 def tree(repository: Repository, name: str = "@s") -> Tree:
@@ -257,6 +240,33 @@ def test_a_full_disk_keeps_it_for_later(
         with pytest.raises(StoreFullError), repository.tree("@s"):
             pass
     assert tree(repository) == left
+
+
+def test_what_cannot_be_a_tree_is_given_up_by_a_reset(repository: Repository, session: str):
+    def dig(path: Path) -> None:
+        fd = os.open(path, os.O_PATH)
+        for _ in range(DEEPEST + 2):
+            os.mkdir("deep", dir_fd=fd)
+            below = os.open("deep", os.O_PATH, dir_fd=fd)
+            os.close(fd)
+            fd = below
+        os.close(fd)
+
+    before = tree(repository)
+    with repository.sessions.hold("s", "testing") as held, repository.storing():
+        full = SessionTree(repository.store, repository.objects, held)
+        full.make()
+        dig(Path(full.path))
+        with pytest.raises(TooDeepError):
+            full.take_in()
+    with pytest.raises(TooDeepError):
+        repository.sessions.hold("s", "testing")
+    vfs = Vfs(repository, Owner(os.getuid(), os.getgid()), {})
+    with pytest.raises(TooDeepError):
+        vfs.session("s")
+    vfs.reset("s", None)
+    vfs.close()
+    assert tree(repository) == before
 
 
 def test_removing_the_session_removes_it(repository: Repository, left: Tree):

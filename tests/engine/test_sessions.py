@@ -32,30 +32,10 @@ from engine.storage.store import Db
 from tests.conftest import ROOT
 from tests.engine.kernel import EXCHANGE, Kernel
 from tests.engine.test_killed import settled
-from tests.engine.test_session_machine import make_base
 from tests.engine.trees import Tree, noise, of_directory, of_entry
 
 OWNER = Owner(os.getuid(), os.getgid())
 REG = stat.S_IFREG
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    path = tmp_path / "base"
-    path.mkdir()
-    make_base(path)
-    return path
-
-
-@pytest.fixture
-def first(repository: Repository, base: Path) -> SnapshotId:
-    return SnapshotId(repository.import_directory(str(base)).snapshot)
-
-
-@pytest.fixture
-def session(repository: Repository, first: SnapshotId) -> str:
-    repository.sessions.create("s", (None, None, first))
-    return "s"
 
 
 @pytest.fixture
