@@ -105,7 +105,7 @@ _PHASES = {
 def calibrate(store: str) -> Costs:
     """Returns what the modes cost here; a mode that is not possible has another machine's costs.
 
-    Takes some ten seconds. Raises OSError, StoreFullError.
+    Takes 10 to 20 seconds. Raises OSError, StoreFullError.
     """
     with (
         tempfile.TemporaryDirectory(prefix="calibrating-", dir=store) as home,

@@ -1,6 +1,6 @@
 """Runs a command in the mode that should be the fastest, and keeps what that took.
 
-The seed design calls it the hybrid strategy. `plan` estimates each mode by `cost_model` from
+`plan` estimates each mode by `cost_model` from
 earlier runs of the same command (`run_records`) and the machine's costs (`calibration`). An
 `Attempt` takes the first mode that is possible, and tells afterwards what the run took and did.
 """
@@ -40,7 +40,8 @@ from fsdriver.running import Ended, ModeRefusedError, Place, Run, find_place, mo
 GENERATIONS = 1000
 """How many ancestors of a tree count as the same tree for the runs of a command."""
 
-_ASKING = ("LOOKUP", "READ", "READDIR", "READDIRPLUS", "READLINK")
+_GIVEN = "given"
+_ASKING = ("LOOKUP", "READ", "READDIR", "READDIRPLUS", "READLINK", _GIVEN)
 _MAKING = ("CREATE", "MKDIR", "MKNOD", "SYMLINK", "LINK")
 _REMOVING = ("UNLINK", "RMDIR")
 
@@ -144,9 +145,9 @@ class Attempt:
                     self._repository, self._session, mode, self._place,
                     at=self._at, lease=self._lease, progress=progress,
                 )  # fmt: skip
-                self._root = self._repository.sessions.get(self._session).root
                 self._before = self._counts()
                 self._run.prepare(name)
+                self._root = self._repository.sessions.get(self._session).root
                 return self._run
             except (ModeRefusedError, LaunchError) as error:
                 self._refuse(error)
@@ -203,7 +204,10 @@ class Attempt:
     # What it took and did.
 
     def _counts(self) -> dict[str, int]:
-        """Returns how many messages of each kind came to the mount so far."""
+        """Returns how many messages of each kind came to the mount so far.
+
+        And how often it gave what nobody had asked for yet: it would have been asked.
+        """
         if self._run is None or self._run.mode == FULL or self._place is None:
             return {}
         try:
@@ -215,7 +219,7 @@ class Attempt:
         except DaemonLostError:
             return {}
         assert isinstance(reply, messages.Statistics)
-        return reply.groups["messages"]
+        return {**reply.groups["messages"], _GIVEN: reply.groups["ahead"].get("given", 0)}
 
     def outcome(self) -> Outcome:
         """Returns what the run took and did, once it is closed. Raises OSError."""

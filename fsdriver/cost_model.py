@@ -39,9 +39,9 @@ class Work(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a command asks of its tree, and does to it.
 
     `asked` are requests for what the kernel has not seen yet: in a mount messages that came to
-    its daemon, in a checkout files that were read. `made` are new entries, `rewritten` files of
-    the base that were changed, `removed` names of the base that are gone. `read` and `written`
-    are bytes.
+    its daemon, or were spared by giving ahead, in a checkout files that were read. `made` are new
+    entries, `rewritten` files of the base that were changed, `removed` names of the base that are
+    gone. `read` and `written` are bytes.
     """
 
     asked: int = 0
@@ -77,20 +77,24 @@ class Costs(msgspec.Struct, frozen=True):
 
 
 ELSEWHERE = Costs(
-    0.45,
+    0.2,
     {
         LAZY: ModeCosts(
-            0.03, asked=8e-5, read=2e-10, made=4e-4, rewritten=4e-4, written=1e-9, removed=2e-4
+            0.025,
+            asked=1e-4,
+            read=1.25e-9,
+            made=3.7e-4,
+            rewritten=1.5e-3,
+            written=1.3e-9,
+            removed=1e-4,
         ),
         OVERLAY: ModeCosts(
-            0.06, asked=8e-5, read=2e-10, made=1e-5, rewritten=1.5e-4, written=1e-10, removed=2e-5
+            0.03, asked=1e-4, read=1.5e-9, rewritten=1.4e-3, written=2e-11, removed=8e-6
         ),
-        FULL: ModeCosts(
-            0.03, entry=1.2e-4, byte=1.5e-9, made=1.2e-4, rewritten=1.2e-4, written=5e-9
-        ),
+        FULL: ModeCosts(0.06, entry=4e-4, byte=6e-10, made=4e-5, rewritten=4e-5, written=8e-10),
     },
 )
-"""For a machine that was never calibrated: figures of one with two cores and an SSD, rounded."""
+"""For a machine that was never calibrated: medians of some calibrations of one with two cores."""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

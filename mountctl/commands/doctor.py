@@ -23,7 +23,7 @@ _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 )
 @click.option(
     "--calibrate", is_flag=True,
-    help="Measure what the modes of `run` cost here, on the store's disk; takes some ten seconds.",
+    help="Measure what the modes of `run` cost here, on the store's disk, in up to 20 seconds.",
 )  # fmt: skip
 @click.pass_context
 @pass_invocation

@@ -80,10 +80,15 @@ def test_commit_if_it_succeeded(mountctl, work, first):
 
 
 def test_where_a_mode_is_not_possible_it_says_so(mountctl, work):
+    costs = {"overlay": {"start": 0.0}, "full": {"start": 1.0}, "lazy": {"start": 9.0}}
+    (mountctl.store / "costs").write_text(
+        json.dumps({"mount": 0.0, "modes": costs, "machine": this_machine()})
+    )
     with (work / "data.bin").open("rb"):
         done = mountctl.run("run", "work", "--", "pwd")
         assert done.stdout == f"{work}\n"
         said = done.stderr.splitlines()
+        assert len(said) == 2
         assert all(line.startswith(f"runs in {work} by lazy: ") for line in said)
         assert all(line.endswith("data.bin") for line in said)
         assert mountctl.run("run", "work", "-q", "--", "true").stderr == ""
