@@ -2,6 +2,7 @@
 
 import os
 import socket
+import struct
 from types import TracebackType
 
 import msgspec
@@ -11,6 +12,10 @@ from engine.host.leases import holder_of, is_held
 from fsdriver.messages import AnyReply, AnyRequest, Failed
 
 LONGEST_LINE = 64 << 20
+
+# Each a struct timeval: seconds, microseconds. Zero waits for ever.
+_PATIENCE = struct.pack("@ll", 10, 0)
+_WITHOUT_END = struct.pack("@ll", 0, 0)
 
 
 class DaemonError(EngineError):
@@ -37,8 +42,7 @@ class Client:
         self.pid = pid
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._socket.settimeout(10.0)
-            connect(self._socket, path)
+            _connect_patiently(self._socket, path)
             self._socket.settimeout(timeout)
         except OSError as error:
             self._socket.close()
@@ -99,6 +103,20 @@ def connect(sock: socket.socket, path: str) -> None:
         sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
     finally:
         os.close(folder)
+
+
+def _connect_patiently(sock: socket.socket, path: str) -> None:
+    """Connects, and waits up to ten seconds for room among those that wait to be let in.
+
+    Python's own timeout makes the socket non-blocking, and then a full queue is an error at once
+    (connect(2): EAGAIN), however soon the daemon would have taken the next one out of it.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _PATIENCE)
+    try:
+        connect(sock, path)
+    except BlockingIOError as error:
+        raise TimeoutError(error.errno, "too many others wait for it") from error
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _WITHOUT_END)
 
 
 def bind(sock: socket.socket, path: str) -> None:

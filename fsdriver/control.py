@@ -288,5 +288,5 @@ def listen(store_path: str) -> socket.socket:
         os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     bind(sock, path)
-    sock.listen(16)
+    sock.listen(128)
     return sock
