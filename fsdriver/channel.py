@@ -47,6 +47,7 @@ from engine import InodeNo
 from fsdriver import protocol
 from fsdriver.abilities import Abilities
 from fsdriver.device import MountRefusedError, mount
+from fsdriver.guard import Guard
 from fsdriver.mountpoint import UnmountError, mounts, unmount
 from fsdriver.seat import Seat
 
@@ -73,6 +74,8 @@ _ANSWERED_HERE = frozenset(
 
 _ROOT = 1
 
+_GUARDS = 10
+"""So many times at most a guard is replaced that somebody has ended."""
 _GATHERED = 64
 """So many FORGETs at most wait until they are passed on as one."""
 _IN_A_ROW = 32
@@ -83,10 +86,7 @@ _SOON = 50_000
 To be woken takes as long: who asks in a loop is answered in two thirds of the time.
 """
 
-LARGEST_IO = 1 << 20
-"""The most that a read or write moves in one message, if the socket's buffer has room."""
 _PAGE = 4096
-_HEADROOM = 8192
 
 
 class Part(NamedTuple):
@@ -105,9 +105,9 @@ class Part(NamedTuple):
 class _Connection:
     """One mount: its device, and how its numbers are told from the other's."""
 
-    def __init__(self, device: int, mountpoint: str, root: int) -> None:
+    def __init__(self, device: int, mountpoint: str, root: int, guard: Guard) -> None:
         self.device, self.mountpoint, self.root = device, mountpoint, root
-        self.inbox = bytearray(LARGEST_IO + _HEADROOM)
+        self.inbox = guard.protect(device, protocol.LARGEST_IO + protocol.HEADROOM)
         self.inbox_view = memoryview(self.inbox)
 
     def write(self, message: memoryview | bytes) -> None:
@@ -165,8 +165,13 @@ class Channel:
         self._forgotten: list[bytes] = []
         self._waiting: tuple[_Connection, memoryview] | None = None
         """A request that comes after what was forgotten, and is still in its inbox."""
-        device = mount(mountpoint, source=source, allow_other=allow_other)
-        self._whole = _Connection(device, mountpoint, _ROOT)
+        self._guard = Guard()
+        try:
+            device = mount(mountpoint, source=source, allow_other=allow_other)
+        except BaseException:
+            self._guard.close()
+            raise
+        self._whole = _Connection(device, mountpoint, _ROOT, self._guard)
         try:
             self._ours, self._theirs = socket.socketpair(
                 socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
@@ -189,14 +194,14 @@ class Channel:
     def _bound_messages(self) -> None:
         """Asks for room in the socket and settles for what there is."""
         for end in (self._ours, self._theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * LARGEST_IO)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * protocol.LARGEST_IO)
         room = self._theirs.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
-        self._largest = LARGEST_IO
-        while self._largest + _HEADROOM > room // 2 and self._largest > 16 * _PAGE:
+        self._largest = protocol.LARGEST_IO
+        while self._largest + protocol.HEADROOM > room // 2 and self._largest > 16 * _PAGE:
             self._largest //= 2
         self._init_unique: int | None = None
         self._kernel_flags = 0
-        self._outbox = bytearray(LARGEST_IO + _HEADROOM)
+        self._outbox = bytearray(protocol.LARGEST_IO + protocol.HEADROOM)
         self._outbox_view = memoryview(self._outbox)
 
     async def serve(self, ready: Callable[[], None]) -> None:
@@ -211,6 +216,7 @@ class Channel:
         async with trio.open_nursery() as nursery:
             self._listen(self._whole)
             nursery.start_soon(self._complete, ready)
+            nursery.start_soon(self._keep_guard)
             pyfuse3.trio = _TrioForPyfuse3(self)  # type: ignore[attr-defined]  # it has no types
             try:
                 await pyfuse3.main(min_tasks=2, max_tasks=99)
@@ -239,7 +245,7 @@ class Channel:
             self._wanted = None
             self._whole.notify(protocol.INVAL_ENTRY, _ROOT, _name(os.fsencode(wanted.name)))
             return
-        self._part = _Connection(device, where, wanted.root)
+        self._part = _Connection(device, where, wanted.root, self._guard)
         self._listen(self._part)
         self.abilities.no_open = bool(self._kernel_flags & protocol.NO_OPEN_SUPPORT)
 
@@ -284,6 +290,14 @@ class Channel:
             unmount(self._mountpoint, lazy=True)  # and what is mounted inside
         for connection in {*self._connections, self._whole}:
             os.close(connection.device)
+        self._guard.close()  # which has them, too: an answer would be waited for
+
+    async def _keep_guard(self) -> None:
+        """Starts another guard when somebody has ended it, but not again and again."""
+        for _ in range(_GUARDS):
+            await trio.lowlevel.wait_readable(self._guard.fileno())
+            log.warning("the guard has ended, and another one begins")
+            self._guard.start()
 
     # From the kernel.
 
@@ -363,6 +377,7 @@ class Channel:
             self.stop()
             return None
         os.close(connection.device)
+        self._guard.release(connection.device)
         if connection is self._part:
             self._part = None
             if not self._unmounting:

@@ -38,6 +38,11 @@ NAMES = {
 }  # fmt: skip
 """Of requests, by opcode."""
 
+LARGEST_IO = 1 << 20
+"""The most that a read or write moves in one message, if the socket's buffer has room."""
+HEADROOM = 8192
+"""A request may be so much longer."""
+
 BY_HANDLE = frozenset({READ, WRITE, FSYNC, READDIR, READDIRPLUS, FSYNCDIR})
 """Requests whose body begins with a file handle, which pyfuse3 passes on without the node."""
 SIZED = frozenset({READ, READDIR, READDIRPLUS})
@@ -82,7 +87,7 @@ def is_served(name: bytes | memoryview) -> bool:
 KEEP_CACHE, NO_FLUSH = 1 << 1, 1 << 5
 """Flags of a reply to OPEN."""
 
-INVAL_INODE, INVAL_ENTRY, STORE = 2, 3, 4
+INVAL_INODE, INVAL_ENTRY, STORE, RESEND = 2, 3, 4, 7
 """Notifications."""
 STORE_HEAD = struct.Struct("=IiQQQII")
 """A notification's head; then node, offset, size, padding. The data follow."""
