@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from engine import Repository
 from fsdriver.mountpoint import our_mount, unmount
 from tests.fsdriver.conftest import PATIENCE, PLAIN, Mount, until
 
@@ -181,7 +180,8 @@ def test_a_mount_killed_while_it_reads_ahead_fails(own: Mount, tmp_path: Path):
         for reader in readers:
             assert reader.wait(PATIENCE) in {1, 2}
         own.clear()
-    assert Repository.open(str(own.store))
+    with own.repository() as repository:
+        assert not repository.verify().damage
 
 
 def test_a_guard_that_is_killed_is_replaced(own: Mount):
