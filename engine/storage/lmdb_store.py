@@ -113,6 +113,40 @@ class _LmdbTransaction:
         return self._txn.delete(key, db=self._dbs[db])
 
 
+class _View:
+    """A view of a store, as a context. Not a generator's: every miss of a cache opens one."""
+
+    __slots__ = ("_depth", "_is_outer", "_store", "_txn")
+
+    def __init__(self, store: "LmdbStore") -> None:
+        self._store = store
+
+    def __enter__(self) -> _LmdbTransaction:
+        store = self._store
+        self._depth = store._begin_reading()
+        try:
+            self._txn, self._is_outer = store._begin_view(self._depth)
+        except BaseException as error:
+            store._end_reading(self._depth)
+            if isinstance(error, lmdb.Error):
+                with _translated(store.path):
+                    raise
+            raise
+        return _LmdbTransaction(self._txn, store._dbs)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        try:
+            if not self._is_outer:
+                self._txn.abort()
+        finally:
+            self._store._end_reading(self._depth)
+        if isinstance(error, lmdb.Error):
+            with _translated(self._store.path):
+                raise error
+
+
 class LmdbStore(Store):
     """One LMDB environment. A process opens a given store once."""
 
@@ -213,32 +247,37 @@ class LmdbStore(Store):
             self._env.open_db(db.value.encode(), txn=txn._txn, create=True)
         txn.put(Db.META, b"format", str(FORMAT).encode())
 
-    @contextmanager
-    def read(self) -> Iterator[_LmdbTransaction]:
-        depth = getattr(self._thread, "reads", 0)
+    def read(self) -> _View:
+        return _View(self)
+
+    def _begin_reading(self) -> int:
+        """Waits until the map does not grow; returns how many views this thread has open."""
+        depth: int = getattr(self._thread, "reads", 0)
         with self._gate:
             while self._growing and not depth:  # whoever holds one already is waited for
                 self._gate.wait()
             self._readers += 1
         self._thread.reads = depth + 1
+        return depth
+
+    def _begin_view(self, depth: int) -> "tuple[lmdb.Transaction[memoryview], bool]":
+        """Begins a transaction, or gives this thread's outer one; tells if it is that."""
         try:
-            with _translated(self.path):
-                try:
-                    txn = self._env.begin(buffers=True)
-                except lmdb.MapResizedError:
-                    # The map cannot grow under this thread's own outer view, which serves here.
-                    txn = self._thread.outer if depth else self._adopt_map_and_begin()
-                if depth and txn is self._thread.outer:
-                    yield _LmdbTransaction(txn, self._dbs)
-                    return
-                with txn:
-                    if not depth:
-                        self._thread.outer = txn
-                    yield _LmdbTransaction(txn, self._dbs)
-        finally:
-            self._thread.reads = depth
-            with self._gate:
-                self._readers -= 1
+            txn = self._env.begin(buffers=True)
+        except lmdb.MapResizedError:
+            # The map cannot grow under this thread's own outer view, which serves here.
+            if depth:
+                return self._thread.outer, True
+            txn = self._adopt_map_and_begin()
+        if not depth:
+            self._thread.outer = txn
+        return txn, False
+
+    def _end_reading(self, depth: int) -> None:
+        self._thread.reads = depth
+        with self._gate:
+            self._readers -= 1
+            if self._growing:
                 self._gate.notify_all()
 
     def _adopt_map_and_begin(self) -> "lmdb.Transaction[memoryview]":
