@@ -9,6 +9,9 @@ from typing import IO
 
 import click
 
+_BUFFER = 1 << 20
+"""Members of archives are small, and a call of the kernel for each would take long."""
+
 
 @contextmanager
 def written(path: str) -> Iterator[IO[bytes]]:
@@ -37,7 +40,7 @@ def _appearing(path: str) -> Iterator[IO[bytes]]:
     parent, name = os.path.split(path)
     temporary = os.path.join(parent, f".{name[:50]}.{secrets.token_hex(4)}")
     try:
-        with open(temporary, "xb") as out:
+        with open(temporary, "xb", buffering=_BUFFER) as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
