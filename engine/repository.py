@@ -19,8 +19,8 @@ from engine.archives.bundle_applying import ApplyReport, apply_bundle
 from engine.archives.bundle_creating import BundleReport, create_bundle
 from engine.archives.oci_reading import read_image
 from engine.archives.oci_writing import OciReport, State, write_image
+from engine.archives.tar_crew import Crew, workers_for, write_tree
 from engine.archives.tar_reading import TarReader
-from engine.archives.tar_crew import workers_for, write_tree
 from engine.archives.tar_writing import TarReport, everything, write_tar
 from engine.episodes.episodes import Episodes
 from engine.episodes.trajectories import holders_of
@@ -608,9 +608,8 @@ class Repository:
         With other processes where that is faster; see `tar_crew`.
         """
         if workers := workers_for(root):
-            return write_tree(
-                self.objects, root, out, store=self.path, workers=workers, progress=progress
-            )
+            with Crew(self.path, workers) as crew:
+                return write_tree(self.objects, root, out, crew, progress=progress)
         total = root.totals.entries + 1 if root.totals else None
         members = everything(self.objects, root)
         return write_tar(self.objects, members, out, total=total, progress=progress)

@@ -9,7 +9,6 @@ same with any number of them, and so are the errors. None outlives the export.
 import mmap
 import os
 import select
-import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +31,10 @@ FEW_ENTRIES, FEW_BYTES = 8_192, 256 << 20
 """A tree of no more than this is made alone: starting others would take longer."""
 MOST_WORKERS = 4
 """One process puts together no more than so many make."""
+_PATIENCE = 1.0
+"""Seconds that a worker has to end by itself, before it is killed."""
+_AHEAD = 64
+"""How many things are known that come next in the archive."""
 _SLOTS = 3
 """How many parts a worker has: one that it is at, and what comes before and after it."""
 _START = "import sys; sys.path[:] = sys.argv[3:]; from engine.archives.tar_worker import main; " \
@@ -62,12 +65,11 @@ def write_tree(
     objects: Objects,
     root: Entry,
     out: IO[bytes],
+    crew: "Crew",
     *,
-    store: str,
-    workers: int,
     progress: Progress | None = None,
 ) -> TarReport:
-    """Writes all of a tree and the end, as `write_tar` does, with processes that open `store`."""
+    """Writes all of a tree and the end, as `write_tar` does; see `everything`."""
     total = root.totals.entries + 1 if root.totals else None
 
     def tell() -> None:
@@ -76,16 +78,16 @@ def write_tree(
 
     writer = TarWriter(objects, out, tell)
     writer.add(b".", root)
-    with Crew(store, workers) as crew:
-        for job, ticket in _assigned(_jobs(objects, root), crew):
-            if ticket is None or not crew.take(ticket, writer):
-                _make(objects, job, writer, tell)
-            tell()
+    for job, ticket in _assigned(jobs(objects, root), crew):
+        if ticket is None or not crew.take(ticket, writer):
+            make_here(objects, job, writer, tell)
+        tell()
     writer.end()
     return writer.report
 
 
-def _jobs(objects: Objects, root: Entry) -> Iterator[Job]:
+def jobs(objects: Objects, root: Entry) -> Iterator[Job]:
+    """Yields all that is below a tree's root, in the archive's order."""
     for part in parts(objects, root):
         if isinstance(part, Members) or part.entry.link is not None:
             yield part
@@ -97,28 +99,28 @@ def _jobs(objects: Objects, root: Entry) -> Iterator[Job]:
             yield Literal(padding(size))
 
 
-def _assigned(jobs: Iterator[Job], crew: "Crew") -> Iterator[tuple[Job, "Ticket | None"]]:
+def _assigned(coming: Iterator[Job], crew: "Crew") -> Iterator[tuple[Job, "Ticket | None"]]:
     """Yields jobs in their order, each given to somebody if anybody is free, some ahead."""
     waiting: deque[tuple[Job, Ticket | None]] = deque()
-    job = next(jobs, None)
+    job = next(coming, None)
     while job is not None or waiting:
-        while job is not None:
+        while job is not None and len(waiting) < _AHEAD:
             ticket = None
             if isinstance(job, Part):
                 ticket = crew.give(job)
                 if ticket is None:
                     break
             waiting.append((job, ticket))
-            job = next(jobs, None)
+            job = next(coming, None)
         if waiting:
             yield waiting.popleft()
         elif job is not None:
             yield job, None
-            job = next(jobs, None)
+            job = next(coming, None)
 
 
-def _make(objects: Objects, job: Job, writer: TarWriter, tell: Callable[[], None]) -> None:
-    """Makes a part here."""
+def make_here(objects: Objects, job: Job, writer: TarWriter, tell: Callable[[], None]) -> None:
+    """Makes a part in this process. Raises what `TarWriter.add` does."""
     if isinstance(job, Literal):
         writer.write(job.data)
         writer.report.entries += job.entries
@@ -131,8 +133,8 @@ def _make(objects: Objects, job: Job, writer: TarWriter, tell: Callable[[], None
     else:
         with objects.chunks() as chunk:
             for piece in job.pieces:
-                for data in content.part_of(*piece, chunk):
-                    writer.write(data)
+                for view in content.part_of(*piece, chunk):
+                    writer.write(view)
 
 
 class Ticket:
@@ -158,7 +160,7 @@ class _Worker:
                 # Its own group: what is typed at the terminal is for this process to answer.
                 self.process = subprocess.Popen(
                     [sys.executable, "-I", "-S", "-c", _START, store, str(memory), *sys.path],
-                    stdin=theirs, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                    stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                     pass_fds=(memory,), process_group=0,
                 )  # fmt: skip
         finally:
@@ -201,18 +203,26 @@ class _Worker:
         self.gone = len(data) < MADE.size
         return None if self.gone else MADE.unpack(data)
 
-    def end(self) -> None:
-        self.connection.close()
-        self.process.kill()  # it changes nothing that could be left half done
-        self.process.wait()
-
 
 class Crew:
     """Processes that make parts; a context manager at whose end there are none."""
 
     def __init__(self, store: str, workers: int) -> None:
+        """Each opens the store at `store`. `made` counts the parts that they have made."""
         self._store, self._wanted = store, workers
         self._workers: list[_Worker] = []
+        self.made = 0
+
+    @property
+    def pids(self) -> list[int]:
+        """The processes that were started."""
+        return [worker.process.pid for worker in self._workers]
+
+    def wait_ready(self) -> None:
+        """Waits until each of them can take a part, or is gone; nobody needs to."""
+        for worker in self._workers:
+            select.select([worker.connection], [], [])
+            worker.is_ready()
 
     def __enter__(self) -> "Crew":
         try:
@@ -221,7 +231,7 @@ class Crew:
         except OSError:
             pass  # no more processes or memory to be had: those that there are, or nobody
         except BaseException:
-            self._end()
+            self._end(idle=False)
             raise
         return self
 
@@ -231,11 +241,21 @@ class Crew:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._end()
+        self._end(idle=kind is None)
 
-    def _end(self) -> None:
+    def _end(self, *, idle: bool) -> None:
         for worker in self._workers:
-            worker.end()
+            worker.connection.close()  # it ends then, with what it is at
+            if idle:
+                worker.process.kill()
+        for worker in self._workers:
+            try:
+                # Killed in the middle it would leave its view of the store, and no page that is
+                # seen there is used again until somebody opens the store.
+                worker.process.wait(_PATIENCE)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
 
     def give(self, part: Part) -> Ticket | None:
         """Gives a part to whoever has the least to do; None if nobody can take one now."""
@@ -247,16 +267,24 @@ class Crew:
         worker = ticket.worker
         made, size, entries, rest = worker.wait(ticket)
         if made:
-            at = start = ticket.slot * SLOT_BYTES
-            end = start + size
-            for left in _left(worker.memory[end : end + rest]) if rest else ():
-                writer.write(worker.memory[at : start + left.at])
-                writer.add(left.path, left.entry)
-                at = start + left.at
-            writer.write(worker.memory[at:end])
-            writer.report.entries += entries
+            at = ticket.slot * SLOT_BYTES
+            end = at + size
+            left = _left(worker.memory[end : end + rest]) if rest else []
+            put(writer, worker.memory[at:end], entries, left)
+            self.made += 1
         worker.free.append(ticket.slot)
         return made
+
+
+def put(writer: TarWriter, data: memoryview, entries: int, left: list[Left]) -> None:
+    """Writes what `tar_worker.make` has made, and what it left, each in its place."""
+    done = 0
+    for member in left:
+        writer.write(data[done : member.at])
+        writer.add(member.path, member.entry)
+        done = member.at
+    writer.write(data[done:])
+    writer.report.entries += entries
 
 
 _left = msgspec.msgpack.Decoder(list[Left]).decode

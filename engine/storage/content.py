@@ -289,10 +289,8 @@ def read_small(entry: Entry, chunk: "ReadChunk") -> bytes | None:
     return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
 
-def parts(
-    objects: Objects, entry: Entry, offset: int, end: int
-) -> Iterator[tuple[Ref, int, int]]:
-    """Yields (chunk or hole, start in it, stop in it) of a file in pieces from `offset` to `end`."""
+def parts(objects: Objects, entry: Entry, offset: int, end: int) -> Iterator[tuple[Ref, int, int]]:
+    """Yields (chunk or hole, start in it, stop in it) of a file in pieces, `offset` to `end`."""
     if isinstance(entry.content, bytes):
         raise ValueError(f"{entry.name!r} has no pieces")
     return _parts(objects, entry.content, offset, end - offset)

@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import Repository, SnapshotId
+from engine.archives.tar_headers import header
 from engine.archives.tar_reading import ArchiveDamagedError, TarReader
-from engine.archives.tar_writing import _header, everything, write_tar
+from engine.archives.tar_writing import everything, write_tar
 from engine.plain.importing import ImportResult
 from engine.storage import content
 from engine.storage.chunking import SMALLEST_CHUNK, cut
@@ -262,7 +263,7 @@ def test_records_for_programs_that_know_no_sparse_files():
 def test_the_length_of_a_large_sparse_member():
     for size in (8**11 - 1, 8**11, 1 << 50):
         entry = Entry(b"", Kind.FILE, 0o644, 0, 1 << 60, (Ref(None, 1 << 60, 0),))
-        head = _header(b"d/f", entry, None, size)[-BLOCK:]
+        head = header(b"d/f", entry, None, size)[-BLOCK:]
         assert tarfile.TarInfo.frombuf(head, "utf-8", "strict").size == size
 
 
@@ -435,7 +436,7 @@ def test_attributes_of_others_are_left_out():
     assert of_entry(garden.objects, read(garden, data))[b"f"].xattrs == ((b"user.mine", b"z"),)
 
 
-def raw_header(kind: bytes, size: int) -> bytes:
+def rawheader(kind: bytes, size: int) -> bytes:
     info = tarfile.TarInfo("x")
     info.type, info.size = kind, size
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
@@ -443,13 +444,13 @@ def raw_header(kind: bytes, size: int) -> bytes:
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_long_headers_are_not_read(kind: bytes):
-    bomb = gzip.compress(raw_header(kind, 1 << 40) + bytes(64 << 20))
+    bomb = gzip.compress(rawheader(kind, 1 << 40) + bytes(64 << 20))
     with pytest.raises(ArchiveDamagedError, match="no header has"):
         read(Garden(), bomb)
 
 
 def test_headers_on_headers():
-    chain = b"".join(raw_header(tarfile.XGLTYPE, 0) for _ in range(5000))
+    chain = b"".join(rawheader(tarfile.XGLTYPE, 0) for _ in range(5000))
     with pytest.raises(ArchiveDamagedError):
         read(Garden(), chain + member("f") + bytes(100))
 
@@ -457,9 +458,9 @@ def test_headers_on_headers():
 def test_a_forged_size_allocates_nothing():
     for kind in (tarfile.REGTYPE, b"Z"):
         with pytest.raises(ArchiveDamagedError, match="it ends there"):
-            read(Garden(), raw_header(kind, 1 << 50) + bytes(5000))
+            read(Garden(), rawheader(kind, 1 << 50) + bytes(5000))
     with pytest.raises(ArchiveDamagedError):
-        read(Garden(), raw_header(tarfile.REGTYPE, -(1 << 40)) + END)
+        read(Garden(), rawheader(tarfile.REGTYPE, -(1 << 40)) + END)
 
 
 def test_times_that_are_none():
