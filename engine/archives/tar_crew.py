@@ -152,18 +152,21 @@ class _Worker:
 
     def __init__(self, store: str) -> None:
         memory = os.memfd_create("tar")
+        self.connection, theirs = socket.socketpair()
         try:
             os.ftruncate(memory, _SLOTS * SLOT_BYTES)
             self.memory = memoryview(mmap.mmap(memory, 0))
-            self.connection, theirs = socket.socketpair()
-            with theirs:
-                # Its own group: what is typed at the terminal is for this process to answer.
-                self.process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _START, store, str(memory), *sys.path],
-                    stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                    pass_fds=(memory,), process_group=0,
-                )  # fmt: skip
+            # Its own group: what is typed at the terminal is for this process to answer.
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-c", _START, store, str(memory), *sys.path],
+                stdin=theirs.fileno(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                pass_fds=(memory,), process_group=0,
+            )  # fmt: skip
+        except BaseException:
+            self.connection.close()
+            raise
         finally:
+            theirs.close()
             os.close(memory)
         self.free = list(range(_SLOTS))
         self.asked: deque[Ticket] = deque()

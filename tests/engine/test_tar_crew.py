@@ -11,14 +11,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from engine import Repository, SnapshotId
+from engine import ChunkId, Repository, SnapshotId
 from engine.archives import tar_parts
 from engine.archives.tar_crew import Crew, jobs, make_here, put, workers_for, write_tree
 from engine.archives.tar_parts import Extent, Members
 from engine.archives.tar_worker import Slot, SlotFullError, make
 from engine.archives.tar_writing import TarWriter, everything, write_tar
 from engine.errors import CorruptObjectError
+from engine.ids import digest
 from engine.storage.nodes import Entry, Kind, Ref, Totals
+from engine.storage.objects import NodeBuffer
 from engine.storage.store import Db
 from engine.trees.directory import directory_entry
 from tests.engine.planted import trees
@@ -191,10 +193,9 @@ def test_processes_make_the_same(repository: Repository, root: Entry, workers: i
     with Crew(repository.path, workers) as crew:
         handles = [os.pidfd_open(pid) for pid in crew.pids]
         together(repository, root, out, crew)
-        assert (crew.made > 20) == (workers > 0)
+        assert (crew.made > 10) == (workers > 0)
     assert ended(handles)
     assert out.getvalue() == alone(repository, root)
-    assert repository.statistics() is not None
 
 
 @pytest.mark.parametrize("after", [0, 1, 4_000_000])
@@ -255,16 +256,21 @@ def test_an_error_of_the_stream_ends_all(repository: Repository, root: Entry):
 
 def test_objects_that_are_not_stored_yet(repository: Repository):
     """A process sees its own commits before they are in the store; the others do not."""
-    with repository.workspace() as workspace:
-        for number in range(700):
-            workspace.write(b"%03d" % number, noise(20_000, number))
-        snapshot = workspace.commit().snapshot
-        assert snapshot is not None
-        tree = repository.snapshot(snapshot).root
-        out = io.BytesIO()
-        with Crew(repository.path, 2) as crew:
-            together(repository, tree, out, crew)
-        assert out.getvalue() == alone(repository, tree)
+    nodes, pending = NodeBuffer(), repository.objects.pending
+    files = []
+    for number in range(700):
+        data = noise(10_000, number)
+        identifier = ChunkId(digest(data))
+        pending.chunks[identifier] = data
+        pieces = (Ref(identifier, len(data), 0),)
+        files.append(Entry(b"%03d" % number, Kind.FILE, 0o644, 1, len(data), pieces))
+    tree = directory_entry(nodes.put, files, name=b"", mode=0o755, mtime_ns=1)
+    pending.nodes.update(nodes.nodes)
+    out = io.BytesIO()
+    with Crew(repository.path, 2) as crew:
+        together(repository, tree, out, crew)
+        assert crew.made == 0
+    assert out.getvalue() == alone(repository, tree)
 
 
 def test_who_cannot_start_any_works_alone(
