@@ -36,10 +36,6 @@ Fill = Callable[[memoryview], int]
 WINDOW_BYTES = 4 << 20
 """How much of a file is in memory at once while it is chunked."""
 
-_GATHERED, _VIEWS = 1 << 20, 512
-"""How many bytes, in how many chunks, are written to a large file by one call: threads that write
-to one file wait for each other."""
-
 _cutting = threading.Lock()
 """Held while a window is cut: the chunker holds the GIL, and threads that wait for it in turns
 take longer than one after the other."""
@@ -404,31 +400,16 @@ def write_range(objects: Objects, entry: Entry, fd: int, offset: int, end: int) 
     """
     if isinstance(entry.content, bytes):
         raise ValueError(f"{entry.name!r} has no pieces")
-    views: list[memoryview] = []
-    begin = at = offset  # of what is gathered, which ends at `at`
     with objects.chunks() as chunk:
         for ref, start, stop in _parts(objects, entry.content, offset, end - offset):
-            if at - begin >= _GATHERED or ref.id is None or len(views) == _VIEWS:
-                _write_all_at(fd, views, begin)
-                views, begin = [], at
-            at += stop - start
-            if ref.id is None:
-                begin = at
-                continue
-            plain = chunk(ChunkId(ref.id))
-            _check_length(ref, plain)
-            views.append(memoryview(plain)[start:stop])
-        _write_all_at(fd, views, begin)
-
-
-def _write_all_at(fd: int, views: list[memoryview], at: int) -> None:
-    while views:
-        count = os.pwritev(fd, views, at)
-        at += count
-        while views and count >= len(views[0]):
-            count -= len(views.pop(0))
-        if views:
-            views[0] = views[0][count:]
+            if ref.id is not None:
+                plain = chunk(ChunkId(ref.id))
+                _check_length(ref, plain)
+                view, at = memoryview(plain)[start:stop], offset
+                while view:
+                    count = os.pwrite(fd, view, at)
+                    view, at = view[count:], at + count
+            offset += stop - start
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:
