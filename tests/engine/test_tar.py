@@ -121,6 +121,29 @@ def test_gnu_tar_reads_what_we_write(repository: Repository, tree: Path, tmp_pat
     assert found == expected
 
 
+@given(
+    st.sampled_from([b"a/b", b"n" * 100, b"n" * 101, "ü".encode(), b"-"]),
+    st.sampled_from([Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK, Kind.FIFO]),
+    st.integers(0, 0o7777), st.integers(0, 8**11 - 1), st.integers(-(2**33), 2**34),
+    st.sampled_from([0, 1, 500_000_000, 123_456_789]), st.sampled_from([None, b"t", b"t" * 101]),
+)  # fmt: skip
+@many
+def test_headers_are_read_as_they_are_meant(path, kind, mode, size, seconds, ns, target):
+    text = b"to" if kind == Kind.SYMLINK else b""
+    entry = Entry(b"", kind, mode, seconds * 10**9 + ns, size, text)
+    made = header(path, entry, target)
+    with tarfile.TarFile(fileobj=io.BytesIO(made + bytes(1024))) as archive:
+        found = next(iter(archive))
+    assert os.fsencode(found.name) == path
+    assert found.isdir() == (kind == Kind.DIRECTORY and target is None)
+    assert found.mode == mode
+    assert found.mtime == pytest.approx(seconds + ns / 10**9, rel=1e-12)
+    assert (found.uid, found.gid, found.uname, found.gname) == (0, 0, "", "")
+    assert found.islnk() == (target is not None)
+    assert os.fsencode(found.linkname) == (target if target is not None else text)
+    assert found.size == (size if kind == Kind.FILE and target is None else 0)
+
+
 # Sparse.
 
 BLOCK = tarfile.BLOCKSIZE
