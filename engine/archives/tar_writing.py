@@ -1,8 +1,7 @@
 """Tar out: a tree becomes an archive, in the pax format, the same bytes for the same tree.
 
-Members come in the order of the tree's walk, the root first as `./`; owners are 0. Times to the
-nanosecond, `user.*` attributes (SCHILY.xattr), long names and names that are no UTF-8 stand in
-extended headers. Further names of a file are hard links.
+Members come in the order of the tree's walk, the root first as `./`. Further names of a file are
+hard links. What headers look like is in `tar_headers`.
 
 A file with holes is a sparse member in GNU's format 1.0 (tar's manual, "Storing Sparse Files"):
 before its data stands a map, lines of decimal numbers: how many pieces, then offset and length
@@ -16,6 +15,7 @@ from typing import IO
 
 import msgspec
 
+from engine.archives.tar_headers import filled, header
 from engine.progress import Progress
 from engine.storage import content
 from engine.storage.chunking import SMALLEST_CHUNK
@@ -24,14 +24,6 @@ from engine.storage.objects import Objects
 from engine.trees.directory import walk
 
 _RECORD = 20 * tarfile.BLOCKSIZE
-_TYPES = {
-    Kind.FILE: tarfile.REGTYPE,
-    Kind.DIRECTORY: tarfile.DIRTYPE,
-    Kind.SYMLINK: tarfile.SYMTYPE,
-    Kind.FIFO: tarfile.FIFOTYPE,
-}
-_LONGEST = 8**11
-"""A size or time from here on does not fit into a plain header."""
 _PADDING = bytes(tarfile.BLOCKSIZE)
 _SMALL = 256 << 10
 """Files up to this size are read with others, so many files or bytes at a time."""
@@ -76,46 +68,38 @@ class TarWriter:
         if entry.link is not None:
             first = self._linked.setdefault(entry.link.group, path)
         if first is not None and first != path:
-            self._write(_header(path, entry, first))
+            self.write(header(path, entry, first))
         elif data is not None:
-            self._write(
-                b"".join(
-                    (_header(path, entry, None), data, _PADDING[: -entry.size % tarfile.BLOCKSIZE])
-                )
-            )
-        elif entry.kind == Kind.FILE and (sparse := _sparse_map(self._objects, entry)):
-            pieces, text = sparse
-            self._write(_header(path, entry, None, len(text) + sum(size for _, size in pieces)))
-            self._write(text)
+            self.write(b"".join((header(path, entry, None), data, padding(entry.size))))
+        else:
+            head, pieces = opening(self._objects, path, entry)
+            self.write(head)
             for start, size in pieces:
                 self._data(entry, start, start + size)
-        else:
-            self._write(_header(path, entry, None))
-            if entry.kind == Kind.FILE and entry.size:
-                self._data(entry, 0, entry.size)
         self.report.entries += 1
 
     def link(self, path: bytes, entry: Entry, target: bytes) -> None:
         """Writes another name of a file that is not in this archive."""
-        self._write(_header(path, entry, target))
+        self.write(header(path, entry, target))
 
     def mark(self, path: bytes) -> None:
         """Writes an empty file with no attributes: a whiteout."""
-        self._write(_header(path, Entry(b"", Kind.FILE, 0o644, 0, 0, b""), None))
+        self.write(header(path, Entry(b"", Kind.FILE, 0o644, 0, 0, b""), None))
         self.report.entries += 1
 
     def end(self) -> None:
         """Writes the archive's end."""
-        self._write(bytes(2 * tarfile.BLOCKSIZE))
-        self._write(bytes(-self.report.bytes % _RECORD))
+        self.write(bytes(2 * tarfile.BLOCKSIZE))
+        self.write(bytes(-self.report.bytes % _RECORD))
 
     def _data(self, entry: Entry, start: int, end: int) -> None:
         for part in content.stream(self._objects, entry, start, end):
-            self._write(part)
+            self.write(part)
             self._tell()
-        self._write(bytes((start - end) % tarfile.BLOCKSIZE))
+        self.write(padding(end - start))
 
-    def _write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | memoryview) -> None:
+        """Writes bytes of a member that was made elsewhere."""
         self._out.write(data)
         self.report.bytes += len(data)
 
@@ -135,14 +119,14 @@ def write_tar(
             progress(writer.report.entries, total, writer.report.bytes)
 
     writer = TarWriter(objects, out, tell)
-    for path, entry, data in _read_ahead(objects, members):
+    for path, entry, data in read_ahead(objects, members):
         writer.add(path, entry, data)
         tell()
     writer.end()
     return writer.report
 
 
-def _read_ahead(
+def read_ahead(
     objects: Objects, members: Iterable[tuple[bytes, Entry]]
 ) -> Iterator[tuple[bytes, Entry, bytes | None]]:
     """Yields members in their order, small files with their content.
@@ -170,17 +154,39 @@ def _batches(
 
 
 def _contents(objects: Objects, batch: list[tuple[bytes, Entry]]) -> list[bytes | None]:
-    """Returns the contents of small files without holes and further names; else None."""
-    found: list[bytes | None] = []
     with objects.chunks() as chunk:
-        for _, entry in batch:
-            if entry.kind != Kind.FILE or entry.link is not None or entry.size > _SMALL:
-                found.append(None)
-            elif isinstance(entry.content, bytes):
-                found.append(entry.content)
-            else:
-                found.append(content.read_small(entry, chunk))
-    return found
+        return [small(entry, chunk) for _, entry in batch]
+
+
+def small(entry: Entry, chunk: content.ReadChunk) -> bytes | None:
+    """Returns the content of a small file without holes and further names; else None.
+
+    `chunk` is what `Objects.chunks` has given. Raises what reading the content does.
+    """
+    if entry.kind != Kind.FILE or entry.link is not None or entry.size > _SMALL:
+        return None
+    if isinstance(entry.content, bytes):
+        return entry.content
+    return content.read_small(entry, chunk)
+
+
+def padding(size: int) -> bytes:
+    """Returns the zeros that follow so many bytes of data."""
+    return _PADDING[: -size % tarfile.BLOCKSIZE]
+
+
+def opening(objects: Objects, path: bytes, entry: Entry) -> tuple[bytes, list[Piece]]:
+    """Returns what a member begins with, and the pieces of its content that follow.
+
+    After each piece come zeros up to a whole block. Not for further names of a file.
+    """
+    if entry.kind != Kind.FILE:
+        return header(path, entry, None), []
+    if sparse := _sparse_map(objects, entry):
+        pieces, text = sparse
+        size = len(text) + sum(size for _, size in pieces)
+        return header(path, entry, None, size) + text, pieces
+    return header(path, entry, None), [(0, entry.size)] if entry.size else []
 
 
 def _sparse_map(objects: Objects, entry: Entry) -> tuple[list[Piece], bytes] | None:
@@ -207,93 +213,4 @@ def _sparse_map(objects: Objects, entry: Entry) -> tuple[list[Piece], bytes] | N
     pieces = [(start, end - start) for start, end in runs]
     listed = pieces if runs and runs[-1][1] == at else [*pieces, (at, 0)]
     text = b"%d\n" % len(listed) + b"".join(b"%d\n%d\n" % piece for piece in listed)
-    return (pieces, _filled(text)) if len(text) <= LONGEST_MAP else None
-
-
-def _header(path: bytes, entry: Entry, target: bytes | None, sparse: int | None = None) -> bytes:
-    """Returns a member's header, after the extended one if it needs that.
-
-    `sparse` is how many bytes a sparse member has in the archive, its map included.
-
-    By hand: tarfile takes three times as long, and cannot write attributes' names that are no
-    UTF-8.
-    """
-    kind = _TYPES[Kind(entry.kind)] if target is None else tarfile.LNKTYPE
-    plain = path
-    if target is None and entry.kind == Kind.SYMLINK and isinstance(entry.content, bytes):
-        target = entry.content
-    if entry.kind == Kind.DIRECTORY:
-        plain = path = path + b"/"
-    size = entry.size if kind == tarfile.REGTYPE else 0
-    if sparse is not None:
-        above, slash, last = path.rpartition(b"/")
-        size, plain = sparse, above + slash + b"GNUSparseFile.0/" + last
-    seconds, ns = divmod(entry.mtime_ns, 1_000_000_000)
-    extended: list[tuple[bytes, bytes]] = []
-    if sparse is not None:
-        extended += [
-            (b"GNU.sparse.major", b"1"), (b"GNU.sparse.minor", b"0"),
-            (b"GNU.sparse.name", path), (b"GNU.sparse.realsize", b"%d" % entry.size),
-        ]  # fmt: skip
-    elif len(path) > 100 or not path.isascii():
-        extended.append((b"path", path))
-    if target is not None and (len(target) > 100 or not target.isascii()):
-        extended.append((b"linkpath", target))
-    if size >= _LONGEST and sparse is None:  # for a sparse one tarfile takes that wrong
-        extended.append((b"size", b"%d" % size))
-    if ns or not 0 <= seconds < _LONGEST:
-        extended.append((b"mtime", _decimal(entry.mtime_ns)))
-    if kind != tarfile.LNKTYPE:
-        for name, value in entry.xattrs:
-            escaped = name.replace(b"%", b"%25").replace(b"=", b"%3D")
-            extended.append((b"SCHILY.xattr." + escaped, value))
-    head = _block(
-        plain, entry.mode, size if size < _LONGEST or sparse is not None else 0,
-        seconds if 0 <= seconds < _LONGEST else 0, kind, target or b"",
-    )  # fmt: skip
-    if not extended:
-        return head
-    if not all(_is_utf8(value) for _, value in extended):
-        extended.insert(0, (b"hdrcharset", b"BINARY"))
-    records = b"".join(_record(*pair) for pair in extended)
-    before = _block(b"././@PaxHeader", 0, len(records), 0, tarfile.XHDTYPE, b"")
-    return before + _filled(records) + head
-
-
-def _block(path: bytes, mode: int, size: int, mtime: int, kind: bytes, target: bytes) -> bytes:
-    """Returns a ustar header; what is too long for it stands in an extended one before it."""
-    digits = b"%011o\0" % size if size < _LONGEST else b"\x80" + size.to_bytes(11, "big")
-    head = b"%b%07o\0%07o\0%07o\0%b%011o\0        %b%bustar\00000%183b" % (
-        path[:100].ljust(100, b"\0"), mode, 0, 0, digits, mtime, kind,
-        target[:100].ljust(100, b"\0"), b"",
-    )  # fmt: skip
-    head = head[:265] + b"\0" * 64 + b"0000000\0" * 2 + b"\0" * 167
-    return head[:148] + b"%06o\0 " % sum(head) + head[156:]
-
-
-def _filled(data: bytes) -> bytes:
-    """Returns whole blocks."""
-    return data + bytes(-len(data) % tarfile.BLOCKSIZE)
-
-
-def _record(key: bytes, value: bytes) -> bytes:
-    """Returns `LENGTH KEY=VALUE\\n`; the length counts its own digits."""
-    rest = b" %b=%b\n" % (key, value)
-    length = len(rest)
-    while len(str(length)) + len(rest) != length:
-        length = len(str(length)) + len(rest)
-    return b"%d%b" % (length, rest)
-
-
-def _is_utf8(value: bytes) -> bool:
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _decimal(ns: int) -> bytes:
-    seconds, fraction = divmod(abs(ns), 1_000_000_000)
-    text = f"{'-' if ns < 0 else ''}{seconds}.{fraction:09d}"
-    return text.rstrip("0").rstrip(".").encode()
+    return (pieces, filled(text)) if len(text) <= LONGEST_MAP else None

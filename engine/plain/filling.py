@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import msgspec
 
 from engine.errors import EngineError
-from engine.host.hostfs import set_times, write_xattrs
+from engine.host.hostfs import reserve, set_times, write_xattrs
 from engine.plain.stat_cache import FRESH, FolderResult, Row, encode_folder, encode_rows, row_of
 from engine.progress import Progress, unheard
 from engine.storage import content
@@ -318,6 +318,7 @@ class Fill:
                 with self._lock:
                     large.pending += 1
                 self._account(0, start - done)  # a hole
+                reserve(file, start, end - start)
                 self._queue(self._make_range, folder, large, start, end)
                 done = end
             self._account(0, entry.size - done)

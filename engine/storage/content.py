@@ -269,14 +269,8 @@ def stream(
         yield memoryview(entry.content)[offset:end]
         return
     with objects.chunks() as chunk:
-        for ref, start, stop in _parts(objects, entry.content, offset, end - offset):
-            if ref.id is None:
-                for at in range(start, stop, len(_ZEROS)):
-                    yield _ZEROS[: stop - at]
-                continue
-            plain = chunk(ChunkId(ref.id))
-            _check_length(ref, plain)
-            yield memoryview(plain)[start:stop]
+        for part in parts(objects, entry, offset, end):
+            yield from part_of(*part, chunk)
 
 
 def read_small(entry: Entry, chunk: "ReadChunk") -> bytes | None:
@@ -293,6 +287,27 @@ def read_small(entry: Entry, chunk: "ReadChunk") -> bytes | None:
         _check_length(ref, plain)
         parts.append(plain)
     return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+
+def parts(objects: Objects, entry: Entry, offset: int, end: int) -> Iterator[tuple[Ref, int, int]]:
+    """Yields (chunk or hole, start in it, stop in it) of a file in pieces, `offset` to `end`."""
+    if isinstance(entry.content, bytes):
+        raise ValueError(f"{entry.name!r} has no pieces")
+    return _parts(objects, entry.content, offset, end - offset)
+
+
+def part_of(ref: Ref, start: int, stop: int, chunk: "ReadChunk") -> Iterator[memoryview]:
+    """Yields the bytes of what `parts` yields; those of a hole piece by piece.
+
+    `chunk` is what `Objects.chunks` has given. Raises what `read` does.
+    """
+    if ref.id is None:
+        for at in range(start, stop, len(_ZEROS)):
+            yield _ZEROS[: stop - at]
+        return
+    plain = chunk(ChunkId(ref.id))
+    _check_length(ref, plain)
+    yield memoryview(plain)[start:stop]
 
 
 def _parts(

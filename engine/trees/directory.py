@@ -72,7 +72,8 @@ class Directory:
 
     def __iter__(self) -> Iterator[Entry]:
         """Yields the entries by name."""
-        return self.from_index(0)
+        node = self._node
+        return iter(node.entries) if isinstance(node, DirectoryNode) else self.from_index(0)
 
     def from_index(self, start: int) -> Iterator[Entry]:
         """Yields the entries from the `start`th on, skipping pages before it unread."""
@@ -306,14 +307,26 @@ def walk(
 
     Raises CorruptObjectError for a tree deeper than DEEPEST, as forged nodes could make.
     """
+    # By a stack: a generator for each directory would have every entry handed up from the deepest.
+    stack = [_below(objects, root, path, depth)]
+    while stack:
+        prefix, entries = stack[-1]
+        for entry in entries:
+            child = prefix + entry.name
+            yield child, entry
+            if entry.kind == Kind.DIRECTORY:
+                stack.append(_below(objects, entry, child, depth + len(stack)))
+                break
+        else:
+            stack.pop()
+
+
+def _below(
+    objects: Objects, entry: Entry, path: bytes, depth: int
+) -> tuple[bytes, Iterator[Entry]]:
     if depth > DEEPEST:
-        raise CorruptObjectError("node", directory_id(root), "the tree is too deep")
-    prefix = path + b"/" if path else b""
-    for entry in Directory(objects, directory_id(root)):
-        child = prefix + entry.name
-        yield child, entry
-        if entry.kind == Kind.DIRECTORY:
-            yield from walk(objects, entry, child, depth + 1)
+        raise CorruptObjectError("node", directory_id(entry), "the tree is too deep")
+    return path + b"/" if path else b"", iter(Directory(objects, directory_id(entry)))
 
 
 def directory_id(entry: Entry) -> NodeId:

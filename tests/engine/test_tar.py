@@ -15,8 +15,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import Repository, SnapshotId
+from engine.archives.tar_headers import header
 from engine.archives.tar_reading import ArchiveDamagedError, TarReader
-from engine.archives.tar_writing import _header, everything, write_tar
+from engine.archives.tar_writing import everything, write_tar
 from engine.plain.importing import ImportResult
 from engine.storage import content
 from engine.storage.chunking import SMALLEST_CHUNK, cut
@@ -118,6 +119,32 @@ def test_gnu_tar_reads_what_we_write(repository: Repository, tree: Path, tmp_pat
     )  # fmt: skip
     found, expected = of_directory(tmp_path / "out"), of_directory(tree)
     assert found == expected
+
+
+@given(
+    st.sampled_from([b"a/b", b"n" * 100, b"n" * 101, "ü".encode(), b"-"]),
+    st.sampled_from([Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK, Kind.FIFO]),
+    st.integers(0, 0o7777), st.integers(0, 8**11 - 1), st.integers(-(2**33), 2**34),
+    st.sampled_from([0, 1, 500_000_000, 123_456_789]), st.sampled_from([None, b"t", b"t" * 101]),
+)  # fmt: skip
+@many
+def test_headers_are_read_as_they_are_meant(path, kind, mode, size, seconds, ns, target):
+    text = b"to" if kind == Kind.SYMLINK else b""
+    entry = Entry(b"", kind, mode, seconds * 10**9 + ns, size, text)
+    if kind == Kind.DIRECTORY:  # has one name
+        target = None
+    made = header(path, entry, target)
+    with tarfile.TarFile(fileobj=io.BytesIO(made + bytes(1024))) as archive:
+        found = archive.next()
+    assert found is not None
+    assert os.fsencode(found.name) == path
+    assert found.isdir() == (kind == Kind.DIRECTORY and target is None)
+    assert found.mode == mode
+    assert found.mtime == pytest.approx(seconds + ns / 10**9, rel=1e-12)
+    assert (found.uid, found.gid, found.uname, found.gname) == (0, 0, "", "")
+    assert found.islnk() == (target is not None)
+    assert os.fsencode(found.linkname) == (target if target is not None else text)
+    assert found.size == (size if kind == Kind.FILE and target is None else 0)
 
 
 # Sparse.
@@ -262,7 +289,7 @@ def test_records_for_programs_that_know_no_sparse_files():
 def test_the_length_of_a_large_sparse_member():
     for size in (8**11 - 1, 8**11, 1 << 50):
         entry = Entry(b"", Kind.FILE, 0o644, 0, 1 << 60, (Ref(None, 1 << 60, 0),))
-        head = _header(b"d/f", entry, None, size)[-BLOCK:]
+        head = header(b"d/f", entry, None, size)[-BLOCK:]
         assert tarfile.TarInfo.frombuf(head, "utf-8", "strict").size == size
 
 
@@ -435,7 +462,7 @@ def test_attributes_of_others_are_left_out():
     assert of_entry(garden.objects, read(garden, data))[b"f"].xattrs == ((b"user.mine", b"z"),)
 
 
-def raw_header(kind: bytes, size: int) -> bytes:
+def rawheader(kind: bytes, size: int) -> bytes:
     info = tarfile.TarInfo("x")
     info.type, info.size = kind, size
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
@@ -443,13 +470,13 @@ def raw_header(kind: bytes, size: int) -> bytes:
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
 def test_long_headers_are_not_read(kind: bytes):
-    bomb = gzip.compress(raw_header(kind, 1 << 40) + bytes(64 << 20))
+    bomb = gzip.compress(rawheader(kind, 1 << 40) + bytes(64 << 20))
     with pytest.raises(ArchiveDamagedError, match="no header has"):
         read(Garden(), bomb)
 
 
 def test_headers_on_headers():
-    chain = b"".join(raw_header(tarfile.XGLTYPE, 0) for _ in range(5000))
+    chain = b"".join(rawheader(tarfile.XGLTYPE, 0) for _ in range(5000))
     with pytest.raises(ArchiveDamagedError):
         read(Garden(), chain + member("f") + bytes(100))
 
@@ -457,9 +484,9 @@ def test_headers_on_headers():
 def test_a_forged_size_allocates_nothing():
     for kind in (tarfile.REGTYPE, b"Z"):
         with pytest.raises(ArchiveDamagedError, match="it ends there"):
-            read(Garden(), raw_header(kind, 1 << 50) + bytes(5000))
+            read(Garden(), rawheader(kind, 1 << 50) + bytes(5000))
     with pytest.raises(ArchiveDamagedError):
-        read(Garden(), raw_header(tarfile.REGTYPE, -(1 << 40)) + END)
+        read(Garden(), rawheader(tarfile.REGTYPE, -(1 << 40)) + END)
 
 
 def test_times_that_are_none():

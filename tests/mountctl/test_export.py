@@ -1,8 +1,11 @@
 import io
 import os
+import select
+import signal
 import stat
 import subprocess
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -128,3 +131,28 @@ def test_killed_while_it_reads_a_pipe(mountctl, first, tmp_path):
         assert mountctl.json("verify")["damage"] == []
     mountctl("import", "--tar", file)
     assert mountctl.json("verify")["damage"] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_processes_that_help_end_with_the_one_they_help(mountctl, tmp_path, number):
+    tree = tmp_path / "many"
+    tree.mkdir()
+    (tree / "first").write_bytes(noise(8_000_000))
+    with (tree / "holes").open("wb") as file:  # large enough to be worth several processes
+        file.truncate(1 << 30)
+    mountctl("import", tree, "--ref", "main")
+    with subprocess.Popen(
+        mountctl.command("export", "main", "--tar", "-"), env=mountctl.environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, process_group=0,
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        child.stdout.read(1 << 20)  # they were started before the first byte
+        below = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text()
+        handles = [os.pidfd_open(int(pid)) for pid in below.split()]
+        assert len(handles) == min(len(os.sched_getaffinity(0)), 4)
+        child.send_signal(number)
+        child.communicate(timeout=30)
+    assert child.returncode != 0
+    for handle in handles:
+        assert select.select([handle], [], [], 30)[0]
+        os.close(handle)
