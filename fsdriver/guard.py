@@ -33,6 +33,7 @@ _DEATH = signal.SIGUSR1
 
 A process that is gone but for a thread is its children's parent as before.
 """
+_END_SECONDS = 5.0
 _RESEND = protocol.OUT.pack(protocol.OUT.size, protocol.RESEND, 0)
 """Has the kernel (6.9 and later) send again what was taken and not answered."""
 
@@ -92,7 +93,11 @@ class Guard:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-            self._process.wait()
+            try:
+                self._process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:  # somebody has stopped it
+                self._process.kill()
+                self._process.wait()
 
 
 def main(argv: list[str]) -> int:
