@@ -95,7 +95,7 @@ def test_another_process_holds_it(store: str, other: "subprocess.Popen[str]"):
 
 def test_a_killed_holder_has_lost_it(store: str, other: "subprocess.Popen[str]"):
     other.kill()
-    other.wait(30)
+    other.wait(120)
     assert not is_held(store, "mount")
     with acquire(store, "mount", what="the next"):
         assert holder_of(store, "mount") == {"pid": os.getpid(), "what": "the next"}
@@ -119,9 +119,9 @@ def test_waiting_for_the_holder(store: str, other: "subprocess.Popen[str]"):
 
     thread = threading.Thread(target=wait)
     thread.start()
-    other.communicate("go\n", timeout=30)
-    assert taken.wait(30)
-    thread.join(30)
+    other.communicate("go\n", timeout=120)
+    assert taken.wait(120)
+    thread.join(120)
 
 
 def test_a_child_does_not_inherit_it(store: str):
@@ -172,4 +172,4 @@ def test_asking_whether_it_is_held_is_in_nobodys_way(store: str):
     finally:
         done.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)

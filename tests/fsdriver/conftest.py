@@ -28,8 +28,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPAT
 PLAIN = bool(os.environ.get("AMALGAMFS_TEST_PLAIN"))
 """Whether the mounts are plain: without the channel, pyfuse3 on the device."""
 
-PATIENCE = 10.0
-"""Seconds after which something that is to happen soon did not happen."""
+PATIENCE = 60.0
+"""Seconds after which something that is to happen soon did not happen, on the busiest machine."""
 
 
 def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:

@@ -643,7 +643,7 @@ def test_imports_commits_and_collections_beside_a_mount(own, tmp_path):
         for number in range(6):
             (session / f"new{number}").write_bytes(os.urandom(50_000))
             commits.append((own.commit("s", "work"), of_directory(session)))
-        outputs = [process.communicate(timeout=60)[0] for process in running]
+        outputs = [process.communicate(timeout=120)[0] for process in running]
         assert [process.returncode for process in running] == [0, 0, 0]
         assert unlinked.read() == (own.snapshots / "main/src/lib/big").read_bytes()
     for output in outputs[:2]:

@@ -63,7 +63,7 @@ def working(*workers: Callable[[], object]) -> Iterator[list[int]]:
     finally:
         done.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
             assert not thread.is_alive(), "a program hangs"
     if errors:
         raise errors[0]
@@ -254,7 +254,7 @@ def test_writers_on_a_full_disk_lose_nothing_that_was_acknowledged(narrow, tree)
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
         assert not thread.is_alive()
     before = [(session / f"log{number}").read_bytes() for number in range(4)]
     for data, done in zip(before, acknowledged, strict=True):

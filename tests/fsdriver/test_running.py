@@ -357,7 +357,7 @@ def children(pid: int) -> list[int]:
 
 
 def wait_for(handle: int) -> None:
-    assert select.select([handle], [], [], 10)[0]
+    assert select.select([handle], [], [], 120)[0]
     os.close(handle)
 
 

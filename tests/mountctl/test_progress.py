@@ -102,7 +102,7 @@ class Waiting:
         self._writer = os.open(pipe, os.O_WRONLY)  # waits until it is read
 
     def until(self, text: bytes) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while text not in self.shown:
             left = deadline - time.monotonic()
             assert left > 0, self.shown
@@ -113,7 +113,7 @@ class Waiting:
         os.write(self._ours, key)
 
     def end(self) -> int:
-        code = self.process.wait(60)
+        code = self.process.wait(120)
         while select.select([self._ours], [], [], 0)[0]:
             try:
                 self.shown += os.read(self._ours, 65536)
