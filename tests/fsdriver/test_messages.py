@@ -172,17 +172,23 @@ def test_a_program_that_lost_its_bits_stays_so(mount, session):
     assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
-def test_what_is_forgotten_is_forgotten_when_nobody_asks(mount, session):
-    """FORGETs are gathered, but not for longer than there is something to do."""
+def test_what_is_forgotten_is_forgotten_when_nobody_asks(own):
+    """FORGETs are gathered, but not for longer than there is something to do.
+
+    In a mount of its own: in the shared one, what earlier tests had may be forgotten meanwhile.
+    """
+    own.start()
+    session = own.sessions / "s"
     (session / "first").write_bytes(b"x")
-    before = mount.statistics()["vfs"]
+    before = own.statistics()["vfs"]
     for number in range(150):
         (session / f"file{number}").write_bytes(b"x")
-    assert mount.statistics()["vfs"]["inodes"] == before["inodes"] + 150
+    assert own.statistics()["vfs"]["inodes"] == before["inodes"] + 150
     for number in range(150):
         (session / f"file{number}").unlink()
-    until(lambda: mount.statistics()["vfs"]["inodes"] == before["inodes"])
-    assert mount.statistics()["vfs"]["orphans"] == 0
+    until(lambda: own.statistics()["vfs"]["inodes"] == before["inodes"])
+    assert own.statistics()["vfs"]["orphans"] == 0
+    own.stop()
 
 
 def test_what_pyfuse3_does_not_know_is_answered(mount, session):
