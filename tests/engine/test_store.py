@@ -178,6 +178,34 @@ def test_a_reader_sees_the_state_it_was_opened_on(store: Store):
     assert get(store, b"k") == b"new"
 
 
+def test_who_closes_waits_for_the_readers_in_other_threads(path: str):
+    store = LmdbStore(path, create=True)
+    put(store, (b"k", b"value" * 1000))
+    opened, go_on = threading.Event(), threading.Event()
+    seen: list[object] = []
+
+    def reader() -> None:
+        try:
+            with store.read() as txn:
+                value = txn.get(Db.NODES, b"k")
+                opened.set()
+                go_on.wait(120)
+                seen.extend([bytes(value or b"") == b"value" * 1000, txn.has(Db.NODES, b"k")])
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            seen.append(error)
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    assert opened.wait(120)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    closing.join(0.05)
+    go_on.set()
+    thread.join(120)
+    closing.join(120)
+    assert seen == [True, True]
+
+
 def test_what_a_writer_does_is_seen_by_nobody_before_it_commits(store: Store):
     put(store, (b"k", b"old"))
     seen: list[bytes | None] = []
