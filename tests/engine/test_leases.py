@@ -1,5 +1,6 @@
 """Leases: one holder, or several who share; known to all; a dead holder has lost it."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -173,3 +174,14 @@ def test_asking_whether_it_is_held_is_in_nobodys_way(store: str):
         done.set()
         for thread in threads:
             thread.join(120)
+
+
+def test_who_asks_and_is_kept_from_it_is_in_nobodys_way(store: str):
+    """As on a machine with more to do than it can: between the two calls that asking is."""
+    acquire(store, "mount").release()
+    fd = os.open(Path(store, "locks/mount"), os.O_RDWR)
+    fcntl.flock(fd, fcntl.LOCK_SH)
+    timer = threading.Timer(0.6, os.close, [fd])
+    timer.start()
+    acquire(store, "mount").release()
+    timer.join()
