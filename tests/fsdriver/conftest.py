@@ -5,6 +5,7 @@ becomes of that.
 """
 
 import contextlib
+import functools
 import os
 import select
 import signal
@@ -31,6 +32,8 @@ PLAIN = bool(os.environ.get("AMALGAMFS_TEST_PLAIN"))
 PATIENCE = 60.0
 """Seconds after which something that is to happen soon did not happen, on the busiest machine."""
 
+TRIES = 6
+
 
 def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     """Waits for something that no descriptor tells of."""
@@ -38,6 +41,23 @@ def until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.005)
+
+
+def with_luck(test: Callable[..., None]) -> Callable[..., None]:
+    """Tries a test of what the kernel keeps up to `TRIES` times, for it need not keep anything.
+
+    It drops pages when memory is short, and some machines' kernels those that nobody has used for
+    a second, as what was read ahead (DAMON's reclaim).
+    """
+
+    @functools.wraps(test)
+    def again(*arguments: object, **more: object) -> None:
+        for _ in range(TRIES - 1):
+            with contextlib.suppress(AssertionError):
+                return test(*arguments, **more)
+        return test(*arguments, **more)
+
+    return again
 
 
 class Mount:
