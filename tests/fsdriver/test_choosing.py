@@ -214,7 +214,8 @@ def test_what_a_run_did_is_counted(own: Mount, mode: str):
         names = 1 if mode == OVERLAY else 3  # a linked file's; overlayfs breaks the links
         assert (work.made, work.rewritten, work.removed) == (4, names, 1)
         assert 5 < work.written < 100
-        assert work.asked >= 2
+        if mode != FULL or not os.statvfs(own.store).f_flag & os.ST_NOATIME:
+            assert work.asked >= 2
         found = plan(
             repository, SnapshotId(session.parent), session.root, ["sh", "-c", script], place=None
         )
