@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import Repository, SnapshotId
+from fsdriver import calibration
 from fsdriver.calibration import calibrate
 from fsdriver.choosing import Attempt, keep, plan, tree_size
 from fsdriver.cost_model import (
@@ -223,6 +224,11 @@ def test_what_a_run_did_is_counted(own: Mount, mode: str):
         assert found.tree == tree_size(session.root)
 
 
+def test_what_noise_hides_costs_what_it_does_elsewhere():
+    assert calibration._each(1.0, 4, 0.5) == 0.25
+    assert calibration._each(-1.0, 4, 0.5) == calibration._each(0.0, 0, 0.5) == 0.5
+
+
 @pytest.mark.fuse
 def test_calibration(tmp_path: Path, repository: Repository):
     costs = calibrate(repository.path)
@@ -232,6 +238,7 @@ def test_calibration(tmp_path: Path, repository: Repository):
         values = msgspec.to_builtins(costs.modes[mode])
         assert all(0 <= value < 10 for value in values.values()), values
         assert values["start"] >= 0
+        assert costs.modes[mode] != ELSEWHERE.modes[mode]
     assert costs.modes[FULL].entry > 0
     assert costs.modes[LAZY].made > 0
     assert json.loads(msgspec.json.encode(costs))["mount"] > 0
