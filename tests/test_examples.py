@@ -36,7 +36,7 @@ def fetch_project(folder: Path) -> None:
     """Puts the project that the example repairs into the cache; without a network, skips."""
     done = subprocess.run(
         [ROOT / "scripts/fetch-project", folder, sys.executable],
-        capture_output=True, text=True, timeout=120, check=False,
+        capture_output=True, text=True, timeout=280, check=False,
     )  # fmt: skip
     if done.returncode:
         assert os.environ.get("CI") != "true", done.stderr
