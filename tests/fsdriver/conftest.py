@@ -170,6 +170,14 @@ def left_behind(mount: Mount) -> list[str]:
     return found
 
 
+def until_forgotten(mount: Mount) -> None:
+    """Waits until removed files take no room any more.
+
+    The kernel tells of requests before it tells what it has forgotten, when there is both.
+    """
+    until(lambda: mount.statistics()["vfs"]["orphans"] == 0)
+
+
 def drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("2")
 

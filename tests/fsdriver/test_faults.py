@@ -29,7 +29,7 @@ from engine.trees.directory import directory_id, find
 from fsdriver import messages
 from fsdriver.client import DaemonError
 from tests.engine.trees import noise, of_directory
-from tests.fsdriver.conftest import Mount, drop_caches, until
+from tests.fsdriver.conftest import Mount, drop_caches, until, until_forgotten
 from tests.fsdriver.syscalls import refused
 
 pytestmark = pytest.mark.fuse
@@ -294,6 +294,7 @@ def test_a_full_disk_can_be_mounted_and_made_room_on(narrow, tree):
     (session / "kept").rename(session / "src/kept")  # takes no room, or little
     (session / "src/kept").rename(session / "kept")
     (session / "large").unlink()
+    until_forgotten(narrow)
     with (session / "src/lib/big").open("ab", buffering=0) as file:
         assert file.write(b"x") == 1
     filler.unlink()
