@@ -206,32 +206,33 @@ class _Bench:
         with mounted(self._repository.path):
             start = self._run(mode, self.empty).seconds
         small, large = self._run(mode, self.small, *_PHASES), self._run(mode, self.large, "read")
-        took = small.phases
+        took, other = small.phases, ELSEWHERE.modes[mode]
         costs = ModeCosts(
             start,
-            asked=_each(took["read"] - disk["read"], small.outcome.work.asked),
-            read=_each(large.phases["read"] - disk["large read"], LARGE_BYTES),
-            made=_each(took["make"] - disk["make"], MADE),
-            rewritten=_each(took["rewrite"] - disk["rewrite"], REWRITTEN),
-            written=_each(took["write"] - disk["write"], WRITTEN),
-            removed=_each(took["remove"] - disk["remove"], REMOVED),
+            asked=_each(took["read"] - disk["read"], small.outcome.work.asked, other.asked),
+            read=_each(large.phases["read"] - disk["large read"], LARGE_BYTES, other.read),
+            made=_each(took["make"] - disk["make"], MADE, other.made),
+            rewritten=_each(took["rewrite"] - disk["rewrite"], REWRITTEN, other.rewritten),
+            written=_each(took["write"] - disk["write"], WRITTEN, other.written),
+            removed=_each(took["remove"] - disk["remove"], REMOVED, other.removed),
         )
-        return costs, max(0.0, alone.seconds - start)
+        return costs, _each(alone.seconds - start, 1, ELSEWHERE.mount)
 
     def of_checkout(self, disk: Phases) -> ModeCosts:
         """Returns what a checkout costs."""
+        other = ELSEWHERE.modes[FULL]
         start = self._run(FULL, self.empty).seconds
-        byte = _each(self._run(FULL, self.large).seconds - start, LARGE_BYTES)
+        byte = _each(self._run(FULL, self.large).seconds - start, LARGE_BYTES, other.byte)
         bare = self._run(FULL, self.small).seconds
         small_bytes = FOLDERS * FILES * FILE_BYTES
         made = self._run(FULL, self.small, "make")
-        written = self._run(FULL, self.empty, "write")
+        write = self._run(FULL, self.empty, "write")
         return ModeCosts(
             start, byte=byte,
-            entry=_each(bare - start - byte * small_bytes, FOLDERS * (FILES + 1)),
-            made=(new := _each(made.seconds - made.phases["make"] - bare, MADE)),
+            entry=_each(bare - start - byte * small_bytes, FOLDERS * (FILES + 1), other.entry),
+            made=(new := _each(made.seconds - made.phases["make"] - bare, MADE, other.made)),
             rewritten=new,
-            written=_each(written.seconds - written.phases["write"] - start, WRITTEN),
+            written=_each(write.seconds - write.phases["write"] - start, WRITTEN, other.written),
         )  # fmt: skip
 
 
@@ -255,9 +256,9 @@ def _read_report(path: str) -> Phases:
     return phases
 
 
-def _each(seconds: float, number: int) -> float:
-    """Returns the share of one; a difference that noise made negative is none."""
-    return max(0.0, seconds) / number if number else 0.0
+def _each(seconds: float, number: int, elsewhere: float) -> float:
+    """Returns the share of one; where noise hides that there is a cost, that of elsewhere."""
+    return seconds / number if number and seconds > 0 else elsewhere
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ LONGEST_REQUEST = 1 << 20
 AHEAD = 3
 """How often a tree is built ahead of a commit, until nothing was changed meanwhile."""
 ANSWER_SECONDS = 5.0
-"""How long a client that does not read is waited for."""
+"""How long a client that does not read is waited for; then it is hung up on."""
 
 FORGET_POLL, FORGET_SECONDS = 0.01, 0.25
 """How often it is looked what the kernel gives back, and how long after nothing came any more."""
@@ -90,8 +90,10 @@ class Control:
                     # What was begun is ended and answered, though the mount may end meanwhile.
                     with trio.CancelScope(shield=True):
                         reply = await self._answer(line, lent)
-                        with trio.move_on_after(ANSWER_SECONDS):
+                        with trio.move_on_after(ANSWER_SECONDS) as patience:
                             await stream.send_all(msgspec.json.encode(reply) + b"\n")
+                    if patience.cancelled_caught:
+                        return  # what it has of this answer is not whole: no other may follow
                 if len(buffer) > LONGEST_REQUEST:
                     return
         except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -17,8 +17,10 @@ from engine.errors import EngineError
 from engine.host.leases import is_held
 from engine.storage.store import StoreError
 
-START_SECONDS = 30.0
-END_SECONDS = 5.0
+START_SECONDS = 120.0
+"""A disk that others keep busy has kept one waiting for 30 seconds."""
+END_SECONDS = 30.0
+"""How long a daemon that has not started may take to end; killed, it may leave a dead mount."""
 
 
 class LaunchError(EngineError):

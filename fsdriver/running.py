@@ -34,7 +34,7 @@ from fsdriver.supervisor import FORWARDED, WATCHED, Job
 
 TAKE_SECONDS = 2.0
 """How long the session that the daemon lets go may stay somebody else's."""
-END_SECONDS = 5.0
+END_SECONDS = 30.0
 """How long the end of a mount that nobody needs any more is waited for."""
 
 

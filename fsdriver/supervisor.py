@@ -38,8 +38,11 @@ WATCHED = (*FORWARDED, signal.SIGCHLD, signal.SIGIO)
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_SAME_SECONDS = 0.2
-"""Within this time a signal sent to the process group and one passed on are the same."""
+_SAME_SECONDS = 1.0
+"""Within this time a signal sent to the process group and one passed on are the same.
+
+It is passed on as soon as who started this gets the processor.
+"""
 _GRACE_SECONDS = 0.2
 """How long processes that came from the command may take to end after it."""
 
@@ -97,9 +100,10 @@ def main(argv: list[str]) -> int:
         return 0
     told, failed = os.pipe()
     early = signal.sigpending()
+    supervisor = os.getpid()
     child = os.fork()
     if not child:
-        _become(job, command, failed)
+        _become(job, command, failed, supervisor)
     os.close(failed)
     code = os.read(told, 16)
     os.close(told)
@@ -191,11 +195,13 @@ def _go_to(job: Job) -> None:
             raise _RefusedError("the working directory", error.errno or errno.EIO) from error
 
 
-def _become(job: Job, command: list[str], failed: int) -> None:
+def _become(job: Job, command: list[str], failed: int, supervisor: int) -> None:
     """Turns this process into the command. Does not return."""
     if job.lease >= 0:
         fcntl.fcntl(job.lease, fcntl.F_DUPFD, _OUT_OF_THE_WAY)  # should only this process be killed
     _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != supervisor:  # it was killed before we could ask to be told
+        os._exit(127)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # Python ignores them
     words = [os.fsencode(word) for word in command]
@@ -244,7 +250,9 @@ class _Watch:
         if info.si_signo in self._early:
             self._early.discard(info.si_signo)
             os.kill(self._child, info.si_signo)
-        elif info.si_pid != self._starter or info.si_code > 0:
+        elif info.si_code > 0:
+            pass  # the terminal has sent it to all, and nobody passes it on
+        elif info.si_pid != self._starter:
             self._seen[info.si_signo] = now
         elif now - self._seen.pop(info.si_signo, -1.0) > _SAME_SECONDS:
             os.kill(self._child, info.si_signo)

@@ -6,6 +6,7 @@ and comes out of the next step as KeyboardInterrupt, so that what was made can b
 """
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,8 @@ from engine.errors import EngineError
 from engine.host.removing import remove_tree
 from fsdriver.running import CommandMissingError, CommandRefusedError
 
+LOOK = 0.5
+"""Seconds after which it is looked, at the latest, whether this process was asked to end."""
 PATIENCE = 5.0
 """Seconds that a command has to end after it was asked to, before it is killed."""
 
@@ -109,13 +112,27 @@ class Trials:
             if self._asked:  # since the check, when there was nothing to signal
                 self._stop(signal.SIGTERM)
             # Not reaped yet, so that its group's number is still its own.
-            os.waitid(os.P_PID, self._child.pid, os.WEXITED | os.WNOWAIT)
+            _wait(self._child.pid)
             _signal_group(self._child.pid, signal.SIGKILL)
             code = self._child.wait()
         finally:
             self._child = None
         self.check()
         return code
+
+
+def _wait(pid: int) -> None:
+    """Waits until a process has ended, and leaves it to be reaped.
+
+    Looks up now and then: a signal that comes when Python is about to wait, and has just looked for
+    signals, would else be acted on only when the process ends, which it was to bring about.
+    """
+    handle = os.pidfd_open(pid)
+    try:
+        while not select.select([handle], [], [], LOOK)[0]:
+            pass
+    finally:
+        os.close(handle)
 
 
 def _signal_group(group: int, number: int) -> None:

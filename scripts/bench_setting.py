@@ -158,7 +158,7 @@ def clear(place: str) -> None:
     if any(mount.path.startswith(place + os.sep) for mount in mounts()):
         raise CannotError(f"still mounted, so kept: {place}")
     for store in glob.glob(os.path.join(place, "store*", "")):
-        wait_until_ended(store, 10)
+        wait_until_ended(store, 60)
     if os.path.isdir(place):
         run("chmod", "-R", "u+rwX", place)  # fuse-overlayfs leaves a directory without permissions
         shutil.rmtree(place)
@@ -168,6 +168,7 @@ def install(packages: list[str]) -> None:
     """Installs Debian packages if this user may. Raises CannotError."""
     sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
     command = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-y"]
+    command += ["-o", "DPkg::Lock::Timeout=300"]  # another apt is waited for
     note(f"installing with apt: {' '.join(packages)}")
     try:
         run(*command, "update", patient=True)

@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> None:
         mountctl(store, "import", options["lowerdir"], "--ref", "main")
         mountctl(store, "session", "create", "union", "main")
     else:
-        wait_until_ended(store, 10)
+        wait_until_ended(store, 60)
     mount(store, at, plain=side == "plain")
     session = os.path.join(at, "sessions", "union")
     if fresh:

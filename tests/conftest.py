@@ -3,6 +3,7 @@
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,16 +12,27 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from engine import Repository
 
 ROOT = Path(__file__).parent.parent
 
-if os.environ.get("AMALGAMFS_EXAMPLES"):
-    from hypothesis import settings
+PATIENCE = 800.0
+"""Seconds after which a program that a test waits for hangs; the test has a limit of its own."""
 
-    settings.register_profile("many", derandomize=False)
-    settings.load_profile("many")
+# How long an example takes says how busy the machine is. The same ones each time, unless there are
+# to be new ones.
+settings.register_profile(
+    "steady", derandomize=True, database=None, deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.register_profile("many", settings.get_profile("steady"), derandomize=False)
+settings.load_profile("many" if os.environ.get("AMALGAMFS_EXAMPLES") else "steady")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # As a shell's background jobs begin. All that tests start would ignore it, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -67,5 +79,5 @@ def as_user() -> Run:
 def run_as_user(*arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [*as_somebody(), sys.executable, *arguments]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
+        command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
     )

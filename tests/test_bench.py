@@ -26,7 +26,6 @@ def make_tree(at: Path) -> None:
         file.write_bytes(random.Random(number).randbytes(500 * number))
 
 
-@pytest.mark.timeout(240)
 def test_the_smallest_run(tmp_path: Path) -> None:
     make_tree(tmp_path / "tree")
     place = tmp_path / "place"
@@ -51,7 +50,6 @@ def test_the_smallest_run(tmp_path: Path) -> None:
     assert [left.name for left in place.iterdir()] == ["store"]  # of the tree, for other groups
 
 
-@pytest.mark.timeout(240)
 def test_the_smallest_run_of_checkouts(tmp_path: Path) -> None:
     make_tree(tmp_path / "tree")
     place = tmp_path / "place"

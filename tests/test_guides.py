@@ -31,7 +31,7 @@ def test_the_guide_shows_what_the_commands_say(tmp_path: Path, guide: str) -> No
     os.symlink(tmp_path / STORE, tmp_path / "store")
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.stderr == ""
     assert done.stdout.startswith(GUIDES[guide])

@@ -25,7 +25,7 @@ def run(*words: str | Path, **environment: str) -> "subprocess.CompletedProcess[
     kept = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "MANWIDTH": "200", "HOME": "/"}
     return subprocess.run(
         [*map(str, words)], env={**kept, **environment}, stdin=subprocess.DEVNULL,
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
 
 

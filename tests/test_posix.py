@@ -45,7 +45,7 @@ def gone(tmp_path: Path) -> None:
 def wait_until_gone(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         handle = os.pidfd_open(pid)
-        ended = select.select([handle], [], [], 10)[0]
+        ended = select.select([handle], [], [], 120)[0]
         os.close(handle)
         assert ended, f"process {pid} goes on"
 
@@ -53,7 +53,7 @@ def wait_until_gone(pid: int) -> None:
 @pytest.mark.fuse
 def test_a_suite_that_is_content(tmp_path: Path) -> None:
     run = start(tmp_path, 'echo text >"$7"', "--in", ",".join(SIDES))
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=120)
     assert run.returncode == 0, err
     cells = " | ".join("0 of 2" for _ in SIDES)
     assert f"| fsx, runs of 2,000 operations, the short form | {cells} |" in out
@@ -68,7 +68,7 @@ def test_a_failure_is_named_and_what_still_runs_is_ended(
     pids = tmp_path / "pids"
     program = f'setsid sleep 1000 <"$0" >"$7" & echo $! >>"{pids}"; stat -f -c %T .; exit 1'
     run = start(tmp_path, program, "--in", side)
-    out, err = run.communicate(timeout=60)
+    out, err = run.communicate(timeout=120)
     assert run.returncode == 1, err
     assert f"| fsx | {side} | `seed 2` | NOT KNOWN: {kind} |" in out
     assert "the mount" not in out, "what was left running had a file open"
@@ -85,12 +85,12 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, side: str) -> None:
     pids = tmp_path / "pids"
     program = f'setsid sleep 1000 >"$7" & echo $! $$ >"{pids}"; exec sleep 1000'
     run = start(tmp_path, program, "--in", side)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not (pids.exists() and pids.read_text().endswith("\n")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     run.send_signal(signal.SIGINT)
-    run.communicate(timeout=30)
+    run.communicate(timeout=120)
     assert run.returncode == 128 + signal.SIGINT
     for pid in pids.read_text().split():
         wait_until_gone(int(pid))
@@ -99,7 +99,7 @@ def test_interrupted_it_leaves_nothing(tmp_path: Path, side: str) -> None:
 
 def test_what_cannot_run_is_said(tmp_path: Path) -> None:
     run = start(tmp_path, "", "--fsx", str(tmp_path / "nothing"))
-    out, err = run.communicate(timeout=30)
+    out, err = run.communicate(timeout=120)
     assert run.returncode == 3
     assert f"did not run: fsx: {tmp_path}/nothing is not a program" in err
     assert "| not run |" in out

@@ -65,7 +65,7 @@ class Terminal:
         self.shell.stdin.write(f"{{ {command}; }} </dev/null\nprintf '\\001done\\001'\n")
         self.shell.stdin.flush()
         shown = b""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not shown.endswith(PROMPT.encode()):
             left = deadline - time.monotonic()
             assert left > 0, f"{command!r} has not ended; it showed {shown.decode()!r}"
@@ -76,7 +76,7 @@ class Terminal:
     def close(self) -> None:
         assert self.shell.stdin is not None
         self.shell.stdin.close()
-        self.shell.wait(30)
+        self.shell.wait(120)
         os.close(self.master)
 
 
@@ -122,7 +122,7 @@ def test_the_python_guide_runs(tmp_path: Path) -> None:
     code = "\n".join(re.findall(r"```python\n(.*?)```", guide, re.DOTALL))
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(
@@ -140,7 +140,7 @@ def test_the_guide_to_run_runs(tmp_path: Path) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "guide/run.md").read_text(), re.DOTALL)
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.stderr == ""
     assert re.fullmatch(r"0 (overlay|lazy)\n", done.stdout)

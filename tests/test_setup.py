@@ -32,7 +32,7 @@ def set_up(checkout: Path) -> "subprocess.CompletedProcess[str]":
     kept = {name: value for name, value in os.environ.items() if name != "AMALGAMFS_VENV"}
     return subprocess.run(
         [str(checkout / "scripts" / "setup"), "--dev"], env={**kept, "PYTHON": "/nowhere/python"},
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 

@@ -121,7 +121,8 @@ def acquire(
             if passed < wait:
                 time.sleep(0.01)
                 continue
-            if passed < wait + _ASKING and not shared and _only_shared(fd):
+            asking = _ASKING if name in _SHARED else _ASKING_ALONE
+            if passed < wait + asking and not shared and _only_shared(fd):
                 time.sleep(0.001 * random.uniform(0.5, 1.5))  # not in step with another
                 continue
             os.close(fd)
@@ -148,8 +149,13 @@ def _only_shared(fd: int) -> bool:
     return True
 
 
-_ASKING = 0.2
-"""Seconds after which somebody who shares a lease is no longer taken for one who only asks."""
+_SHARED = ("objects", "store")
+_ASKING, _ASKING_ALONE = 0.2, 5.0
+"""Seconds after which somebody who shares a lease is no longer taken for one who only asks.
+
+Asking takes an instant, unless who asks is kept from its processor just then; the leases that
+nobody shares but to ask are worth more patience.
+"""
 
 _PLAIN = {
     "mount": "the store's mount",

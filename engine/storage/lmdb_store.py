@@ -55,6 +55,9 @@ LOCK_BYTES = 64 << 10
 OPEN_WAIT = 30.0
 """Seconds that opening waits while another process puts a compacted file in place."""
 
+CLOSE_WAIT = 10.0
+"""Seconds that closing waits for views in other threads, longer than any that comes to an end."""
+
 _COPIES = 3
 _PARTS = {"db", "sessions", "locks", "log"}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -440,6 +443,9 @@ class LmdbStore(Store):
 
     def close(self) -> None:
         with self._writer:  # another thread's transaction comes to its end
+            ours = getattr(self._thread, "reads", 0)
+            with self._gate:  # and so do their views: what they read would be gone from memory
+                self._gate.wait_for(lambda: self._readers <= ours, CLOSE_WAIT)
             self._env.close()
         self._lease.release()
 

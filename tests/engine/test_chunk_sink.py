@@ -95,7 +95,7 @@ def test_a_store_that_is_closed_waits_for_the_batch(tmp_path: Path):
     def slow(change: Any) -> Any:
         def changed(writer: Writer) -> Any:
             began.set()
-            assert go.wait(30)
+            assert go.wait(120)
             return change(writer)
 
         return write(changed)
@@ -103,7 +103,7 @@ def test_a_store_that_is_closed_waits_for_the_batch(tmp_path: Path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "write", slow)
         put_all(sink, chunks)
-        assert began.wait(30)
+        assert began.wait(120)
         closing = threading.Thread(target=store.close)
         closing.start()
         go.set()
@@ -136,7 +136,7 @@ def test_two_threads_that_need_the_chunker_first_leave_stdout_alone(
     monkeypatch.setattr(importlib.util, "find_spec", slow)
     begun = threading.Thread(target=one)
     begun.start()
-    assert first.wait(30)
+    assert first.wait(120)
     chunking.compiled.__wrapped__()
     begun.join()
     assert sys.stdout is out

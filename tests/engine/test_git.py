@@ -517,24 +517,32 @@ def test_an_import_that_is_killed_is_whole_and_goes_on(tmp_path):
     code = (
         "import sys, engine.git.git_import as g; from engine import Repository\n"
         "g._BATCH_COMMITS = 50\n"
+        "flush = g._GitImport._flush\n"
+        "def when_let(self): sys.stdin.readline(); flush(self)\n"
+        "g._GitImport._flush = when_let\n"
         "Repository.open(sys.argv[1]).import_git(sys.argv[2])"
     )
     counts = []
     for _ in range(4):
         child = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path / "store"), str(git.path)],
-            env={**os.environ, **ENVIRONMENT},
-        )
+            env={**os.environ, **ENVIRONMENT}, stdin=subprocess.PIPE, text=True,
+        )  # fmt: skip
         with Repository.open(str(tmp_path / "store")) as store:
             before = len(store.snapshots())
+            assert child.stdin is not None
+            child.stdin.write("\n" * 3)  # batches; it is killed while it is at the third
+            child.stdin.flush()
             while child.poll() is None and len(store.snapshots()) < before + 100:
                 time.sleep(0.002)
             child.send_signal(signal.SIGKILL)
             child.wait()
+            child.stdin.close()
+            # A write: LMDB tells readers of what was killed at the end of a commit from then on.
+            store.collect()
             counts.append(len(store.snapshots()))
             assert store.refs() == {}
             assert store.verify().damage == []
-            store.collect()
     assert 0 < counts[0] < counts[-1] < 1500
     with Repository.open(str(tmp_path / "store")) as store:
         report = store.import_git(str(git.path))

@@ -71,7 +71,7 @@ def count(store: LmdbStore, db: Db) -> int:
 def waiting(store: LmdbStore, posts: int) -> None:
     """Returns when so many have posted and wait."""
     directory = str(Path(store.path, "locks/commits"))
-    until = time.monotonic() + 30
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         found = 0
         for name in files(store):
@@ -111,7 +111,7 @@ class Followers:
 
     def join(self) -> None:
         for thread in self._threads:
-            thread.join(30)
+            thread.join(120)
             assert not thread.is_alive()
 
 
@@ -167,7 +167,7 @@ def test_a_post_that_needs_what_has_gone_is_left_to_its_process(
     thread.start()
     waiting(store, 1)
     first._lead(nothing)
-    thread.join(30)
+    thread.join(120)
     assert own == [1]
     assert count(store, Db.SNAPSHOTS) == 0
 
@@ -191,7 +191,7 @@ def test_one_that_fails_is_not_stored_later(store: LmdbStore, make: Callable[[],
     thread.start()
     waiting(store, 1)
     first._lead(nothing)
-    thread.join(30)
+    thread.join(120)
     assert len(errors) == 1
     waiting(store, 0)
 

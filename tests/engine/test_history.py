@@ -184,8 +184,8 @@ def test_a_long_history_costs_its_length_and_a_near_base_nothing(
     history._links = lambda identifier: (asked.append(identifier), read(identifier))[1]
     assert history.merge_base(line[-1], line[-4]) == line[-4]
     assert len(set(asked)) < 10
-    began = time.perf_counter()
+    began = time.process_time()
     assert repository.history().merge_bases(line[-1], line[0]) == [line[0]]
-    assert time.perf_counter() - began < 2  # 0.05 s where nothing else runs
+    assert time.process_time() - began < 2  # 0.05 s
     assert next(repository.graph_log(repository.history(), line[-1]))[0] == line[-1]
     assert sum(1 for _ in repository.graph_log(repository.history(), line[-1])) == count + 1

@@ -694,7 +694,7 @@ with Repository.create(sys.argv[1]) as repository:
     store, target = tmp_path / "other", tmp_path / "target"
     subprocess.run(
         [sys.executable, "-c", code, str(store), str(tree), str(target)],
-        cwd=ROOT, check=True, timeout=60,
+        cwd=ROOT, check=True, timeout=120,
     )  # fmt: skip
     assert of_directory(target) == of_directory(tree)
 

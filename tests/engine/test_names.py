@@ -95,7 +95,7 @@ def test_it_looks_while_others_have_the_store_open_and_write(store):
         child = subprocess.Popen([sys.executable, "-c", program, store], stdout=subprocess.PIPE)
         for number in range(20):
             repository.set_ref(f"new-{number}", repository.resolve("main"))
-        assert child.communicate(timeout=60)[0] == b"['work']\n"
+        assert child.communicate(timeout=120)[0] == b"['work']\n"
 
 
 def test_nobody_is_waited_for_while_the_file_is_replaced(store):

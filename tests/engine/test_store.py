@@ -67,7 +67,7 @@ def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Runs a program that has LmdbStore and Db in another process."""
     return subprocess.run(
         [sys.executable, "-c", PRELUDE + code, *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
 
 
@@ -163,19 +163,47 @@ def test_a_reader_sees_the_state_it_was_opened_on(store: Store):
     def reader() -> None:
         with store.read() as txn:
             opened.set()
-            written.wait(30)
+            written.wait(120)
             value = txn.get(Db.NODES, b"k")
             seen.append(bytes(value) if value is not None else None)
             seen.extend(txn.keys(Db.NODES))
 
     thread = threading.Thread(target=reader)
     thread.start()
-    assert opened.wait(30)
+    assert opened.wait(120)
     put(store, (b"k", b"new"), (b"l", b"new"))
     written.set()
-    thread.join(30)
+    thread.join(120)
     assert seen == [b"old", b"k"]
     assert get(store, b"k") == b"new"
+
+
+def test_who_closes_waits_for_the_readers_in_other_threads(path: str):
+    store = LmdbStore(path, create=True)
+    put(store, (b"k", b"value" * 1000))
+    opened, go_on = threading.Event(), threading.Event()
+    seen: list[object] = []
+
+    def reader() -> None:
+        try:
+            with store.read() as txn:
+                value = txn.get(Db.NODES, b"k")
+                opened.set()
+                go_on.wait(120)
+                seen.extend([bytes(value or b"") == b"value" * 1000, txn.has(Db.NODES, b"k")])
+        except Exception as error:  # noqa: BLE001 - the test looks at it
+            seen.append(error)
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    assert opened.wait(120)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    closing.join(0.05)
+    go_on.set()
+    thread.join(120)
+    closing.join(120)
+    assert seen == [True, True]
 
 
 def test_what_a_writer_does_is_seen_by_nobody_before_it_commits(store: Store):
@@ -187,7 +215,7 @@ def test_what_a_writer_does_is_seen_by_nobody_before_it_commits(store: Store):
         if isinstance(store, LmdbStore):  # the strict one makes readers wait for a writer
             thread = threading.Thread(target=lambda: seen.append(get(store, b"k")))
             thread.start()
-            thread.join(30)
+            thread.join(120)
 
     store.write(change)
     assert seen == ([b"old"] if isinstance(store, LmdbStore) else [])
@@ -207,7 +235,7 @@ def test_writers_take_turns(store: Store):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert get(store, b"n") == b"40"
 
 
@@ -315,7 +343,7 @@ def test_the_map_grows_after_readers_in_other_threads_have_ended(path: str):
     def reader() -> None:
         with store.read() as txn:
             opened.set()
-            full.wait(30)  # the writer waits for us from now on
+            full.wait(120)  # the writer waits for us from now on
             for _ in range(200):
                 value = txn.get(Db.NODES, b"old")
                 assert value is not None
@@ -331,9 +359,9 @@ def test_the_map_grows_after_readers_in_other_threads_have_ended(path: str):
 
     thread = threading.Thread(target=reader)
     thread.start()
-    assert opened.wait(30)
+    assert opened.wait(120)
     store.write(change)
-    thread.join(30)
+    thread.join(120)
     assert seen == [True] * 201
     assert get(store, b"59") == bytes(100_000)
     store.close()
@@ -377,7 +405,7 @@ def test_another_process_grows_the_map_while_this_one_reads(path: str):
 
     thread = threading.Thread(target=read_within_a_read, daemon=True)
     thread.start()
-    thread.join(30)
+    thread.join(120)
     assert seen == [True, False]
     assert get(store, b"other5") == bytes(MIB)
     store.close()
@@ -409,7 +437,7 @@ def test_two_processes_write_in_turns(path: str):
         assert program.stdout is not None
         assert program.stdout.readline() == "ready\n"
     for program in programs:
-        program.communicate("go\n", timeout=60)
+        program.communicate("go\n", timeout=120)
         assert program.returncode == 0
     assert get(store, b"n") == b"100"
     store.close()
@@ -523,7 +551,7 @@ def test_an_older_format_is_brought_up_by_one_of_many(path: str):
     children = [
         subprocess.Popen([sys.executable, "-c", PRELUDE + code, path], cwd=ROOT) for _ in range(4)
     ]
-    assert [child.wait(60) for child in children] == [0] * 4
+    assert [child.wait(120) for child in children] == [0] * 4
     LmdbStore(path).close()
 
 

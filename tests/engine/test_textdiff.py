@@ -41,11 +41,11 @@ def test_unique_lines_hold_the_texts_together():
 def test_large_texts_are_quick():
     old = [b"line %d\n" % (n % 70_000) for n in range(100_000)]
     new = [line for n, line in enumerate(old) if n % 7]
-    started = time.perf_counter()
+    started = time.process_time()
     assert apply(old, new) == new
     noise = [b"x%d\n" % (n * n % 97) for n in range(30_000)]
     assert apply(noise, noise[::-1]) == noise[::-1]
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20
 
 
 def longest_common(old, new):

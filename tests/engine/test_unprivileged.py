@@ -14,6 +14,7 @@ SUITES = ["importing", "killed", "session_machine", "session_tree", "sessions", 
 SAME_FOR_ALL = ["large_directory", "deep_tree", "killed_import", "kill_during", "many_chunks"]
 
 
+@pytest.mark.timeout(900)  # half a minute where nothing else runs
 @pytest.mark.unprivileged
 def test_an_ordinary_user_can_do_everything(
     public_path: Path, as_user: Run, monkeypatch: pytest.MonkeyPatch

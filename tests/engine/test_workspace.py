@@ -425,7 +425,7 @@ workspace.write("file", b"text")
 workspace.commit(durable=False, ref="main")
 """
     path = str(tmp_path / "store")
-    subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, check=True, timeout=120)
     with Repository.open(path) as repository:
         assert repository.workspace("main").read("file") == b"text"
         assert live_pins(path) == {
@@ -445,7 +445,7 @@ def test_many_threads_share_a_sync(repository: Repository, monkeypatch: pytest.M
 
     def slowly(change):
         begun.set()
-        assert released.wait(60)
+        assert released.wait(120)
         return write(change)
 
     monkeypatch.setattr(repository.store, "write", slowly)
@@ -458,7 +458,7 @@ def test_many_threads_share_a_sync(repository: Repository, monkeypatch: pytest.M
 
     threads = [threading.Thread(target=work, args=(n,)) for n in range(count)]
     threads[0].start()
-    assert begun.wait(60)
+    assert begun.wait(120)
     for thread in threads[1:]:
         thread.start()
     while len(repository.commits._queue) < count:

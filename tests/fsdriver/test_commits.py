@@ -72,7 +72,7 @@ def working(*workers: Callable[[], object]) -> Iterator[None]:
     finally:
         done.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
             assert not thread.is_alive(), "a worker hangs"
     if errors:
         raise errors[0]

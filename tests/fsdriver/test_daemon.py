@@ -27,7 +27,7 @@ from fsdriver.client import DaemonError, DaemonLostError, bind, connect
 from fsdriver.mountpoint import PART, MountPointError, check, is_dead, mounts, our_mount, unmount
 from tests.conftest import run_as_user
 from tests.engine.trees import of_directory
-from tests.fsdriver.conftest import PATIENCE, Mount, left_behind, until
+from tests.fsdriver.conftest import PATIENCE, Mount, left_behind, until, until_forgotten
 from tests.fsdriver.syscalls import refused
 
 pytestmark = pytest.mark.fuse
@@ -598,6 +598,7 @@ def test_a_full_disk_is_told_and_loses_nothing(tmp_path, tree):
             mount.commit("s")
         assert (session / "kept").read_bytes() == b"kept" * 1000
         (session / "large").unlink()
+        until_forgotten(mount)
         (session / "src/lib/big").write_bytes(b"fits")
         found = mount.commit("s")
         assert of_directory(mount.snapshots / found.hex()) == of_directory(session)
@@ -643,7 +644,7 @@ def test_imports_commits_and_collections_beside_a_mount(own, tmp_path):
         for number in range(6):
             (session / f"new{number}").write_bytes(os.urandom(50_000))
             commits.append((own.commit("s", "work"), of_directory(session)))
-        outputs = [process.communicate(timeout=60)[0] for process in running]
+        outputs = [process.communicate(timeout=120)[0] for process in running]
         assert [process.returncode for process in running] == [0, 0, 0]
         assert unlinked.read() == (own.snapshots / "main/src/lib/big").read_bytes()
     for output in outputs[:2]:

@@ -29,7 +29,7 @@ from engine.trees.directory import directory_id, find
 from fsdriver import messages
 from fsdriver.client import DaemonError
 from tests.engine.trees import noise, of_directory
-from tests.fsdriver.conftest import Mount, drop_caches, until
+from tests.fsdriver.conftest import Mount, drop_caches, until, until_forgotten
 from tests.fsdriver.syscalls import refused
 
 pytestmark = pytest.mark.fuse
@@ -63,7 +63,7 @@ def working(*workers: Callable[[], object]) -> Iterator[list[int]]:
     finally:
         done.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
             assert not thread.is_alive(), "a program hangs"
     if errors:
         raise errors[0]
@@ -254,7 +254,7 @@ def test_writers_on_a_full_disk_lose_nothing_that_was_acknowledged(narrow, tree)
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
         assert not thread.is_alive()
     before = [(session / f"log{number}").read_bytes() for number in range(4)]
     for data, done in zip(before, acknowledged, strict=True):
@@ -294,6 +294,7 @@ def test_a_full_disk_can_be_mounted_and_made_room_on(narrow, tree):
     (session / "kept").rename(session / "src/kept")  # takes no room, or little
     (session / "src/kept").rename(session / "kept")
     (session / "large").unlink()
+    until_forgotten(narrow)
     with (session / "src/lib/big").open("ab", buffering=0) as file:
         assert file.write(b"x") == 1
     filler.unlink()

@@ -150,7 +150,7 @@ def test_many_programs_at_once(own, count):
     commits = []
     while any(client.poll() is None for client in clients):
         commits += [own.commit(name, seconds=60) for name in names]
-    answers = [json.loads(client.communicate(timeout=60)[0]) for client in clients]
+    answers = [json.loads(client.communicate(timeout=120)[0]) for client in clients]
     assert [failure for answer in answers for failure in answer["failures"]] == []
     written = {int(n): count for answer in answers for n, count in answer["lines"].items()}
     assert len(written) == PROCESSES * THREADS
@@ -226,7 +226,7 @@ def open_all(root: Path, how: str) -> Iterator[None]:
     assert [opener.returncode for opener in openers] == [0] * OPENERS
 
 
-@pytest.mark.timeout(900 if MANY else 240)
+@pytest.mark.timeout(900 if MANY else 300)
 def test_many_files_open_at_once(own):
     own.start()
     session = own.sessions / "s"
@@ -283,7 +283,7 @@ def test_sessions_that_many_programs_make_and_remove(own):
             [sys.executable, "-c", CLIENT, ":".join(map(str, roots)), "0", "12", "0"],
             stdout=subprocess.PIPE,
         ) as client:
-            client.communicate(timeout=60)
+            client.communicate(timeout=120)
         for root in roots:
             (root / "src").rename(root / "moved")
             own.ask(messages.Fork(root.name, root.name + "-fork"))

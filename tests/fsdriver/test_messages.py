@@ -14,7 +14,7 @@ from engine.ids import SnapshotId
 from fsdriver import messages
 from fsdriver.mountpoint import PART, mounts
 from tests.conftest import run_as_user
-from tests.fsdriver.conftest import PLAIN, Mount, until
+from tests.fsdriver.conftest import PLAIN, Mount, until, with_luck
 from tests.fsdriver.syscalls import fallocate, refused
 
 pytestmark = [
@@ -61,16 +61,19 @@ def asked_when_warm(mount: Mount, root: Path) -> set[str]:
 
 
 @as_root
+@with_luck
 def test_a_warm_snapshot_asks_nothing(mount, snapshot):
     assert asked_when_warm(mount, mount.snapshots / snapshot.hex()) == set()
 
 
 @as_root
+@with_luck
 def test_a_warm_session_asks_nothing(mount, session):
     # A file that the upper has is asked for its times once it was read.
     assert asked_when_warm(mount, session) <= {"GETATTR"}
 
 
+@with_luck
 def test_what_was_written_is_not_asked_back(mount, session):
     data = os.urandom(75 * mmap.PAGESIZE)  # a page that was written in part is asked for
     (session / "big").write_bytes(data)
@@ -85,6 +88,7 @@ def test_what_was_written_is_not_asked_back(mount, session):
     assert asked(mount).get("READ", 0) == before
 
 
+@with_luck
 def test_a_write_after_the_first_asks_nothing_else(mount, session):
     with (session / "log").open("wb", buffering=0) as file:
         file.write(b"first")
@@ -172,17 +176,23 @@ def test_a_program_that_lost_its_bits_stays_so(mount, session):
     assert stat.S_IMODE(path.stat().st_mode) == 0o755
 
 
-def test_what_is_forgotten_is_forgotten_when_nobody_asks(mount, session):
-    """FORGETs are gathered, but not for longer than there is something to do."""
+def test_what_is_forgotten_is_forgotten_when_nobody_asks(own):
+    """FORGETs are gathered, but not for longer than there is something to do.
+
+    In a mount of its own: in the shared one, what earlier tests had may be forgotten meanwhile.
+    """
+    own.start()
+    session = own.sessions / "s"
     (session / "first").write_bytes(b"x")
-    before = mount.statistics()["vfs"]
+    before = own.statistics()["vfs"]
     for number in range(150):
         (session / f"file{number}").write_bytes(b"x")
-    assert mount.statistics()["vfs"]["inodes"] == before["inodes"] + 150
+    assert own.statistics()["vfs"]["inodes"] == before["inodes"] + 150
     for number in range(150):
         (session / f"file{number}").unlink()
-    until(lambda: mount.statistics()["vfs"]["inodes"] == before["inodes"])
-    assert mount.statistics()["vfs"]["orphans"] == 0
+    until(lambda: own.statistics()["vfs"]["inodes"] == before["inodes"])
+    assert own.statistics()["vfs"]["orphans"] == 0
+    own.stop()
 
 
 def test_what_pyfuse3_does_not_know_is_answered(mount, session):

@@ -903,6 +903,6 @@ def numbers(root: Path) -> dict[str, int]:
     return found
 
 
-@pytest.mark.timeout(120 + 4 * EXAMPLES)
+@pytest.mark.timeout(300 + 4 * EXAMPLES)
 def test_a_mounted_session_is_like_a_directory() -> None:
     run_machine(MountMachine, 25, 20)

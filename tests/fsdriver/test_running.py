@@ -5,6 +5,7 @@
 
 import ctypes
 import errno
+import json
 import os
 import pickle
 import select
@@ -34,6 +35,8 @@ from fsdriver.running import (
     Run,
     SupervisorLostError,
 )
+from fsdriver.supervisor import Job
+from tests.conftest import ROOT
 from tests.engine.trees import Tree, blurred, of_directory, of_entry
 from tests.fsdriver.conftest import Mount, until
 
@@ -357,7 +360,7 @@ def children(pid: int) -> list[int]:
 
 
 def wait_for(handle: int) -> None:
-    assert select.select([handle], [], [], 10)[0]
+    assert select.select([handle], [], [], 120)[0]
     os.close(handle)
 
 
@@ -371,6 +374,42 @@ def test_with_the_supervisor_the_command_is_killed(run: Runner):
             sleeper.wait()
         wait_for(handle)
     assert (run.mount.sessions / "s/new").read_text() == "written\n"
+
+
+SLOW_TO_BEGIN = """
+import os, sys
+from fsdriver import supervisor
+fork = os.fork
+def slow_fork():
+    child = fork()
+    if not child:
+        os.write(1, b"%d\\n" % os.getpid())
+        os.read(0, 1)
+    return child
+os.fork = slow_fork
+sys.exit(supervisor.main(sys.argv[1:]))
+"""
+
+
+def test_killed_before_the_command_could_begin_it_does_not(tmp_path: Path):
+    """Who asks to be killed with its parent is not, where that is dead already."""
+    (_, told), (life, _) = pipes = os.pipe(), os.pipe()
+    job = Job(told, life, -1, -1, -1, "", "", "", "", "", "/", "", str(tmp_path), [])
+    one = subprocess.Popen(
+        [sys.executable, "-c", SLOW_TO_BEGIN, json.dumps(job), "touch", str(tmp_path / "begun")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(told, life), cwd=ROOT,
+    )  # fmt: skip
+    assert one.stdout is not None
+    assert one.stdin is not None
+    command = os.pidfd_open(int(one.stdout.readline()))
+    one.kill()
+    one.wait()
+    one.stdin.close()  # and so it goes on
+    wait_for(command)
+    one.stdout.close()
+    assert not (tmp_path / "begun").exists()
+    for end in (end for pipe in pipes for end in pipe):
+        os.close(end)
 
 
 STARTER = """

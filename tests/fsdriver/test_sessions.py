@@ -32,7 +32,7 @@ def run(program: str, *arguments: str | Path, cwd: Path | None = None) -> str:
     """Runs Python in a process of its own and returns what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
-        cwd=cwd, capture_output=True, text=True, timeout=30, check=False,
+        cwd=cwd, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -120,7 +120,7 @@ def test_several_threads_change_a_file_of_the_base_at_once(at):
 
     def write(number: int) -> None:
         fd = os.open(at / "src/lib/big", os.O_RDWR)
-        start.wait(10)
+        start.wait(120)
         for part in range(5):
             os.pwrite(fd, b"%d" % number * 100, number * 500_000 + part * 100)
         os.close(fd)
@@ -910,7 +910,7 @@ def test_a_waiting_lock_is_given(at):
     thread.start()
     assert not got.wait(0.05)
     fcntl.flock(fd, fcntl.LOCK_UN)
-    assert got.wait(10)
+    assert got.wait(120)
     thread.join()
     os.close(fd)
 

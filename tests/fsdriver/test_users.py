@@ -91,6 +91,7 @@ def test_others_are_let_in_only_on_demand_and_as_the_bits_allow(public_path, tre
         mount.clear()
 
 
+@pytest.mark.timeout(900)  # 20 s where nothing else runs
 @pytest.mark.skipif(os.geteuid() != 0, reason="test_running itself is this one")
 def test_commands_of_an_ordinary_user_under_overlayfs(public_path):
     if not namespaces():

@@ -76,7 +76,7 @@ class Shell:
 
     def _answer(self) -> str:
         told = b""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not told.endswith(b"\0"):
             left = deadline - time.monotonic()
             assert left > 0, f"no answer; the terminal shows {self.shown!r}"
@@ -90,7 +90,7 @@ class Shell:
 
     def close(self) -> None:
         os.write(self._master, b"exit\n")
-        self._child.wait(30)
+        self._child.wait(120)
         os.close(self._master)
         os.close(self._told)
 
@@ -209,7 +209,7 @@ def test_bash_loads_the_file_among_its_completions(full, tmp_path):
 def fish(full, script: str, line: str, folder: Path) -> list[str]:
     done = subprocess.run(
         ["fish", "--no-config", "-c", "source $argv[1]; complete -C $argv[2]", "--", script, line],
-        cwd=folder, env=environment(full), capture_output=True, text=True, check=True, timeout=60,
+        cwd=folder, env=environment(full), capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
     assert done.stderr == ""
     return done.stdout.splitlines()
@@ -343,6 +343,6 @@ def test_the_scripts_are_what_the_shells_accept(full, tmp_path):
         script = full("completion", shell).stdout
         assert script == full.json("completion", shell)["script"]
         done = subprocess.run(
-            [shell, "-n"], input=script, capture_output=True, text=True, check=False, timeout=60
+            [shell, "-n"], input=script, capture_output=True, text=True, check=False, timeout=120
         )
         assert (done.returncode, done.stderr) == (0, "")

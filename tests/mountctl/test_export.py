@@ -49,7 +49,7 @@ def test_what_is_no_file_is_written_to_and_not_replaced(mountctl, first, tmp_pat
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as child:  # fmt: skip
         archive = pipe.read_bytes()
-        child.communicate(timeout=30)
+        child.communicate(timeout=120)
     assert child.returncode == 0
     assert stat.S_ISFIFO(pipe.lstat().st_mode)
     with tarfile.open(fileobj=io.BytesIO(archive)) as found:

@@ -174,7 +174,7 @@ def test_a_mount_in_the_foreground_ends_on_ctrl_c(mountctl, first, tmp_path):
     assert any("event=mounted" in line for line in iter(said.readline, ""))
     assert pid_of(mountctl) == child.pid
     child.send_signal(signal.SIGINT)
-    child.communicate(timeout=20)
+    child.communicate(timeout=120)
     assert child.returncode == 0
     assert our_mount(str(place)) is None
 
@@ -210,7 +210,7 @@ def test_top_ends_quietly_on_ctrl_c(mountctl, mounted):
     assert child.stdout is not None
     json.loads(child.stdout.readline())
     child.send_signal(signal.SIGINT)
-    assert child.communicate(timeout=20)[1] == ""
+    assert child.communicate(timeout=120)[1] == ""
     assert child.returncode == 0
 
 
