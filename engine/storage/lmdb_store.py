@@ -162,7 +162,7 @@ class LmdbStore(Store):
         self.path = path
         self._gate = threading.Condition()
         self._readers = 0
-        self._growing = False
+        self._growing = self._closing = False
         self._writer = threading.Lock()
         self._thread = threading.local()
         directory = os.path.join(path, "db")
@@ -280,13 +280,14 @@ class LmdbStore(Store):
         self._thread.reads = depth
         with self._gate:
             self._readers -= 1
-            if self._growing:
+            if self._growing or self._closing:  # else nobody waits
                 self._gate.notify_all()
 
     def _adopt_map_and_begin(self) -> "lmdb.Transaction[memoryview]":
         """Another process has grown the map: takes its size over, without other readers."""
         with self._gate:
             self._readers -= 1
+            self._gate.notify_all()  # another thread may be waiting to do the same
         try:
             self._resize(0)
         finally:
@@ -445,6 +446,7 @@ class LmdbStore(Store):
         with self._writer:  # another thread's transaction comes to its end
             ours = getattr(self._thread, "reads", 0)
             with self._gate:  # and so do their views: what they read would be gone from memory
+                self._closing = True
                 self._gate.wait_for(lambda: self._readers <= ours, CLOSE_WAIT)
             self._env.close()
         self._lease.release()

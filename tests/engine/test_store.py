@@ -13,6 +13,7 @@ from pathlib import Path
 import lmdb
 import pytest
 
+from engine.storage import lmdb_store
 from engine.storage.lmdb_store import FORMAT, LIBRARY, LmdbStore
 from engine.storage.memory_store import MemoryStore
 from engine.storage.objects import ChunkSink, Objects
@@ -178,7 +179,8 @@ def test_a_reader_sees_the_state_it_was_opened_on(store: Store):
     assert get(store, b"k") == b"new"
 
 
-def test_who_closes_waits_for_the_readers_in_other_threads(path: str):
+def test_who_closes_waits_for_the_readers_in_other_threads(path: str, monkeypatch):
+    monkeypatch.setattr(lmdb_store, "CLOSE_WAIT", 1000.0)
     store = LmdbStore(path, create=True)
     put(store, (b"k", b"value" * 1000))
     opened, go_on = threading.Event(), threading.Event()
@@ -203,6 +205,7 @@ def test_who_closes_waits_for_the_readers_in_other_threads(path: str):
     go_on.set()
     thread.join(120)
     closing.join(120)
+    assert not closing.is_alive()
     assert seen == [True, True]
 
 
