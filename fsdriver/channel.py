@@ -167,11 +167,10 @@ class Channel:
         """A request that comes after what was forgotten, and is still in its inbox."""
         self._guard = Guard()
         try:
-            device = mount(mountpoint, source=source, allow_other=allow_other)
+            self._whole = self._connect(mountpoint, _ROOT)
         except BaseException:
             self._guard.close()
             raise
-        self._whole = _Connection(device, mountpoint, _ROOT, self._guard)
         try:
             self._ours, self._theirs = socket.socketpair(
                 socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
@@ -183,6 +182,18 @@ class Channel:
             self._start(operations, f"/dev/fd/{self._theirs.fileno()}", _options(source, False))
         except BaseException:
             self._give_up()
+            raise
+
+    def _connect(self, where: str, root: int) -> _Connection:
+        """Mounts the whole, or a part of it. Raises MountRefusedError, or OSError."""
+        device = mount(
+            where, source=self._source, allow_other=self._allow_other, part=root != _ROOT
+        )
+        try:
+            return _Connection(device, where, root, self._guard)
+        except BaseException:
+            os.close(device)
+            unmount(where, lazy=True)
             raise
 
     def _start(self, operations: pyfuse3.Operations, where: str, options: set[str]) -> None:
@@ -238,14 +249,13 @@ class Channel:
         where = os.path.join(self._mountpoint, wanted.name)
         wanted.elsewhere(True)
         try:
-            device = mount(where, source=self._source, allow_other=self._allow_other, part=True)
+            self._part = self._connect(where, wanted.root)
         except (MountRefusedError, OSError) as error:
             log.info("one mount for all", error=str(error))
             wanted.elsewhere(False)
             self._wanted = None
             self._whole.notify(protocol.INVAL_ENTRY, _ROOT, _name(os.fsencode(wanted.name)))
             return
-        self._part = _Connection(device, where, wanted.root, self._guard)
         self._listen(self._part)
         self.abilities.no_open = bool(self._kernel_flags & protocol.NO_OPEN_SUPPORT)
 
