@@ -300,7 +300,7 @@ class Channel:
             unmount(self._mountpoint, lazy=True)  # and what is mounted inside
         for connection in {*self._connections, self._whole}:
             os.close(connection.device)
-        self._guard.close()  # which has them, too: an answer would be waited for
+        self._guard.close()  # which has them, too
 
     async def _keep_guard(self) -> None:
         """Starts another guard when somebody has ended it, but not again and again."""

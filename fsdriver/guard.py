@@ -7,9 +7,9 @@ an answer, which the rest of the daemon, killed by then, does not give. So all o
 for ever, who reads in the mount as well, and the lease be held.
 
 The guard has the devices open, too, and the memory that requests are received in. When the thread
-that serves them is gone, it refuses the request that was at hand, and all that come, until
-nothing is left of the daemon; then it ends, and with it the connection. It has a session
-of its own, so that it is not killed with the daemon's group. See docs/design/0013.
+that serves them is gone, or says that it ends, it refuses the request that was at hand, and all
+that come, until nothing is left of the daemon; then it ends, and with it the connection. It has a
+session of its own, so that it is not killed with the daemon's group. See docs/design/0013.
 
 `python -m fsdriver.guard SOCKET PID`, started by the daemon. Needs nothing of the engine.
 """
@@ -33,7 +33,6 @@ _DEATH = signal.SIGUSR1
 
 A process that is gone but for a thread is its children's parent as before.
 """
-_END_SECONDS = 5.0
 _RESEND = protocol.OUT.pack(protocol.OUT.size, protocol.RESEND, 0)
 """Has the kernel (6.9 and later) send again what was taken and not answered."""
 
@@ -45,11 +44,14 @@ class Guard:
         """Starts the process."""
         self._protected: list[tuple[int, int]] = []
         self._socket: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
     def start(self) -> None:
         """Starts the process, or another one when it has ended."""
-        self.close()
+        if self._socket is not None and self._process is not None:
+            self._socket.close()
+            self._process.wait()
         self._socket, theirs = socket.socketpair(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
         )
@@ -89,15 +91,11 @@ class Guard:
                 socket.send_fds(self._socket, [b"d"], list(pair))
 
     def close(self) -> None:
-        """Ends the process, and waits for that: it has the devices open."""
-        if self._socket is not None:
+        """Has the process refuse what still comes; it ends when this process is gone."""
+        if self._socket is not None and self._process is not None:
             self._socket.close()
             self._socket = None
-            try:
-                self._process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:  # somebody has stopped it
-                self._process.kill()
-                self._process.wait()
+            self._process.returncode = 0  # it outlives us: nobody waits for it
 
 
 def main(argv: list[str]) -> int:
@@ -122,7 +120,7 @@ def main(argv: list[str]) -> int:
         while sock.fileno() in {fd for fd, _ in waiting.poll()}:
             message, received, *_ = socket.recv_fds(sock, 1, 2)
             if not message:
-                return 0
+                break  # it ends by itself, unless a thread of it cannot
             device, memory = received
             connections.append((device, mmap.mmap(memory, mmap.PAGESIZE, prot=mmap.PROT_READ)))
             os.close(memory)
