@@ -30,9 +30,12 @@ settings.register_profile(
 settings.register_profile("many", settings.get_profile("steady"), derandomize=False)
 settings.load_profile("many" if os.environ.get("AMALGAMFS_EXAMPLES") else "steady")
 
+# As a shell's background jobs begin, and who is started by nohup: all that tests start would ignore
+# them, too.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    # As a shell's background jobs begin. All that tests start would ignore it, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ class Left(msgspec.Struct, array_like=True, frozen=True):
     entry: Entry
 
 
-class SlotFullError(EngineError):
-    """A part is larger than its directories say."""
+class SlotFullError(Exception):
+    """A part is larger than its directories say; only this module hears of it."""
 
 
 class Slot:
@@ -93,7 +93,7 @@ def serve(objects: Objects, connection: socket.socket, memory: memoryview) -> No
             size, rest = slot.at, msgspec.msgpack.encode(left) if left else b""
             slot.write(rest)
             answer = MADE.pack(True, size, entries, len(rest))
-        except (EngineError, OSError):
+        except (EngineError, SlotFullError, OSError):
             answer = MADE.pack(False, 0, 0, 0)
         connection.sendall(answer)
 
