@@ -149,7 +149,10 @@ class Attempt:
                 self._run.prepare(name)
                 self._root = self._repository.sessions.get(self._session).root
                 return self._run
-            except (ModeRefusedError, LaunchError) as error:
+            except LaunchError as error:  # so there is no mount for another mode either
+                self._left = [mode for mode in self._left if mode == FULL]
+                self._refuse(error)
+            except ModeRefusedError as error:
                 self._refuse(error)
             except OSError as error:
                 if error.errno not in {errno.ENOSPC, errno.EDQUOT} or mode != FULL:

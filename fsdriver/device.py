@@ -12,8 +12,8 @@ import stat
 import subprocess
 
 from engine import EngineError
+from fsdriver.launch import DEVICE
 
-DEVICE = "/dev/fuse"
 SUBTYPE = "amalgamfs"
 PART_SUBTYPE = "amalgamfs.part"
 """Of a mount that shows a part of another one, read-only for the kernel."""

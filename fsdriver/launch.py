@@ -8,6 +8,7 @@ import json
 import os
 import select
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,6 +18,9 @@ from engine.errors import EngineError
 from engine.host.leases import is_held
 from engine.storage.store import StoreError
 
+DEVICE = "/dev/fuse"
+_FUSE = os.makedev(10, 229)
+"""Its number, in the kernel's Documentation/admin-guide/devices.txt."""
 START_SECONDS = 120.0
 """A disk that others keep busy has kept one waiting for 30 seconds."""
 END_SECONDS = 30.0
@@ -79,6 +83,7 @@ def launch(
     who have it, and the mount point is removed. Raises LaunchError; nothing is left running then.
     """
     log = log or default_log(store_path)
+    _check_device(log)
     try:
         os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -116,6 +121,21 @@ def launch(
     raise LaunchError(
         str(answer.get("kind", "")), str(answer.get("message", "the daemon ended at once")), log
     )
+
+
+def _check_device(log: str) -> None:
+    """Raises LaunchError where there can be no mount; a daemon would have to start to find out."""
+    why = ""
+    try:
+        found = os.stat(DEVICE)
+        if not stat.S_ISCHR(found.st_mode) or found.st_rdev != _FUSE:
+            why = f"{DEVICE} is another device"
+        elif os.geteuid() == 0:  # else fusermount3 opens it
+            os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        why = f"cannot open {DEVICE}: {error.strerror}"
+    if why:
+        raise LaunchError("MountRefusedError", why, log)
 
 
 def _wait(ready: int) -> dict[str, Any]:

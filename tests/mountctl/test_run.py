@@ -476,6 +476,7 @@ def test_without_fuse_there_is_the_checkout(mountctl, first):
     )
     done = run()
     assert done.stdout.split() == [path, *names]
-    assert done.stderr.splitlines()[0].startswith(f"runs in {path} by full: ")
+    assert done.stderr.startswith(f"runs in {path} by full: ")
+    assert done.stderr.count("runs in") == 1
     assert "error: " in run("--mode", "lazy", code=10).stderr
     assert not is_held(str(mountctl.store), "mount")
