@@ -1,20 +1,14 @@
 """Files that commands read and write as streams; `-` is stdin or stdout."""
 
-import ctypes
-import io
 import os
 import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO
 
 import click
 
-_SYNC_FILE_RANGE_WRITE = 2
-_libc = ctypes.CDLL(None)
-_FLOW = 16 << 20
-"""How many bytes are given to the disk at once."""
 _BUFFER = 1 << 20
 """Members of archives are small, and a call of the kernel for each would take long."""
 
@@ -41,30 +35,12 @@ def written(path: str) -> Iterator[IO[bytes]]:
         raise
 
 
-class _Flowing(io.FileIO):
-    """A file that the kernel writes to the disk from the beginning on, not at the last fsync."""
-
-    _begun = _written = 0
-
-    def write(self, data: Any, /) -> int:
-        count = super().write(data)
-        self._written += count
-        if self._written - self._begun >= _FLOW:
-            # Only advice: what went wrong, fsync says.
-            _libc.sync_file_range(
-                self.fileno(), ctypes.c_int64(self._begun),
-                ctypes.c_int64(self._written - self._begun), _SYNC_FILE_RANGE_WRITE,
-            )  # fmt: skip
-            self._begun = self._written
-        return count
-
-
 @contextmanager
 def _appearing(path: str) -> Iterator[IO[bytes]]:
     parent, name = os.path.split(path)
     temporary = os.path.join(parent, f".{name[:50]}.{secrets.token_hex(4)}")
     try:
-        with io.BufferedWriter(_Flowing(temporary, "xb"), _BUFFER) as out:
+        with open(temporary, "xb", buffering=_BUFFER) as out:
             yield out
             out.flush()
             os.fsync(out.fileno())
