@@ -152,9 +152,9 @@ def estimate(
     is, empty if there is none.
     """
     own = _own(costs, earlier)
-    work = _expected(tree, earlier, mount)
     found = []
     for mode in modes:
+        work = _expected(mode, tree, earlier, mount)
         parts = added(costs, mode, tree, work, mounted=bool(mount))
         times = own.get(mode, [])
         guess = median(times) if times else min(map(median, own.values())) if own else None
@@ -171,10 +171,12 @@ def _own(costs: Costs, earlier: Sequence[Outcome]) -> Mapping[str, list[float]]:
     return {mode: times[-LATEST:] for mode, times in own.items()}
 
 
-def _expected(tree: Tree, earlier: Sequence[Outcome], mount: str) -> Work:
-    """Returns the work to be expected.
+def _expected(mode: str, tree: Tree, earlier: Sequence[Outcome], mount: str) -> Work:
+    """Returns the work to be expected in a mode.
 
-    That of the last run; and what this mount was asked for once, the kernel has.
+    That of the last run; but the kernel does not ask again for what it has. It has what overlayfs
+    showed, which is of the snapshot; what a session in the mount showed is that session's, so
+    there the last run in the mount tells how much is asked.
     """
     if not earlier:
         return Work(
@@ -183,9 +185,11 @@ def _expected(tree: Tree, earlier: Sequence[Outcome], mount: str) -> Work:
             made=int(tree.entries * FIRST_WRITES),
             written=int(tree.bytes * FIRST_WRITES),
         )
-    known = bool(mount) and any(run.mount == mount for run in earlier)
-    return msgspec.structs.replace(
-        earlier[-1].work,
-        asked=0 if known else max(run.work.asked for run in earlier),
-        read=0 if known else max(run.work.read for run in earlier),
-    )
+    asked = max(run.work.asked for run in earlier)
+    read = max(run.work.read for run in earlier)
+    here = [run.work for run in earlier if mount and run.mount == mount and run.mode == mode]
+    if here and mode == LAZY:
+        asked, read = here[-1].asked, here[-1].read
+    elif here:
+        asked = read = 0
+    return msgspec.structs.replace(earlier[-1].work, asked=asked, read=read)

@@ -80,12 +80,26 @@ def test_a_first_run_is_judged_by_its_tree():
     assert first.seconds == pytest.approx(sum(first.added.values()))
 
 
-def test_what_was_asked_for_once_the_mount_still_has():
-    cold = outcome(LAZY, 30.0, Work(asked=200), mount="m")
-    (warm, *_) = estimate(COSTS, TREE, [cold], mount="m", modes=[LAZY])
-    (other, *_) = estimate(COSTS, TREE, [cold], mount="another", modes=[LAZY])
-    assert warm.own == other.own == pytest.approx(9.0)
+def test_what_overlayfs_showed_once_the_kernel_still_has():
+    cold = outcome(OVERLAY, 30.0, Work(asked=200), mount="m")
+    (warm, *_) = estimate(COSTS, TREE, [cold], mount="m", modes=[OVERLAY])
+    (other, *_) = estimate(COSTS, TREE, [cold], mount="another", modes=[OVERLAY])
+    assert warm.own == other.own == pytest.approx(8.0)
     assert [warm.seconds, other.seconds] == pytest.approx([10.0, 30.0])
+
+
+def test_a_session_in_the_mount_asks_as_often_as_the_last_one():
+    first = outcome(LAZY, 30.0, Work(asked=200), mount="m")
+    again = outcome(LAZY, 12.0, Work(asked=20), mount="m")
+    overlay = outcome(OVERLAY, 11.0, Work(), mount="m")
+
+    def seconds(*earlier: Outcome) -> float:
+        (found,) = estimate(COSTS, TREE, earlier, mount="m", modes=[LAZY])
+        return found.seconds
+
+    assert seconds(first) == pytest.approx(30.0)
+    assert seconds(first, overlay) == pytest.approx(30.0)
+    assert seconds(first, first, again, overlay) == pytest.approx(12.0)
 
 
 def test_work_decides():
