@@ -16,16 +16,7 @@ from engine.storage.store import Db
 from engine.trees.directory import directory_entry
 from engine.trees.outside_links import OutsideLinkError
 from tests.conftest import ROOT, Run
-from tests.engine.test_session_machine import make_base
 from tests.engine.trees import age, noise, of_directory
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    path = tmp_path / "base"
-    path.mkdir()
-    make_base(path)
-    return path
 
 
 def root_of(repository: Repository, path: Path) -> Entry:

@@ -20,16 +20,7 @@ from engine.storage.store import Db
 from engine.upkeep import collecting
 from engine.upkeep.collecting import Collection, CollectReport
 from tests.conftest import ROOT
-from tests.engine.test_session_machine import make_base
 from tests.engine.trees import Tree, noise, of_entry
-
-
-@pytest.fixture
-def base(tmp_path: Path) -> Path:
-    path = tmp_path / "base"
-    path.mkdir()
-    make_base(path)
-    return path
 
 
 def counts(repository: Repository) -> tuple[int, int]:

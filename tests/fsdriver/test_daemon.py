@@ -69,6 +69,15 @@ def test_a_store_is_mounted_once(own, tmp_path):
         check(str(own.path), str(own.store))
 
 
+@pytest.mark.parametrize(("device", "why"), [("fuse", "No such file"), ("/dev/null", "another")])
+def test_where_there_is_no_fuse_no_daemon_is_started(own, tmp_path, monkeypatch, device, why):
+    monkeypatch.setattr(launch, "DEVICE", str(tmp_path / device))
+    with pytest.raises(launch.LaunchError, match=why) as refused:
+        launch.launch(str(own.store), str(own.path))
+    assert refused.value.kind == "MountRefusedError"
+    assert not own.store.joinpath("log/mount.log").exists()
+
+
 def test_what_cannot_be_mounted_on_is_refused(own, tmp_path):
     for name in ["full/x", "empty", "store/inside"]:
         (tmp_path / name).mkdir(parents=True)
