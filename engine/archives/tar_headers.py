@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from engine.storage.nodes import Entry, Kind
 
-_TYPES = {
+_TYPES: dict[int, bytes] = {
     Kind.FILE: tarfile.REGTYPE,
     Kind.DIRECTORY: tarfile.DIRTYPE,
     Kind.SYMLINK: tarfile.SYMTYPE,
@@ -29,7 +29,7 @@ def header(path: bytes, entry: Entry, target: bytes | None, sparse: int | None =
     `target` is for another name of a file: the name that stands in the archive already. `sparse`
     is how many bytes a sparse member has in the archive, its map included.
     """
-    kind = _TYPES[entry.kind] if target is None else tarfile.LNKTYPE  # type: ignore[index]
+    kind = _TYPES[entry.kind] if target is None else tarfile.LNKTYPE
     plain = path
     if target is None and entry.kind == Kind.SYMLINK and isinstance(entry.content, bytes):
         target = entry.content
