@@ -46,6 +46,7 @@ from engine.storage.codec import (
 from engine.storage.lmdb_store import LmdbStore
 from engine.storage.nodes import Entry
 from engine.storage.objects import ChunkSink, NodeBuffer, Objects
+from engine.storage.owners import keep_owners, keeps_owners
 from engine.storage.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
 from engine.storage.store import Db, Reader, Store, Writer
 from engine.trees.diffing import Change, diff
@@ -347,9 +348,10 @@ class Repository:
         parents: tuple[SnapshotId, ...] = (),
         metadata: dict[str, Any] | None = None,
         use_cache: bool = True,
+        owners: bool | None = None,
         progress: Progress | None = None,
     ) -> ImportResult:
-        """Imports a directory as a snapshot.
+        """Imports a directory as a snapshot, with `owners` if the store keeps them or it is said.
 
         Without `parents`, the parent is what `ref` names, else the last import of the same
         directory. If the tree is that one's, no snapshot is made and its id is returned.
@@ -385,9 +387,12 @@ class Repository:
         with self.storing():
             (identifier, changed), root, report = import_directory(
                 self.store, self.objects, source, finish=finish, store_path=self.path,
-                use_cache=use_cache, progress=progress,
+                use_cache=use_cache, owners=self._owners(owners), progress=progress,
             )  # fmt: skip
         return ImportResult(identifier, root, changed, report)
+
+    def _owners(self, said: bool | None) -> bool:
+        return self.keeps_owners() if said is None else said
 
     def _root_in(self, reader: Reader, identifier: SnapshotId) -> Entry | None:
         raw = reader.get(Db.SNAPSHOTS, identifier)
@@ -486,6 +491,7 @@ class Repository:
         message: str = "",
         parents: tuple[SnapshotId, ...] = (),
         metadata: dict[str, Any] | None = None,
+        owners: bool | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ImportResult:
         """Imports a tar archive from a stream, compressed or not, as a snapshot.
@@ -495,8 +501,9 @@ class Repository:
         ArchiveRefusedError; nothing can be seen then.
         """
         return self._import_archive(
-            lambda reader: reader.read(stream, progress), False, ref, message, parents, metadata
-        )
+            lambda reader: reader.read(stream, progress), False, ref, message, parents, metadata,
+            self._owners(owners),
+        )  # fmt: skip
 
     def _import_archive(
         self,
@@ -506,13 +513,14 @@ class Repository:
         message: str,
         parents: tuple[SnapshotId, ...],
         metadata: dict[str, Any] | None,
+        owners: bool,
     ) -> ImportResult:
         if ref is not None:
             check_name("ref", ref)
         self.commits.flush()
         with self.storing():
             sink, nodes = ChunkSink(self.store), NodeBuffer()
-            reader = TarReader(sink, nodes, layered=layered)
+            reader = TarReader(sink, nodes, layered=layered, owners=owners)
             read(reader)
             root = reader.draft.build(nodes)
             sink.flush()
@@ -537,6 +545,7 @@ class Repository:
             identifier, changed = self.store.write(finish)
         reader.report.files = root.totals.entries if root.totals else 0
         reader.report.new_bytes = sink.stored_bytes
+        reader.report.lost_owners = reader.lost_owners()
         return ImportResult(identifier, root, changed, reader.report)
 
     def import_oci(
@@ -548,6 +557,7 @@ class Repository:
         message: str = "",
         parents: tuple[SnapshotId, ...] = (),
         metadata: dict[str, Any] | None = None,
+        owners: bool | None = None,
         progress: Progress | None = None,
     ) -> ImportResult:
         """Imports an image of an OCI layout, its layers merged, as a snapshot.
@@ -558,7 +568,9 @@ class Repository:
         def read(reader: TarReader) -> None:
             read_image(path, reader, image=image, progress=progress)
 
-        return self._import_archive(read, True, ref, message, parents, metadata)
+        return self._import_archive(
+            read, True, ref, message, parents, metadata, self._owners(owners)
+        )
 
     def layers_of(self, name: str) -> list[State]:
         """Returns the trees that the layers of `@session` make, each with those below it.
@@ -718,6 +730,15 @@ class Repository:
         self.commits.flush()
         self.pins.tidy()
         return measure(self.store, self.path, snapshots, progress)
+
+    def keeps_owners(self) -> bool:
+        """Returns whether new trees say whose files are, unless a call says otherwise."""
+        with self.store.read() as reader:
+            return keeps_owners(reader)
+
+    def keep_owners(self) -> None:
+        """Makes new trees say whose files are; trees that are there stay as they are."""
+        self.store.write(keep_owners)
 
     def compression(self) -> int:
         """Returns the level that new chunks are packed with; 0 for not at all."""

@@ -22,8 +22,8 @@ import trio
 
 from engine import EngineError, Repository
 from engine.host.leases import acquire
-from engine.mounted.inodes import Owner
 from engine.mounted.vfs import SNAPSHOTS, Vfs
+from engine.storage.nodes import Owner
 from fsdriver.channel import Channel, Part
 from fsdriver.client import socket_path
 from fsdriver.control import Control, listen

@@ -20,8 +20,9 @@ import trio
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext
 
 from engine import EngineError, InodeNo
-from engine.mounted.inodes import Attributes, Changes, Inode, Owner
+from engine.mounted.inodes import Attributes, Changes, Inode
 from engine.mounted.vfs import Vfs
+from engine.storage.nodes import Owner
 from fsdriver.abilities import Abilities
 from fsdriver.errnos import errno_of
 from fsdriver.metrics import Timing

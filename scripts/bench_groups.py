@@ -8,9 +8,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 
-from engine.mounted.inodes import Inode, Owner
+from engine.mounted.inodes import Inode
 from engine.mounted.vfs import Vfs
 from engine.repository import Repository
+from engine.storage.nodes import Owner
 from scripts.bench_figures import RUN, US, Bench, Side
 from scripts.bench_rivals import RIVALS, ours, theirs
 from scripts.bench_setting import (

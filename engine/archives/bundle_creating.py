@@ -27,6 +27,7 @@ from engine.progress import Progress, unheard
 from engine.storage.codec import unpack
 from engine.storage.nodes import DirectoryNode, IndexNode, Kind, Node
 from engine.storage.objects import Objects
+from engine.storage.owners import count_owners
 from engine.storage.store import Db
 from engine.trees.directory import directory_id
 
@@ -116,12 +117,14 @@ def create_bundle(
     for each in wanted:
         order.extend(below(objects, directory_id(records[each].root), seen))
         tell(0, len(order))
+    owners = any(count_owners(records[each].root) for each in wanted)
     del seen, records
     chunks = sum(kind == CHUNK for kind, _ in order)
     counts = Counts(chunks, len(order) - chunks, len(wanted))
     names = tuple(sorted((name, target) for name, target in (refs or {}).items()
                          if target in {*wanted, *base}))  # fmt: skip
-    writer = BundleWriter(out, Manifest(VERSION, tuple(wanted), tuple(base), names, counts))
+    version = VERSION if owners else 1
+    writer = BundleWriter(out, Manifest(version, tuple(wanted), tuple(base), names, counts))
     for done, (kind, identifier) in enumerate(order):
         if kind == NODE:
             writer.add(NODE, identifier, objects.encoded(NodeId(identifier)))

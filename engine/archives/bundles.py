@@ -4,7 +4,7 @@ A bundle is 8 bytes `89 66 6C 70 6B 67 0D 0A`, then records, each one byte of ty
 length (big-endian) and so many bytes:
 
     M   the manifest, first, and once: canonical CBOR
-        [1, [snapshot id, ...], [id of a snapshot the receiver has, ...], [[ref, id], ...],
+        [version, [snapshot id, ...], [id of a snapshot the receiver has, ...], [[ref, id], ...],
          [chunks, nodes, snapshots that follow]]
     C   a chunk: its id, then its bytes as a store keeps them (see codec)
     N   a node: its id, then its encoding (see nodes)
@@ -36,7 +36,8 @@ from engine.storage.nodes import encode
 _Sorted = TypeVar("_Sorted", bytes, str)
 
 MAGIC = b"\x89flpkg\r\n"
-VERSION = 1
+VERSION = 2
+"""2 is for trees that keep owners; without them a bundle is still of version 1."""
 
 MANIFEST, CHUNK, NODE, SNAPSHOT, END = b"MCNSE"
 
@@ -228,7 +229,7 @@ def _decode_manifest(data: bytes, offset: int) -> Manifest:
         if isinstance(version, int) and version > VERSION:
             raise BundleVersionError(version)
         manifest = msgspec.convert(plain, Manifest)
-        if encode(manifest) != data or manifest.version != VERSION:
+        if encode(manifest) != data or not 1 <= manifest.version <= VERSION:
             raise ValueError("its encoding is not canonical")
         _check_manifest(manifest)
     except (ValueError, TypeError, RecursionError, OverflowError, cbor2.CBORError,

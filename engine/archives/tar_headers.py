@@ -1,7 +1,8 @@
 """Tar headers: what stands before a member's data, in the pax format.
 
 Times to the nanosecond, `user.*` attributes (SCHILY.xattr), long names and names that are no UTF-8
-stand in an extended header before the plain one. Owners are 0.
+stand in an extended header before the plain one. Owners are those of the entries, by number
+alone, and 0 of those that have none.
 
 By hand: tarfile takes many times as long, and cannot write attributes' names that are no UTF-8.
 """
@@ -19,6 +20,9 @@ _TYPES: dict[int, bytes] = {
 }
 _LONGEST = 8**11
 """A size or time from here on does not fit into a plain header."""
+_LARGEST_ID = 8**7
+"""A user's or group's number from here on likewise."""
+_NOBODY = (0, 0)
 _LATER = b"ustar\00000".ljust(72, b"\0") + b"0000000\0" * 2 + bytes(167)
 """What a plain header ends with, after the target: the format, no names of owners, no device."""
 
@@ -57,9 +61,15 @@ def header(path: bytes, entry: Entry, target: bytes | None, sparse: int | None =
         for name, value in entry.xattrs:
             escaped = name.replace(b"%", b"%25").replace(b"=", b"%3D")
             extended.append((b"SCHILY.xattr." + escaped, value))
+    uid, gid = entry.owner or _NOBODY
+    if uid >= _LARGEST_ID:
+        extended.append((b"uid", b"%d" % uid))
+    if gid >= _LARGEST_ID:
+        extended.append((b"gid", b"%d" % gid))
     head = _block(
         plain, entry.mode, size if size < _LONGEST or sparse is not None else 0,
         seconds if 0 <= seconds < _LONGEST else 0, kind, target or b"",
+        uid if uid < _LARGEST_ID else 0, gid if gid < _LARGEST_ID else 0,
     )  # fmt: skip
     if not extended:
         return head
@@ -74,11 +84,14 @@ def filled(data: bytes) -> bytes:
     return data + bytes(-len(data) % tarfile.BLOCKSIZE)
 
 
-def _block(path: bytes, mode: int, size: int, mtime: int, kind: bytes, target: bytes) -> bytes:
+def _block(
+    path: bytes, mode: int, size: int, mtime: int, kind: bytes, target: bytes,
+    uid: int = 0, gid: int = 0,
+) -> bytes:  # fmt: skip
     """Returns a ustar header; what is too long for it stands in an extended one before it."""
     digits = b"%011o\0" % size if size < _LONGEST else b"\x80" + size.to_bytes(11, "big")
-    front = b"%b%07o\0" b"0000000\0" b"0000000\0" b"%b%011o\0" % (
-        path[:100].ljust(100, b"\0"), mode, digits, mtime,
+    front = b"%b%07o\0%07o\0%07o\0%b%011o\0" % (
+        path[:100].ljust(100, b"\0"), mode, uid, gid, digits, mtime,
     )  # fmt: skip
     back, weight = _back(kind) if not target else _weighed(kind + target[:100].ljust(100, b"\0"))
     return b"%b%06o\0 %b" % (front, sum(front) + weight, back)

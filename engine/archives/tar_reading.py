@@ -14,7 +14,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
@@ -28,7 +28,16 @@ from engine.ids import ChunkId, digest
 from engine.plain.importing import ImportReport
 from engine.storage.chunking import SMALLEST_CHUNK
 from engine.storage.content import Content, Fill, chunks_of, cut_and_hash, fold
-from engine.storage.nodes import EARLIEST_NS, INLINE_BYTES, LATEST_NS, Entry, Kind, Ref
+from engine.storage.nodes import (
+    EARLIEST_NS,
+    INLINE_BYTES,
+    LARGEST_USER_ID,
+    LATEST_NS,
+    Entry,
+    Kind,
+    Owner,
+    Ref,
+)
 from engine.storage.objects import ChunkSink, NodeBuffer
 from engine.trees.drafts import ArchiveRefusedError, Draft, Xattrs
 
@@ -241,9 +250,14 @@ class TarReader:
     The contents go to `sink`, lists of long files to `nodes`. Who calls it flushes both.
     """
 
-    def __init__(self, sink: ChunkSink, nodes: NodeBuffer, *, layered: bool = False) -> None:
+    def __init__(
+        self, sink: ChunkSink, nodes: NodeBuffer, *, layered: bool = False, owners: bool = False
+    ) -> None:
         self._sink, self._nodes = sink, nodes
+        self._owners = owners
+        self._seen: Counter[Owner] = Counter()
         self.draft = Draft()
+        self.draft.default_owner = Owner(0, 0) if owners else None
         self.draft.layered = layered
         self.report = ImportReport()
         self._left_out: set[bytes] = set()
@@ -276,7 +290,9 @@ class TarReader:
         if self.draft.layered and self._whiteout(path):
             return
         if member.isdir():
-            self.draft.put_directory(path, mode, mtime_ns, _xattrs(path, member))
+            self.draft.put_directory(
+                path, mode, mtime_ns, _xattrs(path, member), self._owner(path, member)
+            )
             return
         kind, size = Kind.FILE, 0
         content: Content = b""
@@ -306,7 +322,26 @@ class TarReader:
             self.report.read_files += 1
             self.report.read_bytes += size
         xattrs = _xattrs(path, member)
-        self.draft.put(path, Entry(b"", kind, mode, mtime_ns, size, content, xattrs))
+        owner = self._owner(path, member)
+        self.draft.put(
+            path, Entry(b"", kind, mode, mtime_ns, size, content, xattrs, None, None, owner)
+        )
+
+    def _owner(self, path: bytes, member: tarfile.TarInfo) -> Owner | None:
+        """Returns the owner of a member if owners are kept, and counts it."""
+        owner = Owner(member.uid, member.gid)
+        if self._owners and not all(0 <= number <= LARGEST_USER_ID for number in owner):
+            raise ArchiveRefusedError(
+                path, f"belongs to the impossible user {owner.uid}:{owner.gid}"
+            )
+        self._seen[owner] += 1
+        return owner if self._owners else None
+
+    def lost_owners(self) -> int:
+        """Returns how many members belong to others than most do, which the tree does not say."""
+        if self._owners or not self._seen:
+            return 0
+        return self._seen.total() - max(self._seen.values())
 
     def _content(self, member: tarfile.TarInfo, forward: _Forward) -> tuple[Content, int]:
         size = member.size

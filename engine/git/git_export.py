@@ -387,6 +387,8 @@ class GitTreeWriter:
             self._lose("time", path)
         if entry.link is not None:
             self._lose("hard link", path)
+        if entry.owner is not None:
+            self._lose("owner", path)
         return mode
 
     def _entry(self, entry: Entry, path: bytes) -> TreeEntry | None:
@@ -439,6 +441,7 @@ def _is_like(before: Entry, entry: Entry) -> bool:
         and entry.mode == before.mode
         and entry.xattrs == before.xattrs
         and entry.link is None
+        and entry.owner is None
     )
 
 

@@ -17,6 +17,7 @@ class ConflictKind(Enum):
     MODIFY_DELETE = "modify/delete"
     TYPE = "type"
     MODE = "mode"
+    OWNER = "owner"
     XATTRS = "xattrs"
     RENAME_RENAME = "rename/rename"
     RENAME_DELETE = "rename/delete"
@@ -63,6 +64,7 @@ def _side_fields(entry: Entry | None, path: bytes) -> dict[str, Any] | None:
         **named("path", path),
         "type": Kind(entry.kind).name.lower(),
         "mode": f"{entry.mode:04o}",
+        "owner": entry.owner,
         "size": entry.size,
         "entry": encode(entry).hex(),
     }

@@ -33,11 +33,11 @@ def store_draft(objects: Objects, nodes: NodeBuffer, draft: Draft) -> Entry:
         entries = [entry for _, entry in sorted(edits.items()) if entry is not None]
         return directory_entry(
             nodes.put, entries, name=like.name, mode=like.mode, mtime_ns=like.mtime_ns,
-            xattrs=like.xattrs,
+            xattrs=like.xattrs, owner=like.owner,
         )  # fmt: skip
     return edit_directory(
         objects, nodes, draft.stored, edits, name=like.name, mode=like.mode,
-        mtime_ns=like.mtime_ns, xattrs=like.xattrs,
+        mtime_ns=like.mtime_ns, xattrs=like.xattrs, owner=like.owner,
     )  # fmt: skip
 
 

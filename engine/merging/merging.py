@@ -24,7 +24,7 @@ from engine.merging.merge_moves import BASE, OURS, THEIRS, Moves, find_moves, is
 from engine.merging.text_merging import Favor, Style, merge_text
 from engine.merging.textdiff import lines_of
 from engine.storage.content import Content, PutChunk, ingest_blocks
-from engine.storage.nodes import DEEPEST, LONGEST_NAME, Entry, Kind, Link
+from engine.storage.nodes import DEEPEST, LONGEST_NAME, Entry, Kind, Link, Owner
 from engine.storage.objects import NodeBuffer, Objects
 from engine.trees.diffing import DiffTooLargeError, diff, pairs
 from engine.trees.directory import Directory, directory_id
@@ -245,13 +245,15 @@ class _Merge:
             return one
         if base is None:
             mode, xattrs = ours.mode & theirs.mode, ours.xattrs
+            owner = ours.owner
             if ours.xattrs != theirs.xattrs:
                 xattrs = self._xattrs(path, None, ours, theirs)
         else:
             mode = self._mode(path, base, ours, theirs)
             xattrs = self._xattrs(path, base, ours, theirs)
+            owner = self._owner(path, base, ours, theirs)
         time = _time(base, ours, theirs)
-        return msgspec.structs.replace(ours, mode=mode, xattrs=xattrs, mtime_ns=time)
+        return msgspec.structs.replace(ours, mode=mode, xattrs=xattrs, mtime_ns=time, owner=owner)
 
     # Other entries.
 
@@ -350,6 +352,7 @@ class _Merge:
             xattrs=self._xattrs(path, base, ours, theirs),
             mtime_ns=_time(before, ours, theirs),
             link=self._link(path, before, ours, theirs),
+            owner=self._owner(path, base, ours, theirs),
         )  # fmt: skip
         return merged, beside
 
@@ -398,6 +401,19 @@ class _Merge:
             return result.mode
         self._conflict(path, ConflictKind.MODE, base, ours, theirs)
         return ours.mode
+
+    def _owner(self, path: bytes, base: Entry | None, ours: Entry, theirs: Entry) -> Owner | None:
+        """Merges owners as modes; who has none on one side is no change of the other's."""
+        before = _alike(base, ours)
+        if ours.owner == theirs.owner or (before is not None and before.owner == theirs.owner):
+            return ours.owner
+        if before is not None and before.owner == ours.owner:
+            return theirs.owner
+        settled, result = self._favored(ours, theirs)
+        if settled and result is not None:
+            return result.owner
+        self._conflict(path, ConflictKind.OWNER, base, ours, theirs)
+        return ours.owner
 
     def _xattrs(self, path: bytes, base: Entry | None, ours: Entry, theirs: Entry) -> _Attributes:
         if ours.xattrs == theirs.xattrs:
@@ -463,8 +479,8 @@ def _alike(base: Entry | None, side: Entry) -> Entry | None:
 
 
 def _is_same_file(one: Entry, other: Entry) -> bool:
-    return (one.kind, one.content, one.mode, one.xattrs) == (
-        other.kind, other.content, other.mode, other.xattrs
+    return (one.kind, one.content, one.mode, one.xattrs, one.owner) == (
+        other.kind, other.content, other.mode, other.xattrs, other.owner
     )  # fmt: skip
 
 

@@ -10,13 +10,13 @@ import os
 import stat
 from bisect import bisect_right
 from collections.abc import Generator, Iterator
-from typing import NamedTuple
 
 import msgspec
 
 from engine.host.hostfs import TYPE_BITS
+from engine.host.owners import shown
 from engine.ids import InodeNo, digest
-from engine.storage.nodes import Entry, Kind
+from engine.storage.nodes import Entry, Kind, Owner
 
 
 class Attributes(msgspec.Struct, gc=False):
@@ -33,13 +33,6 @@ class Attributes(msgspec.Struct, gc=False):
     ctime_ns: int
     atime_ns: int
     rdev: int = 0
-
-
-class Owner(NamedTuple):
-    """Who owns what a mount shows: the user that mounts."""
-
-    uid: int
-    gid: int
 
 
 class Changes(msgspec.Struct, gc=False):
@@ -217,6 +210,8 @@ def entry_attributes(ino: InodeNo, entry: Entry, owner: Owner) -> Attributes:
 
     A directory has one link: GNU find then does not count on subdirectories' `..`.
     """
+    if entry.owner is not None:
+        owner = shown(entry.owner, owner)
     kind = Kind(entry.kind)
     size = entry.totals.entries if entry.totals is not None else entry.size
     return Attributes(

@@ -28,7 +28,6 @@ from engine.mounted.inodes import (
     Attributes,
     Changes,
     Inode,
-    Owner,
     entry_attributes,
     fail,
     host_attributes,
@@ -36,7 +35,7 @@ from engine.mounted.inodes import (
 )
 from engine.sessions.freezing import Changed
 from engine.sessions.upper import Upper
-from engine.storage.nodes import Entry, Link
+from engine.storage.nodes import Entry, Link, Owner
 from engine.storage.objects import Objects
 
 if TYPE_CHECKING:

@@ -13,20 +13,11 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
 from engine.ids import InodeNo
-from engine.mounted.inodes import (
-    LAST_NAME,
-    Attributes,
-    Changes,
-    Inode,
-    Owner,
-    cookie_of,
-    fail,
-    number,
-)
+from engine.mounted.inodes import LAST_NAME, Attributes, Changes, Inode, cookie_of, fail, number
 from engine.mounted.overlay import Overlay, SessionInode, install_quietly, join
 from engine.mounted.overlay_file import SessionFile
 from engine.sessions.upper import EXCHANGE, NOREPLACE, OPAQUE, Upper
-from engine.storage.nodes import LONGEST_NAME, Entry, Kind
+from engine.storage.nodes import LONGEST_NAME, Entry, Kind, Owner
 from engine.storage.objects import Objects
 from engine.trees.directory import Directory, directory_id, find
 

@@ -15,12 +15,12 @@ from engine.mounted.inodes import (
     Attributes,
     Changes,
     Inode,
-    Owner,
     entry_attributes,
     fail,
     host_attributes,
 )
 from engine.sessions.sessions import Session, Sessions
+from engine.storage.nodes import Owner
 
 
 class SessionRoot(Inode):

@@ -11,9 +11,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from engine.ids import InodeNo, NodeId
-from engine.mounted.inodes import Attributes, Inode, Owner, entry_attributes, fail, number
+from engine.mounted.inodes import Attributes, Inode, entry_attributes, fail, number
 from engine.storage import content
-from engine.storage.nodes import LONGEST_NAME, DirectoryNode, Entry, Kind, Totals
+from engine.storage.nodes import LONGEST_NAME, DirectoryNode, Entry, Kind, Owner, Totals
 from engine.storage.objects import Objects
 from engine.trees.directory import Directory, directory_id
 
@@ -170,5 +170,7 @@ def _essence(entry: Entry) -> bytes:
         body = b"".join((ref.id or b"-%d" % ref.length) for ref in entry.content)
     if entry.xattrs:
         body += b"".join(b"\0%d %s=%s" % (len(n), n, v) for n, v in entry.xattrs)
+    if entry.owner is not None:
+        body += b"\0owner %d:%d" % entry.owner
     count = entry.link.count if entry.link is not None else 1
     return head + b"%d " % count + body

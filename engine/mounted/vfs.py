@@ -28,15 +28,7 @@ import msgspec
 from engine.errors import InUseError, MissingObjectError, NotFoundError
 from engine.host.leases import LeaseHeldError, holder_of, is_held
 from engine.ids import InodeNo, SnapshotId, is_full_id
-from engine.mounted.inodes import (
-    Attributes,
-    Inode,
-    Owner,
-    VirtualDirectory,
-    VirtualLink,
-    fail,
-    number,
-)
+from engine.mounted.inodes import Attributes, Inode, VirtualDirectory, VirtualLink, fail, number
 from engine.mounted.overlay import Overlay
 from engine.mounted.overlay_directory import SessionDirectory, open_overlay
 from engine.mounted.overlay_file import SessionFile
@@ -44,7 +36,7 @@ from engine.mounted.session_roots import SessionRoot
 from engine.mounted.snapshot_inodes import Shown, SnapshotDirectory
 from engine.repository import Repository
 from engine.sessions.sessions import HeldSession, Session
-from engine.storage.nodes import Entry
+from engine.storage.nodes import Entry, Owner
 from engine.storage.store import Db
 
 _BASE = ".base-"

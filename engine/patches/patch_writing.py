@@ -35,6 +35,8 @@ def is_lost(change: Change) -> bool:
     kinds = {entry.kind for entry in entries}
     if Kind.FIFO in kinds:
         return True
+    if change.new is not None and change.new.owner != (change.old and change.old.owner):
+        return True
     if change.kind == ChangeKind.RENAMED and Kind.DIRECTORY in kinds:
         return False
     if change.kind == ChangeKind.METADATA and change.old and change.new:

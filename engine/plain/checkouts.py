@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
@@ -129,7 +130,7 @@ class Checkouts:
                 options.get("snapshot"),
                 options.get("base"),
             )
-            prefix = cache_prefix(path)
+            prefix = _prefix(path, root)
             pairs = [(cache_key(prefix, folder), value) for folder, value in rows]
 
             def change(writer: Writer) -> None:
@@ -177,15 +178,17 @@ class Checkouts:
         with self._store.read() as reader:
             record = load(reader, identifier)
         if record is not None:
-            prefix = cache_prefix(os.fsdecode(record.path))
+            place = os.fsdecode(record.path)
+            prefixes = [cache_prefix(place), cache_prefix(place, owners=True)]
 
             def change(writer: Writer) -> None:
                 forget(writer, identifier)
                 if any(other.path == record.path for _, other in records(writer)):
                     return  # one that was made in its place, whose rows they are
-                keys = writer.keys(Db.IMPORTS, prefix)
-                for key in list(takewhile(lambda key: key.startswith(prefix), keys)):
-                    writer.delete(Db.IMPORTS, key)
+                for prefix in prefixes:
+                    keys = writer.keys(Db.IMPORTS, prefix)
+                    for key in list(takewhile(partial(_begins, prefix), keys)):
+                        writer.delete(Db.IMPORTS, key)
 
             self._store.write(change)
         lock = os.path.join(self._repository.path, "locks", _lease_name(identifier))
@@ -242,10 +245,10 @@ class Checkouts:
         Raises NotACheckoutError, LeaseHeldError, OSError.
         """
         with self._hold(directory, "looking for edits") as (path, _, record, fd):
-            prefix = cache_prefix(path)
-            edits = local_edits(self._objects, prefix, fd, record.root)
+            edits = local_edits(self._objects, _prefix(path, record.root), fd, record.root)
             if record.towards is None:
                 return edits
+            prefix = _prefix(path, record.towards)
             theirs = {each.path for each in local_edits(self._objects, prefix, fd, record.towards)}
             return [edit for edit in edits if edit.path in theirs]
 
@@ -277,7 +280,7 @@ class Checkouts:
             olds = record.trees()
             root = msgspec.structs.replace(root, name=b"")
             job = Switch(
-                self._objects, cache_prefix(path), identifier, fd, path, olds, root,
+                self._objects, _prefix(path, root), identifier, fd, path, olds, root,
                 edits=edits, outside_links=outside_links, progress=progress,
             )  # fmt: skip
             if len(olds) == 2 and root not in olds:
@@ -349,9 +352,11 @@ class Checkouts:
                 save(writer, identifier, record)
                 return snapshot, changed
 
+            owners = record.root.owner is not None or self._repository.keeps_owners()
             (snapshot, changed), root, report = import_directory(
                 self._store, self._objects, path, finish=finish,
-                store_path=self._repository.path, progress=progress,
+                store_path=self._repository.path, owners=owners, before=record.root,
+                progress=progress,
             )  # fmt: skip
         return ImportResult(snapshot, root, changed, report)
 
@@ -371,6 +376,15 @@ class Checkouts:
                     self._forget(identifier)
                     forgotten += 1
         return forgotten
+
+
+def _prefix(path: str, root: Entry) -> bytes:
+    """Returns what the keys of the stat cache begin with for a checkout of a tree."""
+    return cache_prefix(path, owners=root.owner is not None)
+
+
+def _begins(prefix: bytes, key: bytes) -> bool:
+    return key.startswith(prefix)
 
 
 def _lease_name(identifier: bytes) -> str:

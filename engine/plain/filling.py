@@ -19,7 +19,8 @@ import msgspec
 
 from engine.errors import EngineError
 from engine.host.hostfs import reserve, set_times, write_xattrs
-from engine.plain.stat_cache import FRESH, FolderResult, Row, encode_folder, encode_rows, row_of
+from engine.host.owners import give
+from engine.plain.stat_cache import FRESH, Row, encode_folder, encode_rows, folder_result, row_of
 from engine.progress import Progress, unheard
 from engine.storage import content
 from engine.storage.nodes import DEEPEST, Entry, Kind
@@ -77,6 +78,8 @@ def write_entry(
         os.symlink(entry.content, name, dir_fd=fd)
     else:
         os.mkfifo(name, 0o600, dir_fd=fd)
+    give(name, entry.owner, dir_fd=fd)
+    if entry.kind == Kind.FIFO:
         os.chmod(name, entry.mode, dir_fd=fd)
     set_times(name, entry.mtime_ns, dir_fd=fd)
     return None
@@ -92,6 +95,8 @@ def dress_file(file: int, entry: Entry) -> os.stat_result:
     """Gives an open file its attributes; nothing is written to it afterwards."""
     if entry.xattrs:
         write_xattrs(file, entry.xattrs)
+    if entry.owner is not None:
+        give(file, entry.owner)
     os.utime(file, ns=(entry.mtime_ns, entry.mtime_ns))
     status = os.fstat(file)
     if stat.S_IMODE(status.st_mode) != entry.mode:
@@ -103,6 +108,7 @@ def dress_file(file: int, entry: Entry) -> os.stat_result:
 def dress_directory(fd: int, entry: Entry) -> None:
     """Gives an open directory its attributes; nothing is made in it afterwards."""
     write_xattrs(fd, entry.xattrs)
+    give(fd, entry.owner)
     os.fchmod(fd, entry.mode)
     os.utime(fd, ns=(entry.mtime_ns, entry.mtime_ns))
 
@@ -388,7 +394,7 @@ class Fill:
         folder.rows.sort()
         entry = folder.entry
         if entry.totals is not None:
-            result = FolderResult(directory_id(entry), entry.size, entry.totals.entries)
+            result = folder_result(entry, entry.totals)
             value = encode_folder(encode_rows(folder.rows), result)
             self.rows.append((b"/".join(folder.way), value))
         folder.rows = []

@@ -22,6 +22,7 @@ import msgspec
 
 from engine.errors import CorruptObjectError, EngineError
 from engine.host.hostfs import describe, kind_of, mtime_of, read_xattrs
+from engine.host.owners import Recording, myself
 from engine.ids import NodeId
 from engine.plain.stat_cache import (
     FRESH,
@@ -33,6 +34,7 @@ from engine.plain.stat_cache import (
     decode_rows,
     encode_folder,
     encode_rows,
+    folder_result,
     put_rows,
     split_folder,
 )
@@ -41,7 +43,7 @@ from engine.storage.content import SourceChangedError, ingest
 from engine.storage.nodes import DEEPEST, Entry, Kind, Totals
 from engine.storage.objects import ChunkSink, NodeBuffer, Objects
 from engine.storage.store import Db, Reader, Store, Writer
-from engine.trees.directory import Directory, directory_entry, directory_id
+from engine.trees.directory import Directory, directory_entry, find
 from engine.trees.links import number_groups
 
 T = TypeVar("T")
@@ -70,6 +72,8 @@ class ImportReport(msgspec.Struct):
     read_bytes: int = 0
     new_bytes: int = 0
     warnings: list[str] = []
+    lost_owners: int = 0
+    """How many entries belong to others than the rest, or than who imports; not kept."""
 
 
 class ImportResult(msgspec.Struct, frozen=True):
@@ -101,14 +105,18 @@ class _Folder:
 class _Import:
     def __init__(self, store: Store, objects: Objects, root: str, *, use_cache: bool,
                  progress: Progress | None, sink: ChunkSink | None = None,
-                 nodes: NodeBuffer | None = None) -> None:  # fmt: skip
+                 nodes: NodeBuffer | None = None, owners: bool = False,
+                 before: Entry | None = None) -> None:  # fmt: skip
         self.store, self.objects, self.root = store, objects, root
+        self.owners = Recording(keeps=True) if owners else None
+        self.before = before
+        self.me = myself()
         self.sink = sink or ChunkSink(store, check=not use_cache)
         self.nodes = nodes or NodeBuffer()
         self.report = ImportReport()
         self.use_cache = use_cache
         self.asked, self.progress = progress is not None, progress or unheard
-        self.prefix = cache_prefix(root)
+        self.prefix = cache_prefix(root, owners=owners)
         self.fresh = time.time_ns() - FRESH_NS
         self.done = 0
         self.batch: list[tuple[_Folder, int]] = []
@@ -218,6 +226,7 @@ class _Import:
     ) -> tuple[list[Row], list[tuple[bytes, os.stat_result]]]:
         rows: list[Row] = []
         below = []
+        me, others = tuple(self.me), 0
         with os.scandir(fd) as listing:
             for item in listing:
                 name = os.fsencode(item.name)
@@ -239,7 +248,11 @@ class _Import:
                 if ctime > self.fresh:
                     ctime = FRESH
                 size, mtime = status.st_size, mtime_of(status)
+                if (status.st_uid, status.st_gid) != me:
+                    others += 1
                 rows.append((name, mode, status.st_ino, size, mtime, ctime, status.st_nlink))
+        if self.owners is None:
+            self.report.lost_owners += others
         return rows, below
 
     def _load_cached(self, folder: _Folder, encoded: bytes, reader: Reader) -> bool:
@@ -299,9 +312,25 @@ class _Import:
             except FileNotFoundError:
                 self._warn(_join(folder.path, row[0]), "vanished while it was read")
                 return
-        folder.entries[row[0]] = Entry(
-            row[0], int(kind or 0), stat.S_IMODE(row[1]), row[4], len(target), target
-        )
+        entry = Entry(row[0], int(kind or 0), stat.S_IMODE(row[1]), row[4], len(target), target)
+        if self.owners is not None:
+            try:
+                status = os.stat(row[0], dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                self._warn(_join(folder.path, row[0]), "vanished while it was read")
+                return
+            entry = self._owned(folder, entry, status)
+        folder.entries[row[0]] = entry
+
+    def _owned(self, folder: _Folder, entry: Entry, status: os.stat_result) -> Entry:
+        """Returns an entry with the owner that is kept of it, if any is."""
+        if self.owners is None:
+            return entry
+        was = None
+        if self.owners.maps and self.before is not None:
+            was = find(self.objects, self.before, _join(folder.path, entry.name))
+        like = was.owner if was is not None and was.kind == entry.kind else None
+        return msgspec.structs.replace(entry, owner=self.owners.owner(status, like))
 
     # Reading what changed, in worker threads.
 
@@ -374,6 +403,7 @@ class _Import:
         entry = Entry(
             row[0], Kind.FILE, stat.S_IMODE(after.st_mode), mtime_of(after), size, content, xattrs
         )  # fmt: skip
+        entry = self._owned(folder, entry, after)
         fresh = after.st_ctime_ns != row[5] or after.st_ctime_ns > self.fresh
         folder.rows[at] = (
             row[0], after.st_mode, after.st_ino, size, mtime_of(after),
@@ -386,6 +416,14 @@ class _Import:
 
     def build(self, folder: _Folder) -> Entry:
         """Stores a folder's nodes from the leaves up and returns its entry."""
+        entry = self._built(folder)
+        return entry if self.owners is None else self._owned_folder(folder, entry)
+
+    def _owned_folder(self, folder: _Folder, entry: Entry) -> Entry:
+        above = folder.parent or folder
+        return self._owned(above, entry, folder.status)
+
+    def _built(self, folder: _Folder) -> Entry:
         result = folder.result
         mode, mtime = stat.S_IMODE(folder.status.st_mode), mtime_of(folder.status)
         if result is None:
@@ -397,11 +435,11 @@ class _Import:
             )  # fmt: skip
             if entry.totals is not None:
                 rows = encode_rows(folder.rows)
-                result = FolderResult(directory_id(entry), entry.size, entry.totals.entries)
+                result = folder_result(entry, entry.totals)
                 self.records.append((self._key(folder), encode_folder(rows, result)))
             folder.entries = {}
             return entry
-        totals = Totals(result.entries, 0)
+        totals = Totals(result.entries, 0, result.owners)
         return Entry(
             folder.name, Kind.DIRECTORY, mode, mtime, result.size, result.node, folder.xattrs, None,
             totals,
@@ -446,6 +484,8 @@ def import_directory(
     finish: Callable[[Writer, Entry], T],
     store_path: str | None = None,
     use_cache: bool = True,
+    owners: bool = False,
+    before: Entry | None = None,
     progress: Progress | None = None,
 ) -> tuple[T, Entry, ImportReport]:
     """Imports the directory at `path`; returns what `finish` said, the root and a report.
@@ -453,11 +493,16 @@ def import_directory(
     `finish` runs in the transaction that stores the tree, and makes something refer to it. The
     caller holds the lease on objects. A store inside of the directory (`store_path`, or another
     AmalgamFS mount) is left out with a warning. Without `use_cache` every file is read, and what
-    the store has of it is checked, and stored again if it is damaged.
+    the store has of it is checked, and stored again if it is damaged. With `owners` they are kept;
+    `before` is the tree that the directory was made of, which tells an ordinary user whose files
+    they are.
 
     Raises ImportSourceError, SourceChangedError.
     """
-    job = _Import(store, objects, os.path.abspath(path), use_cache=use_cache, progress=progress)
+    job = _Import(
+        store, objects, os.path.abspath(path),
+        use_cache=use_cache, progress=progress, owners=owners, before=before,
+    )  # fmt: skip
     job.leave_out(store_path)
     root = job.run()
 

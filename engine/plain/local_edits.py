@@ -11,6 +11,7 @@ import msgspec
 
 from engine.errors import CorruptObjectError, EngineError
 from engine.host.hostfs import kept_xattrs, kind_of, mtime_of, read_xattrs
+from engine.host.owners import belongs_to_another
 from engine.ids import NodeId
 from engine.plain.filling import opened
 from engine.plain.stat_cache import FolderResult, Row, cache_key, decode_rows, row_of, split_folder
@@ -97,9 +98,11 @@ def difference(
             os.close(file)
     attributes = (stat.S_IMODE(status.st_mode), mtime_of(status), xattrs)
     if kind == Kind.SYMLINK:
-        return None if attributes[1] == entry.mtime_ns else ChangeKind.METADATA
+        same = attributes[1] == entry.mtime_ns and not belongs_to_another(status, entry.owner)
+        return None if same else ChangeKind.METADATA
     wanted = (entry.mode, entry.mtime_ns, kept_xattrs(entry.xattrs))
-    return None if attributes == wanted else ChangeKind.METADATA
+    same = attributes == wanted and not belongs_to_another(status, entry.owner)
+    return None if same else ChangeKind.METADATA
 
 
 def _without_link(entry: Entry) -> Entry:
@@ -137,8 +140,10 @@ def local_edits(objects: Objects, prefix: bytes, fd: int, root: Entry) -> list[E
 
 def _is_dressed_otherwise(fd: int, entry: Entry) -> bool:
     """Tells whether an open directory has other attributes than its entry."""
-    attributes = (stat.S_IMODE(os.fstat(fd).st_mode), read_xattrs(fd))
-    return attributes != (entry.mode, kept_xattrs(entry.xattrs))
+    status = os.fstat(fd)
+    attributes = (stat.S_IMODE(status.st_mode), read_xattrs(fd))
+    same = attributes == (entry.mode, kept_xattrs(entry.xattrs))
+    return not same or belongs_to_another(status, entry.owner)
 
 
 def _look_through(

@@ -3,8 +3,8 @@
 Database `imports`, a value per folder: key BLAKE3(absolute path of the root)[:16] +
 BLAKE3(relative path)[:16]; value 4 bytes length, that many bytes of MessagePack [[name, mode,
 inode, size, mtime, ctime, links], ...] sorted by name, then MessagePack of the folder's result,
-[node, size, entries]. A file whose row is the same today is the one that `node` has under its
-name. A row whose ctime was too fresh to be trusted is stored with ctime -1 (the "racy git"
+[node, size, entries, owners]. A file whose row is the same today is the one that `node` has under
+its name. A row whose ctime was too fresh to be trusted is stored with ctime -1 (the "racy git"
 problem: Documentation/technical/racy-git.txt). Import and checkout write the cache; import and
 whoever looks for changes in a checkout read it. A folder's value says of the folders in it what
 theirs say, so values are written together. What a value leads to is taken unread, so it stands
@@ -19,7 +19,9 @@ import msgspec
 
 from engine.host.hostfs import mtime_of
 from engine.ids import digest
+from engine.storage.nodes import Entry, Totals
 from engine.storage.store import Db, Writer
+from engine.trees.directory import directory_id
 
 Row = tuple[bytes, int, int, int, int, int, int]
 """name, mode, inode, size, mtime ns, ctime ns, links."""
@@ -37,16 +39,25 @@ decode_rows = msgspec.msgpack.Decoder(list[Row]).decode
 
 
 class FolderResult(msgspec.Struct, array_like=True):
-    """A folder as it is stored: its node, the size and the entries below it."""
+    """A folder as it is stored: its node, the size and the entries below it, those with owners."""
 
     node: bytes
     size: int
     entries: int
+    owners: int = 0
 
 
-def cache_prefix(root: str) -> bytes:
-    """Returns what the keys of all folders below a directory begin with."""
-    return digest(os.fsencode(root))[:16]
+def folder_result(entry: Entry, totals: Totals) -> FolderResult:
+    """Returns what a value says of a directory's entry, which has these totals."""
+    return FolderResult(directory_id(entry), entry.size, totals.entries, totals.owners)
+
+
+def cache_prefix(root: str, *, owners: bool = False) -> bytes:
+    """Returns what the keys of all folders below a directory begin with.
+
+    Of trees that keep `owners`, others: the same directory makes another tree.
+    """
+    return digest(os.fsencode(root) + (b"\0owners" if owners else b""))[:16]
 
 
 def cache_key(prefix: bytes, path: bytes) -> bytes:

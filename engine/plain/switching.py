@@ -25,10 +25,10 @@ from engine.plain.local_edits import Edit, Known, LocalEditsError, difference, l
 from engine.plain.stat_cache import (
     FRESH,
     FRESH_NS,
-    FolderResult,
     Row,
     encode_folder,
     encode_rows,
+    folder_result,
     row_of,
 )
 from engine.plain.surveying import Room, Survey
@@ -402,7 +402,9 @@ class Switch:
         new = folder.new
         if new is None:
             return
-        same = all(_dress_of(old) == _dress_of(new) for old in folder.olds)
+        same = all(
+            _dress_of(old) == _dress_of(new) and old.owner == new.owner for old in folder.olds
+        )
         if folder.make or self._interrupted or not same:
             wanted = {name for name, _ in kept_xattrs(new.xattrs)}
             for name, _ in read_xattrs(fd):
@@ -446,7 +448,7 @@ class Switch:
         else:
             return
         kept.update((row[0], row) for row in rows)
-        result = FolderResult(directory_id(new), new.size, new.totals.entries)
+        result = folder_result(new, new.totals)
         encoded = encode_rows([kept[name] for name in sorted(kept)])
         self.values[known.key] = encode_folder(encoded, result)
 

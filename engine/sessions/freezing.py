@@ -11,9 +11,13 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
+from typing import NamedTuple
+
+import msgspec
 
 from engine.errors import EngineError
 from engine.host.hostfs import describe, kind_of, mtime_of, read_xattrs
+from engine.host.owners import Recording
 from engine.sessions.upper import Upper
 from engine.storage.content import Content, SourceChangedError, ingest
 from engine.storage.nodes import DEEPEST, Entry, Kind
@@ -31,6 +35,29 @@ Sign = tuple[int, int, int, int]
 """Inode, size, modification and change time of a file that was read."""
 Known = tuple[Content, int, tuple[tuple[bytes, bytes], ...]]
 """What was read of a file: content, permission bits, attributes."""
+
+
+class Trees(NamedTuple):
+    """The tree of a session, twice: as the session goes on with it, and as a snapshot has it.
+
+    `shown` has the owners of what is not ours, `plain` has none. They share every directory in
+    which nothing belongs to somebody else. In a session that keeps owners they are one.
+    """
+
+    shown: Entry
+    plain: Entry
+
+
+class _Merged(NamedTuple):
+    """What an upper's directory is merged with, in both trees; and what was at its path before."""
+
+    base: Entry | None
+    plain: Entry | None
+    before: Entry | None
+
+    def is_one(self) -> bool:
+        """Tells whether both trees have the same there."""
+        return self.plain is None or self.base is None or self.base.content == self.plain.content
 
 
 class TooDeepError(EngineError):
@@ -59,15 +86,24 @@ class Freeze:
         store: Store,
         objects: Objects,
         upper: Upper,
-        base: Entry | None,
+        base: Trees | None,
         changed: Changed | None = None,
         known: dict[Sign, Known] | None = None,
+        *,
+        keeps_owners: bool = False,
+        before: Entry | None = None,
     ) -> None:
         """Gets ready. `changed` collects what is changed from now on; None if nobody does.
 
-        What is `known` already is not read.
+        What is `known` already is not read. With `keeps_owners` a snapshot has all owners. `before`
+        is the session's tree where there is no `base`: it tells whose files are that an ordinary
+        user sees as his own.
         """
-        self._objects, self._upper, self._base = objects, upper, base
+        self._objects, self._upper = objects, upper
+        self._base = None if base is None else base.shown
+        self._plain = None if base is None else base.shown if keeps_owners else base.plain
+        self._before = before or self._base
+        self._owners = Recording(keeps=keeps_owners, beside=upper.work)
         self._changed = changed
         self._store, self._sink = store, ChunkSink(store)
         self._lists, self._nodes = NodeBuffer(), NodeBuffer()
@@ -75,7 +111,7 @@ class Freeze:
         self._files: dict[bytes, Entry] = {}
         self._scans: dict[bytes, list[tuple[bytes, os.stat_result | None]]] = {}
         self._marked = 0
-        self._ahead: Entry | None = None
+        self._ahead: Trees | None = None
         self.warnings: list[str] = []
         self.left_out: list[bytes] = []
 
@@ -111,15 +147,15 @@ class Freeze:
         unchanged = self._changed is not None and self._changed.count == self._marked
         return self._ahead is not None and unchanged
 
-    def build(self) -> Entry:
-        """Returns the root of the session's tree; it is stored by `save`."""
+    def build(self) -> Trees:
+        """Returns the roots of the session's tree; they are stored by `save`."""
         if self._ahead is None or not self.is_ahead():
             self.mark()
             self._ahead = self._build()
         self._changed = None
         return self._ahead
 
-    def _build(self) -> Entry:
+    def _build(self) -> Trees:
         self._files, self._scans = {}, {}
         self._nodes = NodeBuffer()
         self.warnings, self.left_out = [], []
@@ -138,9 +174,9 @@ class Freeze:
                          key=lambda members: members[0][0])  # fmt: skip
         taken = set(self._kept_links(b"", self._base)) if ordered else set()
         self._files.update(number_groups(ordered, taken))
-        root = self._directory(b"", b"", self._base)
+        trees = self._directory(b"", b"", _Merged(self._base, self._plain, self._before))
         self._files, self._scans = {}, {}
-        return root
+        return trees
 
     def save(self, writer: Writer) -> None:
         """Stores what `build` made, in the transaction that makes something refer to it."""
@@ -204,34 +240,89 @@ class Freeze:
         mode = stat.S_IMODE(status.st_mode)
         return Entry(name, kind, mode, mtime_of(status), len(target), target)
 
-    def _directory(self, path: bytes, name: bytes, base: Entry | None) -> Entry:
-        upper = self._upper
-        below_base = None if base is None else Directory(self._objects, directory_id(base))
+    def _directory(self, path: bytes, name: bytes, merged: _Merged) -> Trees:
+        base = self._open(merged.base)
+        plain = base if merged.is_one() else self._open(merged.plain)
+        before = self._open_before(merged, base)
         edits: dict[bytes, Entry | None] = {}
+        plain_edits: dict[bytes, Entry | None] = {}
         for child, status in self._scans[path]:
             below = path + b"/" + child if path else child
-            if status is not None and stat.S_ISDIR(status.st_mode):
-                same_name = None if below_base is None else below_base.get(child)
-                edits[child] = self._directory(below, child, self._merged(below, same_name))
+            if status is None:
+                edits[child] = plain_edits[child] = None
+            elif stat.S_ISDIR(status.st_mode):
+                inside = self._inside(below, child, base, plain, before)
+                edits[child], plain_edits[child] = self._directory(below, child, inside)
+            elif (file := self._files.get(below)) is None:
+                edits[child] = plain_edits[child] = None
             else:
-                edits[child] = self._files.get(below) if status is not None else None
-        absolute = upper.at(path)
+                owned = self._owned(file, status, before)
+                edits[child], plain_edits[child] = owned, owned if self._owners.keeps else file
+        absolute = self._upper.at(path)
         status = os.lstat(absolute)
-        mode, mtime_ns = upper.mode(absolute, status), mtime_of(status)
-        xattrs = read_xattrs(absolute)
+        like = Entry(
+            name, Kind.DIRECTORY, self._upper.mode(absolute, status), mtime_of(status), 0, b"",
+            read_xattrs(absolute), None, None,
+            self._owners.owner(status, merged.before.owner if merged.before is not None else None),
+        )  # fmt: skip
+        shown = self._put(merged.base, edits, like)
+        if self._owners.keeps:
+            return Trees(shown, shown)
+        like = msgspec.structs.replace(like, owner=None)
+        if merged.is_one() and all(edits[each] is plain_edits[each] for each in edits):
+            return Trees(shown, msgspec.structs.replace(shown, owner=None))
+        return Trees(shown, self._put(merged.plain, plain_edits, like))
+
+    def _put(self, base: Entry | None, edits: dict[bytes, Entry | None], like: Entry) -> Entry:
+        """Makes a directory of what is merged with `base`; `like` has its name and attributes."""
         if base is not None:
             return edit_directory(
-                self._objects, self._nodes, base, edits,
-                name=name, mode=mode, mtime_ns=mtime_ns, xattrs=xattrs,
+                self._objects, self._nodes, base, edits, name=like.name, mode=like.mode,
+                mtime_ns=like.mtime_ns, xattrs=like.xattrs, owner=like.owner,
             )  # fmt: skip
         return directory_entry(
             self._nodes.put,
             [entry for _, entry in sorted(edits.items()) if entry is not None],
-            name=name,
-            mode=mode,
-            mtime_ns=mtime_ns,
-            xattrs=xattrs,
+            name=like.name,
+            mode=like.mode,
+            mtime_ns=like.mtime_ns,
+            xattrs=like.xattrs,
+            owner=like.owner,
         )
+
+    def _owned(self, file: Entry, status: os.stat_result, before: Directory | None) -> Entry:
+        """Returns a file's entry with the owner that it is to have, if any."""
+        was = None if before is None else before.get(file.name)
+        like = was.owner if was is not None and was.kind == file.kind else None
+        owner = self._owners.owner(status, like)
+        return file if owner is None else msgspec.structs.replace(file, owner=owner)
+
+    def _open(self, directory: Entry | None) -> Directory | None:
+        return None if directory is None else Directory(self._objects, directory_id(directory))
+
+    def _open_before(self, merged: _Merged, base: Directory | None) -> Directory | None:
+        """Opens what was there before, if it tells of an owner that could not be shown."""
+        before = merged.before
+        if not self._owners.maps or before is None or not before.totals or not before.totals.owners:
+            return None
+        return base if before is merged.base else self._open(before)
+
+    def _inside(
+        self, path: bytes, name: bytes, base: Directory | None, plain: Directory | None,
+        before: Directory | None,
+    ) -> _Merged:  # fmt: skip
+        """Returns what the upper's directory at `path` is merged with."""
+        same_name = None if base is None else base.get(name)
+        found = self._merged(path, same_name, self._base)
+        if plain is base and self._plain is self._base:
+            bare = found
+        else:
+            same_name = None if plain is None else plain.get(name)
+            bare = self._merged(path, same_name, self._plain)
+        was = found
+        if found is None and self._base is None and before is not None:
+            was = before.get(name)
+        return _Merged(found, bare, was if was and was.kind == Kind.DIRECTORY else None)
 
     def _kept_links(self, path: bytes, base: Entry | None) -> Iterator[bytes]:
         """Yields the link groups of what is kept by id; reads what holds some, nothing else."""
@@ -242,17 +333,17 @@ class Freeze:
             same_name = entries.pop(child, None)
             if status is not None and stat.S_ISDIR(status.st_mode):
                 below = path + b"/" + child if path else child
-                yield from self._kept_links(below, self._merged(below, same_name))
+                yield from self._kept_links(below, self._merged(below, same_name, self._base))
         for entry in entries.values():
             yield from groups_in(self._objects, entry)
 
-    def _merged(self, path: bytes, same_name: Entry | None) -> Entry | None:
-        """Returns the base's directory that the upper's at `path` is merged with."""
-        if self._base is None:
+    def _merged(self, path: bytes, same_name: Entry | None, root: Entry | None) -> Entry | None:
+        """Returns the directory of the base `root` that the upper's at `path` is merged with."""
+        if root is None:
             return None
         redirect = self._upper.redirect(path)
         if redirect is not None:
-            same_name = find(self._objects, self._base, redirect)
+            same_name = find(self._objects, root, redirect)
         elif self._upper.is_opaque(path):
             return None
         if same_name is None or same_name.kind != Kind.DIRECTORY:

@@ -66,7 +66,7 @@ class SessionTree:
         """
         freeze = self._held.freeze()
         freeze.prepare()
-        if self._held.peek_root(freeze) != self._held.session.root:
+        if self._held.peek(freeze).shown != self._held.session.root:
             self._held.fold(freeze)
             self._held.clean()
         report = self._write(self._held.session.root, progress)

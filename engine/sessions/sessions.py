@@ -2,9 +2,11 @@
 
 A session's record, database `sessions` under its name, MessagePack: its uid (16 hexadecimal
 digits, the directory `sessions/<uid>` beside the database), the snapshot that its next commit
-has as parent, its layers, the root of its base tree, and the generation of its upper. The
-upper is `sessions/<uid>/upper.<generation>`; beside it lies `work`, and while a command runs in
-a full checkout of the session, that, as `tree` (see `session_tree`).
+has as parent, the layers that it was made of, the root of its base tree, and the generation of
+its upper. The base has the owners of files that are not ours; where snapshots do not keep them,
+`plain` is the same tree without, and shares with it what nobody else owns. The upper is
+`sessions/<uid>/upper.<generation>`; beside it lies `work`, and while a command runs in a full
+checkout of the session, that, as `tree` (see `session_tree`).
 
 A commit writes objects, snapshot and a record with the next generation, whose upper is empty,
 in one transaction; the upper of the generation before is garbage from then on. So a process
@@ -33,13 +35,13 @@ from engine.errors import (
 from engine.host.leases import Lease, LeaseHeldError, acquire, is_held
 from engine.host.removing import remove_tree
 from engine.ids import SnapshotId, check_name, digest
-from engine.mounted.inodes import Owner
 from engine.mounted.overlay import Overlay
 from engine.mounted.overlay_directory import open_overlay
-from engine.sessions.freezing import Changed, Freeze, Known, Sign
+from engine.sessions.freezing import Changed, Freeze, Known, Sign, Trees
 from engine.sessions.upper import Upper, attribute
-from engine.storage.nodes import Entry
+from engine.storage.nodes import Entry, Owner
 from engine.storage.objects import NodeBuffer, Objects
+from engine.storage.owners import count_owners, keeps_owners
 from engine.storage.snapshots import encode_snapshot, make_snapshot
 from engine.storage.store import LONGEST_KEY, Db, Reader, Store, Writer
 from engine.trees.layers import NAMES, fold
@@ -65,15 +67,31 @@ class Session(msgspec.Struct, frozen=True):
     generation: int
     created_ns: int
     temporary: bool = False
+    plain: Entry | None = None
+
+    def trees(self) -> Trees:
+        """Returns the base as it is shown, and as a snapshot would have it."""
+        return Trees(self.root, self.plain or self.root)
+
+    def going_on(self, trees: Trees, **changes: Any) -> "Session":
+        """Returns the next state of the session: on another base, with an empty upper."""
+        plain = None if trees.plain == trees.shown else trees.plain
+        changes = {"generation": self.generation + 1, **changes}
+        return msgspec.structs.replace(self, root=trees.shown, plain=plain, **changes)
 
 
 class CommitReport(msgspec.Struct, frozen=True):
-    """What a commit did. Without any change there is no new snapshot: `changed` is False."""
+    """What a commit did. Without any change there is no new snapshot: `changed` is False.
+
+    `lost_owners` is how many files belong to others, which the snapshot does not keep; the session
+    does.
+    """
 
     snapshot: bytes
     changed: bool
     new_bytes: int
     warnings: tuple[str, ...]
+    lost_owners: int = 0
 
 
 class Sessions:
@@ -333,7 +351,16 @@ class HeldSession:
         changed = None
         if overlay is not None:
             changed = overlay.changed = Changed()
-        return Freeze(self._store, self._objects, self.upper(), self.session.root, changed)
+        return Freeze(
+            self._store, self._objects, self.upper(), self.session.trees(), changed,
+            keeps_owners=self._keeps_owners(),
+        )  # fmt: skip
+
+    def _keeps_owners(self) -> bool:
+        if self.session.trees().plain.owner is not None:
+            return True
+        with self._store.read() as reader:
+            return keeps_owners(reader)
 
     def commit(
         self,
@@ -348,21 +375,17 @@ class HeldSession:
         Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
         """
         old = self.session
-        root = self.peek_root(freeze, overlay)
+        trees = self.peek(freeze, overlay)
         if overlay is None and freeze.left_out:
             overlay = self._sessions._look(old)
-        unchanged = root == self._objects.snapshot(SnapshotId(old.parent)).root
+        unchanged = trees.plain == self._objects.snapshot(SnapshotId(old.parent)).root
         if unchanged:
             identifier, record = SnapshotId(old.parent), b""
         else:
-            snapshot = make_snapshot(root, (SnapshotId(old.parent),), message, metadata)
+            snapshot = make_snapshot(trees.plain, (SnapshotId(old.parent),), message, metadata)
             identifier, record = encode_snapshot(snapshot)
-        session = msgspec.structs.replace(
-            old,
-            parent=identifier,
-            layers=(*old.layers[:-1], (NAMES[-1], identifier)),
-            root=root,
-            generation=old.generation + 1,
+        session = old.going_on(
+            trees, parent=identifier, layers=(*old.layers[:-1], (NAMES[-1], identifier))
         )
         self._sessions._make_upper(session)
         if freeze.left_out:
@@ -379,7 +402,8 @@ class HeldSession:
         if overlay is not None:
             overlay.rebase(session.root, self.upper(), freeze.left_out)
         return CommitReport(
-            identifier, not unchanged, freeze.stored_bytes, tuple(freeze.warnings)
+            identifier, not unchanged, freeze.stored_bytes, tuple(freeze.warnings),
+            count_owners(trees.shown) - count_owners(trees.plain),
         )  # fmt: skip
 
     def fold(self, freeze: Freeze) -> Session:
@@ -387,11 +411,9 @@ class HeldSession:
 
         Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
         """
-        root = self.peek_root(freeze)
+        trees = self.peek(freeze)
         overlay = self._sessions._look(self.session) if freeze.left_out else None
-        session = msgspec.structs.replace(
-            self.session, root=root, generation=self.session.generation + 1
-        )
+        session = self.session.going_on(trees)
         self._sessions._make_upper(session)
         if freeze.left_out:
             self._sessions.upper(session).follow(True)
@@ -429,12 +451,12 @@ class HeldSession:
         """
         tree = Upper(self.tree_path, self.upper().work.decode("utf-8", "surrogateescape"))
         tree.open_up()
-        freeze = Freeze(self._store, self._objects, tree, None, known=known)
+        freeze = Freeze(
+            self._store, self._objects, tree, None, known=known,
+            keeps_owners=self._keeps_owners(), before=self.session.root,
+        )  # fmt: skip
         freeze.prepare()
-        root = self.peek_root(freeze)
-        session = msgspec.structs.replace(
-            self.session, root=root, generation=self.session.generation + 1
-        )
+        session = self.session.going_on(self.peek(freeze))
         self._sessions._make_upper(session)
         self._sessions.upper(session).follow(True)  # the upper may have sockets, no tree has
         self._go_on(session, freeze.save)
@@ -448,18 +470,23 @@ class HeldSession:
     def fork(self, freeze: Freeze, name: str, overlay: Overlay | None = None) -> Session:
         """Makes a session that begins with all that this one has; this one stays as it is."""
         check_name("session", name)
-        root = self.peek_root(freeze, overlay)
         old = self.session
-        session = Session(
-            name, os.urandom(8).hex(), old.parent, old.layers, root, 0, time.time_ns()
+        session = old.going_on(
+            self.peek(freeze, overlay),
+            name=name, uid=os.urandom(8).hex(), generation=0, created_ns=time.time_ns(),
+            temporary=False,
         )  # fmt: skip
         return self._sessions._add(session, freeze.save)
 
-    def peek_root(self, freeze: Freeze, overlay: Overlay | None = None) -> Entry:
-        """Returns the root of what was frozen; the caller saves it or holds the objects' lease."""
+    def peek(self, freeze: Freeze, overlay: Overlay | None = None) -> Trees:
+        """Returns the trees that were frozen; the caller saves them or holds the objects' lease."""
         if overlay is not None:
             overlay.changed = None
-        return msgspec.structs.replace(freeze.build(), name=b"")
+        return freeze.build()
+
+    def peek_root(self, freeze: Freeze, overlay: Overlay | None = None) -> Entry:
+        """Returns the root of what was frozen as a snapshot would have it; see `peek`."""
+        return self.peek(freeze, overlay).plain
 
     def reset(self, to: SnapshotId | None = None) -> Session:
         """Throws away what the session changed; with `to`, goes on from another snapshot."""
@@ -471,9 +498,7 @@ class HeldSession:
         if len(layers) > 1:
             roots = [self._objects.snapshot(SnapshotId(layer)).root for _, layer in layers]
             root = fold(self._objects, nodes.put, roots)
-        session = msgspec.structs.replace(
-            old, parent=target, layers=layers, root=root, generation=old.generation + 1
-        )
+        session = old.going_on(Trees(root, root), parent=target, layers=layers)
         self._sessions._make_upper(session)
 
         return self._go_on(session, nodes.flush)

@@ -31,8 +31,9 @@ import stat
 from collections.abc import Iterator
 
 from engine.host.hostfs import read_xattrs, set_times, write_xattrs
+from engine.host.owners import give
 from engine.host.removing import remove_tree
-from engine.storage.nodes import Entry, Kind
+from engine.storage.nodes import Entry, Kind, Owner
 
 OPAQUE = b"user.overlay.opaque"
 REDIRECT = b"user.overlay.redirect"
@@ -412,6 +413,7 @@ class Upper:
         os.mkdir(temporary, 0o700)
         os.setxattr(temporary, OPAQUE, b"y")
         write_xattrs(temporary, read_xattrs(target))
+        give(temporary, Owner(status.st_uid, status.st_gid))
         self.chmod(temporary, self.mode(target, status), directory=True, new=True)
         os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
         rename(temporary, target, EXCHANGE)
@@ -419,6 +421,7 @@ class Upper:
 
     def dress(self, absolute: bytes, entry: Entry) -> None:
         """Gives a file or directory the attributes of `entry`."""
+        give(absolute, entry.owner)
         if entry.kind != Kind.SYMLINK:
             if entry.xattrs:
                 write_xattrs(absolute, entry.xattrs)

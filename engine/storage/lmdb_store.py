@@ -39,9 +39,10 @@ from engine.storage.store import (
 
 T = TypeVar("T")
 
-FORMAT = 2
-"""The format this program writes. 2 has the database `episodes`; 1 is brought up to it. In 1 large
-directories are cut otherwise; pages are cut anew where they change."""
+FORMAT = 3
+"""The format this program writes; 1 and 2 are brought up to it. 2 has the database `episodes`, 3
+has owners in entries, and sessions that remember what they were made of. In 1 large directories are
+cut otherwise; pages are cut anew where they change."""
 
 LIBRARY = 0
 """LMDB 0.9: the line whose files every distribution's tools read (1.0's differ)."""

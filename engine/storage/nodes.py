@@ -7,6 +7,7 @@ lengths; there are no maps) stored under the BLAKE3 of those bytes:
     index       [2, level, [[last name, node id, entries], ...]]   a directory's pages, in order
     list        [3, [ref, ...]]                             pieces of a long file
     entry       [name, kind, mode, mtime, size, content, xattrs, link, totals]
+                and, in a tree that keeps owners, [..., totals, [uid, gid]]
     ref         [id, length, level]
 
 `name` is bytes; `kind` 1 file, 2 directory, 3 symbolic link, 4 fifo; `mode` the permission
@@ -17,7 +18,8 @@ or an array of refs whose lengths add up to `size`. A ref of level 0 is a chunk,
 its id is null; of level n, a list node of refs of level n - 1. `xattrs` is an array of
 [name, value] sorted by name. `link` is null or [group, count] for a file with several names:
 8 bytes that its names in the tree share and nobody else, and how many they are. `totals` is
-null, or for a directory [entries below it, of these with a link group].
+null, or for a directory [entries below it, of these with a link group] and, if it is not 0, the
+number of those with an owner. An owner that is not kept is left out, never null.
 
 Decoding is strict: whatever does not encode to the same bytes again, or breaks a rule above,
 is a CorruptObjectError. A node that this store has let in is not encoded again each time it is
@@ -28,7 +30,7 @@ it: the modules of the engine that walk trees; it knows nothing of where nodes a
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
 from operator import lt
-from typing import Annotated, Any, NewType
+from typing import Annotated, Any, NamedTuple, NewType
 
 import cbor2
 import msgspec
@@ -53,6 +55,8 @@ TALLEST = 6
 _INT64 = 1 << 63
 EARLIEST_NS, LATEST_NS = -_INT64, _INT64 - 1
 """The times that an entry can have."""
+LARGEST_USER_ID = (1 << 32) - 2
+"""The highest number of a user or group: chown(2) takes the next one to mean none."""
 _DIRECTORY, _INDEX, _LIST = 1, 2, 3
 _RESERVED = frozenset((b".", b".."))
 
@@ -82,10 +86,21 @@ class Link(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknow
 
 
 class Totals(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
-    """What lies below a directory: entries of any kind, and those in a link group."""
+    """What lies below a directory: entries of any kind, those in a link group, with an owner."""
 
     entries: int
     links: int
+    owners: int = 0
+
+
+_UserId = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_USER_ID)]
+
+
+class Owner(NamedTuple):
+    """The user and group that a file belongs to, by number."""
+
+    uid: _UserId
+    gid: _UserId
 
 
 class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -100,6 +115,7 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unkno
     xattrs: tuple[tuple[bytes, bytes], ...] = ()
     link: Link | None = None
     totals: Totals | None = None
+    owner: Owner | None = None
 
 
 class Page(msgspec.Struct, array_like=True, frozen=True, gc=False, forbid_unknown_fields=True):
@@ -152,7 +168,25 @@ def list_node(refs: tuple[Ref, ...]) -> ListNode:
 
 def encode(value: msgspec.Struct) -> bytes:
     """Returns the canonical CBOR of a node or record; it has arrays, no maps of ours."""
-    return cbor2.dumps(msgspec.to_builtins(value, builtin_types=(bytes,)), canonical=True)
+    plain = msgspec.to_builtins(value, builtin_types=(bytes,))
+    if isinstance(value, DirectoryNode):
+        for entry in plain[1]:
+            _leave_out_absent(entry)
+    elif isinstance(value, Entry):
+        _leave_out_absent(plain)
+    else:  # a record
+        for at, field in enumerate(value.__struct_fields__):
+            if isinstance(getattr(value, field), Entry):
+                _leave_out_absent(plain[at])
+    return cbor2.dumps(plain, canonical=True)
+
+
+def _leave_out_absent(entry: list[Any]) -> None:
+    """Cuts off what an entry without an owner, or with none below it, does not say."""
+    if entry[8] is not None and not entry[8][2]:
+        del entry[8][2]
+    if entry[9] is None:
+        del entry[9]
 
 
 def encode_item(item: Entry | Page) -> bytes:
@@ -166,13 +200,19 @@ def encode_item(item: Entry | Page) -> bytes:
     content = item.content
     if item.xattrs or item.link is not None or item.mtime_ns < 0 or not isinstance(content, bytes):
         return encode(item)
-    totals = item.totals
+    totals, owner = item.totals, item.owner
     return b"".join((
-        b"\x89", _head(0x40, len(item.name)), item.name, _head(0, item.kind), _head(0, item.mode),
+        b"\x89" if owner is None else b"\x8a",
+        _head(0x40, len(item.name)), item.name, _head(0, item.kind), _head(0, item.mode),
         _head(0, item.mtime_ns), _head(0, item.size), _head(0x40, len(content)), content,
-        b"\x80\xf6\xf6" if totals is None
-        else b"\x80\xf6\x82" + _head(0, totals.entries) + _head(0, totals.links),
+        b"\x80\xf6\xf6" if totals is None else b"\x80\xf6" + _encoded_totals(totals),
+        b"" if owner is None else b"\x82" + _head(0, owner.uid) + _head(0, owner.gid),
     ))  # fmt: skip
+
+
+def _encoded_totals(totals: Totals) -> bytes:
+    below = _head(0, totals.entries) + _head(0, totals.links)
+    return b"\x83" + below + _head(0, totals.owners) if totals.owners else b"\x82" + below
 
 
 def head(node: DirectoryNode | IndexNode) -> bytes:
@@ -406,7 +446,9 @@ def check_entry(entry: Entry) -> None:
     if (entry.totals is not None) != (entry.kind == Kind.DIRECTORY):
         raise ValueError(f"totals of {entry.name!r}")
     totals = entry.totals
-    if totals is not None and not 0 <= totals.links <= totals.entries < _INT64:
+    if totals is not None and not (
+        0 <= totals.links <= totals.entries < _INT64 and 0 <= totals.owners <= totals.entries
+    ):
         raise ValueError(f"impossible totals of {entry.name!r}")
     link = entry.link
     if link is not None and (

@@ -12,7 +12,7 @@ import msgspec
 
 from engine.errors import CorruptObjectError, EngineError
 from engine.ids import NodeId
-from engine.storage.nodes import DEEPEST, DirectoryNode, Entry, IndexNode, Kind
+from engine.storage.nodes import DEEPEST, DirectoryNode, Entry, IndexNode, Kind, Owner
 from engine.storage.objects import Objects
 from engine.trees.directory import Directory, directory_id, open_node, open_page, shared_pages
 
@@ -237,5 +237,5 @@ def _entry_pairs(old: tuple[Entry, ...], new: tuple[Entry, ...]) -> list[_Pair]:
     return [pair[1:] for pair in sorted(pairs, key=lambda pair: pair[0])]
 
 
-def _attributes(entry: Entry) -> tuple[int, tuple[tuple[bytes, bytes], ...]]:
-    return (entry.mode, entry.xattrs)
+def _attributes(entry: Entry) -> tuple[int, tuple[tuple[bytes, bytes], ...], Owner | None]:
+    return (entry.mode, entry.xattrs, entry.owner)

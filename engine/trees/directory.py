@@ -22,6 +22,7 @@ from engine.storage.nodes import (
     IndexNode,
     Kind,
     ListNode,
+    Owner,
     Page,
     Totals,
     directory_node,
@@ -277,27 +278,31 @@ def directory_entry(
     mode: int,
     mtime_ns: int,
     xattrs: tuple[tuple[bytes, bytes], ...] = (),
+    owner: Owner | None = None,
 ) -> Entry:
     """Stores a directory of sorted entries and returns its own entry, sums included."""
     size, totals = sums(entries)
     node = store_directory(put, entries)
-    return Entry(name, Kind.DIRECTORY, mode, mtime_ns, size, node, xattrs, None, totals)
+    return Entry(name, Kind.DIRECTORY, mode, mtime_ns, size, node, xattrs, None, totals, owner)
 
 
 def sums(entries: Iterable[Entry]) -> tuple[int, Totals]:
     """Returns what the entry of a directory says of what is in it: the size and the totals."""
-    size = below = links = 0
+    size = below = links = owners = 0
     for entry in entries:
         below += 1
+        if entry.owner is not None:
+            owners += 1
         if entry.totals is not None:
             size += entry.size
             below += entry.totals.entries
             links += entry.totals.links
+            owners += entry.totals.owners
             continue
         links += entry.link is not None
         if entry.kind == Kind.FILE:
             size += entry.size
-    return size, Totals(below, links)
+    return size, Totals(below, links, owners)
 
 
 def walk(

@@ -22,6 +22,7 @@ from engine.storage.nodes import (
     Entry,
     IndexNode,
     Kind,
+    Owner,
     Page,
     Totals,
     directory_node,
@@ -68,6 +69,7 @@ def edit_directory(
     mode: int,
     mtime_ns: int,
     xattrs: tuple[tuple[bytes, bytes], ...] = (),
+    owner: Owner | None = None,
 ) -> Entry:
     """Returns the entry of the directory `base` with `edits`, under another name and attributes.
 
@@ -83,11 +85,13 @@ def edit_directory(
     before = base.totals or Totals(0, 0)
     size = base.size - lost_size + new_size
     totals = Totals(
-        before.entries - lost.entries + new.entries, before.links - lost.links + new.links
+        before.entries - lost.entries + new.entries,
+        before.links - lost.links + new.links,
+        before.owners - lost.owners + new.owners,
     )
-    if size < 0 or not 0 <= totals.links <= totals.entries:
+    if size < 0 or not (0 <= totals.links <= totals.entries >= totals.owners >= 0):
         raise CorruptObjectError("node", identifier, "its sums are less than what is in it")
-    return Entry(name, Kind.DIRECTORY, mode, mtime_ns, size, node, xattrs, None, totals)
+    return Entry(name, Kind.DIRECTORY, mode, mtime_ns, size, node, xattrs, None, totals, owner)
 
 
 def _edited(

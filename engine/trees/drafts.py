@@ -11,7 +11,7 @@ import os
 import msgspec
 
 from engine.errors import EngineError
-from engine.storage.nodes import DEEPEST, Entry, check_file_name
+from engine.storage.nodes import DEEPEST, Entry, Owner, check_file_name
 from engine.storage.objects import NodeBuffer
 from engine.trees.directory import directory_entry
 from engine.trees.links import number_groups
@@ -39,12 +39,13 @@ class _Leaf:
 
 
 class _Folder:
-    __slots__ = ("layer", "mode", "mtime_ns", "names", "xattrs")
+    __slots__ = ("layer", "mode", "mtime_ns", "names", "owner", "xattrs")
 
     def __init__(self, layer: int) -> None:
         self.names: dict[bytes, _Leaf | _Folder] = {}
         self.mode, self.mtime_ns, self.layer = 0o755, 0, layer
         self.xattrs: Xattrs = ()
+        self.owner: Owner | None = None
 
 
 def parts_of(path: bytes) -> list[bytes]:
@@ -68,9 +69,13 @@ class Draft:
     def __init__(self) -> None:
         self.layer = 0
         self.layered = False
+        self.default_owner: Owner | None = None
+        """Whose the directories are that no member names."""
         self._root = _Folder(0)
 
-    def put_directory(self, path: bytes, mode: int, mtime_ns: int, xattrs: Xattrs) -> None:
+    def put_directory(
+        self, path: bytes, mode: int, mtime_ns: int, xattrs: Xattrs, owner: Owner | None = None
+    ) -> None:
         """Makes a directory, or gives one other attributes."""
         parts = parts_of(path)
         folder = self._root
@@ -84,6 +89,7 @@ class Draft:
         if len(parts) > DEEPEST:
             raise ArchiveRefusedError(path, f"is deeper than {DEEPEST} directories")
         folder.mode, folder.mtime_ns, folder.xattrs = mode, mtime_ns, xattrs
+        folder.owner = owner
         folder.layer = self.layer
 
     def put(self, path: bytes, entry: Entry) -> None:
@@ -220,5 +226,5 @@ class Draft:
                 entries.append(entry or msgspec.structs.replace(found.entry, name=below, link=None))
         return directory_entry(
             nodes.put, entries, name=name, mode=folder.mode, mtime_ns=folder.mtime_ns,
-            xattrs=folder.xattrs,
+            xattrs=folder.xattrs, owner=folder.owner or self.default_owner,
         )  # fmt: skip

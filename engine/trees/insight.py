@@ -34,7 +34,7 @@ class InsightEntry(msgspec.Struct, frozen=True):
     both sides have, `bytes_changed` are the larger size less these. Lines are None for binary
     files, for texts that are too large to compare, and where they were not asked for;
     `is_binary` is None where nobody looked. `metadata` names the attributes that differ: mode,
-    mtime, xattrs, link.
+    owner, mtime, xattrs, link.
     """
 
     path: bytes
@@ -187,6 +187,7 @@ def changed_attributes(old: Entry | None, new: Entry | None) -> tuple[str, ...]:
         return ()
     pairs = {
         "mode": (old.mode, new.mode),
+        "owner": (old.owner, new.owner),
         "mtime": (old.mtime_ns, new.mtime_ns),
         "xattrs": (old.xattrs, new.xattrs),
         "link": (old.link, new.link),

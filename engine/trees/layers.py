@@ -45,8 +45,9 @@ def _fold(objects: Objects, put: PutNode, layers: list[Layered], links: Links) -
             entry = msgspec.structs.replace(entry, link=links[number, entry.link.group])
         entries.append(entry)
     return directory_entry(
-        put, entries, name=top.name, mode=top.mode, mtime_ns=top.mtime_ns, xattrs=top.xattrs
-    )
+        put, entries, name=top.name, mode=top.mode, mtime_ns=top.mtime_ns, xattrs=top.xattrs,
+        owner=top.owner,
+    )  # fmt: skip
 
 
 def _stacks(objects: Objects, layers: list[Layered]) -> dict[bytes, list[Layered]]:

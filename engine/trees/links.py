@@ -33,7 +33,7 @@ def number_groups(
             for place, entry in members:
                 yield place, msgspec.structs.replace(entry, link=None)
             continue
-        common = msgspec.structs.replace(members[0][1], name=b"", link=None)
+        common = msgspec.structs.replace(members[0][1], name=b"", link=None, owner=None)
         base = digest(encode(common))
         number = seen.get(base, 0)
         while (group := digest(base + number.to_bytes(8, "big"))[:8]) in taken:

@@ -61,8 +61,9 @@ def _snapshots(reader: Reader, known: Known) -> Iterator[Root]:
 def _sessions(reader: Reader, known: Known) -> Iterator[Root]:
     for key, raw in reader.items(Db.SESSIONS):
         if known.record("session", key, raw):
-            root = decode_record(key, raw).root
-            yield Root("session", key.decode(), directory_id(root), root)
+            trees = decode_record(key, raw).trees()
+            for root in trees if trees.plain != trees.shown else trees[:1]:
+                yield Root("session", key.decode(), directory_id(root), root)
 
 
 def _checkouts(reader: Reader, known: Known) -> Iterator[Root]:

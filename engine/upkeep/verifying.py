@@ -87,7 +87,7 @@ def verify(store: Store, progress: Progress | None = None) -> VerifyReport:
             except CorruptObjectError as error:
                 report.damage.append(Damage(name, b"", str(error), "session", key))
                 continue
-            roots.append((name, session.root))
+            roots.extend((name, root) for root in set(session.trees()))
             for identifier in {session.parent, *(layer for _, layer in session.layers)}:
                 if not reader.has(Db.SNAPSHOTS, identifier):
                     problem = str(MissingObjectError("snapshot", identifier))

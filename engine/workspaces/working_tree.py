@@ -15,7 +15,7 @@ from typing import ClassVar, TypeGuard
 import msgspec
 
 from engine.storage.content import ingest_blocks
-from engine.storage.nodes import Entry, Kind, Link
+from engine.storage.nodes import Entry, Kind, Link, Owner
 from engine.storage.objects import Objects
 from engine.trees.directory import Directory, directory_entry, directory_id
 from engine.trees.directory_edit import edit_directory
@@ -31,12 +31,15 @@ _COPIED = 32
 class Written:
     """A file whose bytes are in memory. Immutable."""
 
-    __slots__ = ("data", "mode", "mtime_ns", "xattrs")
+    __slots__ = ("data", "mode", "mtime_ns", "user", "xattrs")
 
     kind: ClassVar[Kind] = Kind.FILE
 
-    def __init__(self, data: bytes, mode: int, mtime_ns: int, xattrs: Xattrs = ()) -> None:
+    def __init__(
+        self, data: bytes, mode: int, mtime_ns: int, xattrs: Xattrs = (), user: Owner | None = None
+    ) -> None:
         self.data, self.mode, self.mtime_ns, self.xattrs = data, mode, mtime_ns, xattrs
+        self.user = user
 
     @property
     def size(self) -> int:
@@ -45,7 +48,10 @@ class Written:
     def entry(self, name: bytes, batch: Batch) -> Entry:
         """Returns its entry, with its chunks and lists in `batch`."""
         content, size = ingest_blocks([self.data], batch.put_chunk, batch.put)
-        return Entry(name, Kind.FILE, self.mode, self.mtime_ns, size, content, self.xattrs)
+        return Entry(
+            name, Kind.FILE, self.mode, self.mtime_ns, size, content, self.xattrs, None, None,
+            self.user,
+        )  # fmt: skip
 
 
 class Untouched(Enum):
@@ -103,17 +109,21 @@ class Names:
 
 
 class Folder:
-    """A directory with changes. `base` is the stored one that they apply to, None for a new one."""
+    """A directory with changes. `base` is the stored one that they apply to, None for a new one.
 
-    __slots__ = ("base", "mode", "mtime_ns", "names", "owner", "xattrs")
+    `owner` is the tree that may change it, `user` whose it is on the host.
+    """
+
+    __slots__ = ("base", "mode", "mtime_ns", "names", "owner", "user", "xattrs")
 
     kind: ClassVar[Kind] = Kind.DIRECTORY
     size: ClassVar[int] = 0
 
     def __init__(
-        self, owner: object, base: Entry | None, mode: int, mtime_ns: int, xattrs: Xattrs
-    ) -> None:
-        self.owner, self.base = owner, base
+        self, owner: object, base: Entry | None, mode: int, mtime_ns: int, xattrs: Xattrs,
+        user: Owner | None = None,
+    ) -> None:  # fmt: skip
+        self.owner, self.base, self.user = owner, base, user
         self.mode, self.mtime_ns, self.xattrs = mode, mtime_ns, xattrs
         self.names = Names()
 
@@ -215,11 +225,11 @@ class WorkingTree:
     def _owned(self, directory: Entry | Folder) -> Folder:
         if isinstance(directory, Entry):
             mode, mtime_ns, xattrs = directory.mode, directory.mtime_ns, directory.xattrs
-            return Folder(self._owner, directory, mode, mtime_ns, xattrs)
+            return Folder(self._owner, directory, mode, mtime_ns, xattrs, directory.owner)
         if directory.owner is self._owner:
             return directory
         mode, mtime_ns, xattrs = directory.mode, directory.mtime_ns, directory.xattrs
-        folder = Folder(self._owner, directory.base, mode, mtime_ns, xattrs)
+        folder = Folder(self._owner, directory.base, mode, mtime_ns, xattrs, directory.user)
         folder.names = directory.names.copy()
         return folder
 
@@ -292,9 +302,10 @@ class WorkingTree:
         if folder.base is not None:
             return edit_directory(
                 self._objects, batch, folder.base, edits,
-                name=name, mode=mode, mtime_ns=mtime_ns, xattrs=xattrs,
+                name=name, mode=mode, mtime_ns=mtime_ns, xattrs=xattrs, owner=folder.user,
             )  # fmt: skip
         entries = [entry for _, entry in sorted(edits.items()) if entry is not None]
         return directory_entry(
-            batch.put, entries, name=name, mode=mode, mtime_ns=mtime_ns, xattrs=xattrs
-        )
+            batch.put, entries, name=name, mode=mode, mtime_ns=mtime_ns, xattrs=xattrs,
+            owner=folder.user,
+        )  # fmt: skip

@@ -383,7 +383,7 @@ class Workspace(TreeView):
             above = self._parent(names)
             self._tree.forget(node)
             if isinstance(node, Written):
-                changed: TreeNode = Written(node.data, mode, node.mtime_ns, node.xattrs)
+                changed: TreeNode = Written(node.data, mode, node.mtime_ns, node.xattrs, node.user)
             else:
                 assert isinstance(node, Entry)
                 changed = msgspec.structs.replace(node, mode=mode, link=None)
@@ -426,13 +426,14 @@ class Workspace(TreeView):
         old = self._may_be_file(names)
         mode = _checked(mode if mode is not None else 0o644 if old is None else old.mode)
         xattrs = () if old is None else old.xattrs
+        user = old.owner if isinstance(old, Entry) else old.user if old is not None else None
         now = self._now_ns()
         new: TreeNode
         if isinstance(file, bytes):
-            new = Written(file, mode, now, xattrs)
+            new = Written(file, mode, now, xattrs, user)
         else:
             new = msgspec.structs.replace(
-                file, name=names[-1], mode=mode, mtime_ns=now, xattrs=xattrs
+                file, name=names[-1], mode=mode, mtime_ns=now, xattrs=xattrs, owner=user
             )
         if old is None:
             self._name(self._parent(names, parents), names[-1], new)

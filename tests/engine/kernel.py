@@ -11,8 +11,9 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 
-from engine.mounted.inodes import Attributes, Changes, Inode, Owner, fail
+from engine.mounted.inodes import Attributes, Changes, Inode, fail
 from engine.mounted.vfs import SESSIONS, Vfs
+from engine.storage.nodes import Owner
 from tests.engine.trees import Seen, Tree, with_links
 
 NOREPLACE, EXCHANGE = 1, 2

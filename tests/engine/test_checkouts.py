@@ -12,7 +12,6 @@ import pytest
 from engine import Repository, SnapshotId
 from engine.errors import CorruptObjectError, MissingObjectError
 from engine.host.leases import LeaseHeldError
-from engine.mounted.inodes import Owner
 from engine.mounted.vfs import Vfs
 from engine.plain import checkouts, importing
 from engine.plain.checkout_records import PREFIX, NotACheckoutError, new_record
@@ -21,7 +20,7 @@ from engine.plain.filling import OPEN_DIRECTORY, CheckoutRefusedError, Fill
 from engine.plain.local_edits import LocalEditsError
 from engine.plain.stat_cache import cache_prefix
 from engine.storage.content import pieces
-from engine.storage.nodes import DEEPEST
+from engine.storage.nodes import DEEPEST, Owner
 from engine.storage.store import Db
 from engine.trees.diffing import ChangeKind
 from engine.trees.directory import directory_id, find

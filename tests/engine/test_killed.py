@@ -14,8 +14,9 @@ import pytest
 import engine.sessions.sessions
 from engine import Repository, SnapshotId
 from engine.errors import NotFoundError
-from engine.mounted.inodes import Changes, Owner
+from engine.mounted.inodes import Changes
 from engine.mounted.vfs import Vfs
+from engine.storage.nodes import Owner
 from tests.engine.kernel import EXCHANGE, KINDS, Kernel
 from tests.engine.killing import KILLER, Killed
 from tests.engine.test_session_machine import WithoutDevices, World

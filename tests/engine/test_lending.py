@@ -11,8 +11,8 @@ import pytest
 from engine import Repository, SnapshotId
 from engine.errors import InUseError
 from engine.host.leases import LeaseHeldError
-from engine.mounted.inodes import Owner
 from engine.mounted.vfs import SESSIONS, SNAPSHOTS, Vfs, base_path
+from engine.storage.nodes import Owner
 from tests.engine.kernel import Kernel
 from tests.engine.test_session_machine import make_base
 from tests.engine.trees import of_entry

@@ -20,10 +20,11 @@ import engine.mounted.overlay
 import engine.sessions.sessions
 import engine.trees.directory
 from engine import Repository, SnapshotId
-from engine.mounted.inodes import Changes, Owner
+from engine.mounted.inodes import Changes
 from engine.mounted.vfs import Vfs
 from engine.sessions.freezing import Freeze
 from engine.sessions.upper import Upper, rename
+from engine.storage.nodes import Owner
 from tests.engine.kernel import EXCHANGE, NOREPLACE, Kernel
 from tests.engine.machines import run_machine
 from tests.engine.trees import Tree, age, blurred, noise, of_entry, paths

@@ -12,11 +12,10 @@ import pytest
 import engine.sessions.sessions
 from engine import Repository, SnapshotId
 from engine.host.leases import LeaseHeldError
-from engine.mounted.inodes import Owner
 from engine.mounted.vfs import Vfs
 from engine.sessions.freezing import Freeze, TooDeepError
 from engine.sessions.session_tree import SessionTree
-from engine.storage.nodes import DEEPEST
+from engine.storage.nodes import DEEPEST, Owner
 from engine.storage.store import StoreFullError
 from tests.engine.killing import KILLER, Killed
 from tests.engine.test_killed import settled

@@ -23,10 +23,11 @@ from engine.errors import (
     NotFoundError,
 )
 from engine.host.leases import LeaseHeldError
-from engine.mounted.inodes import Changes, Owner
+from engine.mounted.inodes import Changes
 from engine.mounted.vfs import SESSIONS, SNAPSHOTS, Vfs
 from engine.sessions.freezing import TooDeepError
 from engine.storage.lmdb_store import LmdbStore
+from engine.storage.nodes import Owner
 from engine.storage.objects import Objects
 from engine.storage.store import Db
 from tests.conftest import ROOT
@@ -692,7 +693,7 @@ def test_a_sync_reaches_the_file_that_was_written(
 COMMITTER = """
 import os, sys
 from engine import Repository
-from engine.mounted.inodes import Owner
+from engine.storage.nodes import Owner
 from engine.mounted.vfs import Vfs
 from tests.engine.kernel import Kernel
 start = int(sys.argv[2])

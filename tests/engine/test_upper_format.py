@@ -11,9 +11,10 @@ import pytest
 
 from engine import Repository, SnapshotId
 from engine.host.removing import remove_tree
-from engine.mounted.inodes import Changes, Owner
+from engine.mounted.inodes import Changes
 from engine.mounted.vfs import Vfs
 from engine.sessions.upper import Upper
+from engine.storage.nodes import Owner
 from tests.engine.kernel import Kernel
 from tests.engine.test_session_machine import World
 from tests.engine.trees import Tree, blurred, of_directory, of_entry

@@ -8,8 +8,8 @@ from typing import Any, cast
 import trio
 
 from engine import Repository
-from engine.mounted.inodes import Owner
 from engine.mounted.vfs import Vfs
+from engine.storage.nodes import Owner
 from fsdriver import control
 from fsdriver.messages import Status
 from fsdriver.operations import Operations

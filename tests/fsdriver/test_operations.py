@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from engine import Repository, SnapshotId
-from engine.mounted.inodes import Inode, Owner
+from engine.mounted.inodes import Inode
 from engine.mounted.overlay_file import SessionFile
 from engine.mounted.vfs import SESSIONS, Vfs
+from engine.storage.nodes import Owner
 from fsdriver.operations import COPY_IN_THREAD, Operations
 from tests.engine.trees import noise
 
