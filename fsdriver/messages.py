@@ -127,6 +127,7 @@ class Committed(Reply, frozen=True, tag=True):
     changed: bool
     new_bytes: int
     warnings: list[str]
+    lost_owners: int = 0
 
 
 class Frozen(Reply, frozen=True, tag=True):

@@ -108,8 +108,9 @@ class StoreAccess:
         reply = self._daemon.ask(messages.Commit(session, message, ref, metadata or {}))
         assert isinstance(reply, messages.Committed)
         return CommitReport(
-            bytes.fromhex(reply.snapshot), reply.changed, reply.new_bytes, tuple(reply.warnings)
-        )
+            bytes.fromhex(reply.snapshot), reply.changed, reply.new_bytes, tuple(reply.warnings),
+            reply.lost_owners,
+        )  # fmt: skip
 
     def fork(self, session: str, name: str) -> None:
         """Makes a session that begins with all that another one has now."""

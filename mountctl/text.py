@@ -13,6 +13,15 @@ _UNITS = ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 _SHORT_ESCAPES = {"\n": "\\n", "\t": "\\t", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 
 
+def lost_owners(number: int) -> str:
+    """Says that a snapshot does not have the owners of so many files."""
+    who = "1 file has" if number == 1 else f"{number:,} files have"
+    return (
+        f"{who} another owner or group; the snapshot does not keep that "
+        "(a store made by `mountctl init --owners` does)"
+    )
+
+
 def short(identifier: bytes) -> str:
     """Returns the first 12 hexadecimal digits of an id."""
     return identifier.hex()[:12]

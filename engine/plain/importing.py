@@ -40,7 +40,7 @@ from engine.plain.stat_cache import (
 )
 from engine.progress import Progress, unheard
 from engine.storage.content import SourceChangedError, ingest
-from engine.storage.nodes import DEEPEST, Entry, Kind, Totals
+from engine.storage.nodes import DEEPEST, Entry, Kind, Owner, Totals
 from engine.storage.objects import ChunkSink, NodeBuffer, Objects
 from engine.storage.store import Db, Reader, Store, Writer
 from engine.trees.directory import Directory, directory_entry, find
@@ -326,11 +326,17 @@ class _Import:
         """Returns an entry with the owner that is kept of it, if any is."""
         if self.owners is None:
             return entry
+        owner = self._owner(_join(folder.path, entry.name), entry.kind, status)
+        return msgspec.structs.replace(entry, owner=owner)
+
+    def _owner(self, path: bytes, kind: int, status: os.stat_result) -> Owner | None:
+        if self.owners is None:
+            return None
         was = None
         if self.owners.maps and self.before is not None:
-            was = find(self.objects, self.before, _join(folder.path, entry.name))
-        like = was.owner if was is not None and was.kind == entry.kind else None
-        return msgspec.structs.replace(entry, owner=self.owners.owner(status, like))
+            was = find(self.objects, self.before, path)
+        like = was.owner if was is not None and was.kind == kind else None
+        return self.owners.owner(status, like)
 
     # Reading what changed, in worker threads.
 
@@ -416,22 +422,15 @@ class _Import:
 
     def build(self, folder: _Folder) -> Entry:
         """Stores a folder's nodes from the leaves up and returns its entry."""
-        entry = self._built(folder)
-        return entry if self.owners is None else self._owned_folder(folder, entry)
-
-    def _owned_folder(self, folder: _Folder, entry: Entry) -> Entry:
-        above = folder.parent or folder
-        return self._owned(above, entry, folder.status)
-
-    def _built(self, folder: _Folder) -> Entry:
         result = folder.result
         mode, mtime = stat.S_IMODE(folder.status.st_mode), mtime_of(folder.status)
+        owner = self._owner(folder.path, Kind.DIRECTORY, folder.status)
         if result is None:
             for child in folder.folders:
                 folder.entries[child.name] = self.build(child)
             entry = directory_entry(
                 self.nodes.put, [folder.entries[name] for name in sorted(folder.entries)],
-                name=folder.name, mode=mode, mtime_ns=mtime, xattrs=folder.xattrs,
+                name=folder.name, mode=mode, mtime_ns=mtime, xattrs=folder.xattrs, owner=owner,
             )  # fmt: skip
             if entry.totals is not None:
                 rows = encode_rows(folder.rows)
@@ -442,7 +441,7 @@ class _Import:
         totals = Totals(result.entries, 0, result.owners)
         return Entry(
             folder.name, Kind.DIRECTORY, mode, mtime, result.size, result.node, folder.xattrs, None,
-            totals,
+            totals, owner,
         )  # fmt: skip
 
     def join_links(self) -> None:

@@ -7,7 +7,7 @@ import click
 
 from mountctl.command import REF, TEXT, Command, metadata_option, pass_invocation, session_argument
 from mountctl.invocation import Invocation
-from mountctl.text import count, short, size
+from mountctl.text import count, lost_owners, short, size
 
 
 @click.command(
@@ -56,11 +56,14 @@ def command(
                 "session": session,
                 "ref": ref,
                 "new_bytes": report.new_bytes,
+                "lost_owners": report.lost_owners,
                 "warnings": report.warnings,
             }
         )
         return
     output.warnings(report.warnings)
+    if report.lost_owners:
+        output.warning(f"{lost_owners(report.lost_owners)}; @{session} does")
     output.line(output.style(short(report.snapshot), "yellow"))
     if report.changed:
         stored = f"stored {size(report.new_bytes)}; " if report.new_bytes else ""
@@ -88,11 +91,14 @@ def _commit_checkout(
                 "directory": os.path.realpath(directory),
                 "ref": ref,
                 "new_bytes": result.report.new_bytes,
+                "lost_owners": result.report.lost_owners,
                 "warnings": result.report.warnings,
             }
         )
         return
     output.warnings(result.report.warnings)
+    if result.report.lost_owners:
+        output.warning(lost_owners(result.report.lost_owners))
     output.line(output.style(short(result.snapshot), "yellow"))
     read = count(result.report.read_files, "file")
     if result.changed:

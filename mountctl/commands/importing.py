@@ -14,7 +14,7 @@ from mountctl.command import (
     pass_invocation,
 )
 from mountctl.invocation import Invocation
-from mountctl.text import count, short, size
+from mountctl.text import count, lost_owners, short, size
 
 
 @click.command(
@@ -48,6 +48,11 @@ from mountctl.text import count, short, size
     is_flag=True,
     help="Read every file, even what looks unchanged; store again what is damaged.",
 )
+@click.option(
+    "--owners",
+    is_flag=True,
+    help="Keep whose files are, by number; a store made by `init --owners` always does.",
+)
 @pass_invocation
 def command(
     invocation: Invocation,
@@ -60,6 +65,7 @@ def command(
     parents: tuple[str, ...],
     metadata: dict[str, Any],
     no_cache: bool,
+    owners: bool,
 ) -> None:
     """Store a directory as a snapshot.
 
@@ -88,7 +94,7 @@ def command(
             with output.progress("importing", "files") as progress:
                 result = store.repository.import_directory(
                     directory, ref=ref, message=message, parents=above, metadata=metadata,
-                    use_cache=not no_cache, progress=progress,
+                    use_cache=not no_cache, owners=owners or None, progress=progress,
                 )  # fmt: skip
         elif tar is not None:
             with (
@@ -97,6 +103,7 @@ def command(
             ):
                 result = store.repository.import_tar(
                     stream, ref=ref, message=message, parents=above, metadata=metadata,
+                    owners=owners or None,
                     progress=lambda done: progress(done, None),
                 )  # fmt: skip
         else:
@@ -104,7 +111,7 @@ def command(
             with output.progress("reading layers", in_bytes=True) as progress:
                 result = store.repository.import_oci(
                     oci, image=image, ref=ref, message=message, parents=above,
-                    metadata=metadata, progress=progress,
+                    metadata=metadata, owners=owners or None, progress=progress,
                 )  # fmt: skip
         store.refresh()
     report = result.report
@@ -119,11 +126,14 @@ def command(
                 "read_files": report.read_files,
                 "read_bytes": report.read_bytes,
                 "new_bytes": report.new_bytes,
+                "lost_owners": report.lost_owners,
                 "warnings": report.warnings,
             }
         )
         return
     output.warnings(report.warnings)
+    if report.lost_owners:
+        output.warning(lost_owners(report.lost_owners))
     output.line(output.style(short(result.snapshot), "yellow"))
     output.note(
         f"{count(report.files, 'entry')}, {size(result.root.size)}: "

@@ -20,8 +20,12 @@ from mountctl.text import quoted
     shell_complete=completing("compressions"),
     help="How chunks are packed: zstd:1 to zstd:19, or off.",
 )  # fmt: skip
+@click.option(
+    "--owners", is_flag=True,
+    help="Keep whose files are: snapshots then have the numbers of users and groups.",
+)  # fmt: skip
 @pass_invocation
-def command(invocation: Invocation, compression: str) -> None:
+def command(invocation: Invocation, compression: str, owners: bool) -> None:
     """Make an empty store.
 
     It is made where the other commands look for it: at --store, $AMALGAMFS_STORE, or in the
@@ -35,8 +39,10 @@ def command(invocation: Invocation, compression: str) -> None:
     with Repository.create(path) as repository:
         if level != repository.compression():
             repository.set_compression(level)
+        if owners:
+            repository.keep_owners()
     if output.json:
-        output.result({"store": path})
+        output.result({"store": path, "owners": owners})
         return
     output.line(quoted(path))
     output.note("made an empty store; next: `mountctl import DIR --ref main`")

@@ -547,8 +547,8 @@ def test_wrong_manifests(manifest: Manifest):
 
 
 def test_a_later_version_and_bytes_that_are_not_canonical():
-    later = encode(Manifest(2, (), (), (), Counts(0, 0, 0)))
-    with pytest.raises(BundleVersionError, match="version 2"):
+    later = encode(Manifest(3, (), (), (), Counts(0, 0, 0)))
+    with pytest.raises(BundleVersionError, match="version 3"):
         BundleReader(io.BytesIO(MAGIC + frame(MANIFEST, later)))
     now = encode(Manifest(1, (), (), (), Counts(0, 0, 0)))
     refused(MAGIC + frame(MANIFEST, now + b"\0"), "manifest is wrong")
