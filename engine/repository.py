@@ -8,7 +8,7 @@ one state; what changes the store is durable when it returns.
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import IO, Any, Unpack
@@ -35,6 +35,7 @@ from engine.plain.checkouts import CheckoutOptions, Checkouts
 from engine.plain.filling import CheckoutReport
 from engine.plain.importing import ImportResult, ImportSourceError, import_directory
 from engine.progress import Progress
+from engine.sessions.changes import refuse_changes
 from engine.sessions.sessions import CommitReport, HeldSession, Session, Sessions, decode_record
 from engine.sessions.upper import Upper
 from engine.storage.codec import (
@@ -438,6 +439,49 @@ class Repository:
             freeze.prepare()
             return held.fork(freeze, new_name)
 
+    def remove_session(self, name: str, *, force: bool = False) -> None:
+        """Removes a session that no mount holds, with what it changed since its last commit.
+
+        Raises UncommittedChangesError if it changed something, unless `force`; NotFoundError,
+        LeaseHeldError.
+        """
+        with self.sessions.hold(name, "removing it", recover=not force) as held:
+            if not force:
+                self._refuse_changes(held)
+            self.sessions.remove(held)
+
+    def reset_session(
+        self,
+        name: str,
+        to: SnapshotId | None = None,
+        *,
+        factory: bool = False,
+        paths: Sequence[bytes] = (),
+        force: bool = False,
+    ) -> Session:
+        """Makes a session that no mount holds its last commit again, or another snapshot.
+
+        With `factory` what it was made of, or only `paths` of that. Raises as `remove_session`;
+        `paths` throw nothing else away, and are not asked about.
+        """
+        recover = not force or bool(paths)
+        with self.sessions.hold(name, "resetting it", recover=recover) as held, self.storing():
+            if paths:
+                freeze = held.freeze()
+                freeze.prepare()
+                session = held.restore(freeze, paths)
+            else:
+                if not force:
+                    self._refuse_changes(held)
+                session = held.reset_to_factory() if factory else held.reset(to)
+            held.clean()
+        return session
+
+    def _refuse_changes(self, held: HeldSession) -> None:
+        with self.storing():
+            base = self.sessions.stands_on(held.session)
+            refuse_changes(self.objects, held.session.name, base, self.frozen(held))
+
     def diff(self, old: Entry, new: Entry) -> Iterator[Change]:
         """Yields what differs between two trees, by path."""
         return diff(self.objects, old, new)
@@ -582,12 +626,11 @@ class Repository:
         session = self.sessions.get(name[1:])
         roots = [self.snapshot(SnapshotId(layer)).root for _, layer in session.layers]
         states: list[State] = []
-        for at, (label, _) in enumerate(session.layers[:-1], 1):
+        for at, (label, _) in enumerate(session.layers, 1):
             nodes = NodeBuffer()
             states.append((label, fold(self.objects, nodes.put, roots[:at])))
             self.store.write(nodes.flush)
-        label = session.layers[-1][0] if session.layers else "base"
-        return [*states, (label, session.root)]
+        return [*states, ("commits", self.sessions.stands_on(session))]
 
     def export_oci(
         self,

@@ -174,7 +174,7 @@ class _Bench:
         client = find_daemon(self._repository.path)
         if client is not None:
             with client:
-                client.ask(messages.Remove(session.name))
+                client.ask(messages.Remove(session.name, force=True))
             return
         sessions = self._repository.sessions
         sessions.remove(sessions.hold(session.name, "calibrating"))

@@ -18,6 +18,7 @@ import trio
 from engine import EngineError, SnapshotId
 from engine.ids import check_name
 from engine.mounted.vfs import LAYERS, SESSIONS, SNAPSHOTS, LiveSession, Vfs
+from engine.sessions.changes import refuse_changes
 from engine.sessions.freezing import Freeze
 from engine.storage.nodes import encode
 from fsdriver import messages, metrics
@@ -198,14 +199,46 @@ class Control:
         return messages.Frozen(encode(root))
 
     async def _reset(self, request: messages.Reset) -> messages.AnyReply:
-        async with self._turn:
-            to = SnapshotId(bytes.fromhex(request.to)) if request.to is not None else None
-            self._vfs.reset(request.session, to)
-            await self._channel.forget_entry(SESSIONS, request.session.encode())
+        name, to = request.session, None
+        if request.to is not None:
+            to = SnapshotId(bytes.fromhex(request.to))
+        if request.paths:
+            async with self._frozen(name) as (_, freeze):
+                self._vfs.restore(name, freeze, request.paths)
+                await self._channel.forget_entry(SESSIONS, name.encode())
+            return messages.Done()
+        async with self._thrown_away(name, request.force):
+            self._vfs.reset(name, to, factory=request.factory)
+            await self._channel.forget_entry(SESSIONS, name.encode())
         return messages.Done()
 
+    @contextlib.asynccontextmanager
+    async def _thrown_away(self, name: str, force: bool) -> AsyncIterator[None]:
+        """Gives the turn to throw a session away; raises UncommittedChangesError unless `force`.
+
+        Whoever is given it goes on without waiting: no program writes between the look and that.
+        """
+        repository = self._vfs.repository
+        if force:
+            async with self._turn:
+                storing = repository.storing()
+                await trio.to_thread.run_sync(storing.__enter__)
+                try:
+                    yield
+                finally:
+                    storing.__exit__(None, None, None)
+            return
+        async with self._frozen(name) as (live, freeze):
+            base = await trio.to_thread.run_sync(repository.sessions.stands_on, live.held.session)
+            root = live.held.peek_root(freeze, live.overlay)
+            if root != base:
+                await trio.to_thread.run_sync(repository.store.write, freeze.save)
+                refuse = functools.partial(refuse_changes, repository.objects, name, base, root)
+                await trio.to_thread.run_sync(refuse)
+            yield
+
     async def _remove(self, request: messages.Remove) -> messages.AnyReply:
-        async with self._turn:
+        async with self._thrown_away(request.session, request.force):
             self._vfs.remove(request.session)
             await self._channel.forget_entry(SESSIONS, request.session.encode())
         return messages.Done()

@@ -35,6 +35,7 @@ from engine.plain.filling import CheckoutRefusedError
 from engine.plain.importing import ImportSourceError
 from engine.plain.local_edits import LocalEditsError
 from engine.plain.surveying import TreeTooLargeError
+from engine.sessions.changes import UncommittedChangesError
 from engine.sessions.freezing import TooDeepError
 from engine.storage.codec import CompressionError
 from engine.storage.content import SourceChangedError
@@ -90,6 +91,7 @@ ERRNOS: dict[type[EngineError], int] = {
     InvalidPathError: errno.EINVAL,
     LeaseHeldError: errno.EBUSY,
     LocalEditsError: errno.EBUSY,
+    UncommittedChangesError: errno.EBUSY,
     MissingObjectError: errno.EIO,
     MissingPathError: errno.ENOENT,
     NameTakenError: errno.EEXIST,

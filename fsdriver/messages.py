@@ -50,16 +50,23 @@ class Freeze(Request, frozen=True, tag=True):
 
 
 class Reset(Request, frozen=True, tag=True):
-    """Throws away what a session changed; answered by Done."""
+    """Throws away what a session changed; answered by Done, refused for changes unless `force`.
+
+    With `factory` the session becomes what it was made of, or only `paths` of it do.
+    """
 
     session: str
     to: str | None = None
+    factory: bool = False
+    paths: list[bytes] = []
+    force: bool = False
 
 
 class Remove(Request, frozen=True, tag=True):
-    """Removes a session; answered by Done."""
+    """Removes a session; answered by Done, refused for changes unless `force`."""
 
     session: str
+    force: bool = False
 
 
 class Rename(Request, frozen=True, tag=True):

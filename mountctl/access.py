@@ -6,7 +6,7 @@ Everything else is done here always, and a daemon is told when the store has cha
 only module that knows both ways.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -17,7 +17,7 @@ import msgspec
 from engine.errors import EngineError
 from engine.ids import SnapshotId, check_name
 from engine.repository import Repository
-from engine.sessions.sessions import CommitReport
+from engine.sessions.sessions import CommitReport, Session
 from engine.storage.nodes import Entry
 from fsdriver import messages
 from fsdriver.client import Client, DaemonLostError, find_daemon
@@ -119,24 +119,33 @@ class StoreAccess:
         else:
             self._daemon.ask(messages.Fork(session, name))
 
-    def reset(self, session: str, to: SnapshotId | None) -> None:
-        """Throws away what a session changed; with `to`, goes on from another snapshot."""
+    def reset(
+        self,
+        session: str,
+        to: SnapshotId | None = None,
+        *,
+        factory: bool = False,
+        paths: Sequence[bytes] = (),
+        force: bool = False,
+    ) -> None:
+        """Throws away what a session changed; see `Repository.reset_session`."""
         if self._daemon is None:
-            sessions = self.repository.sessions
-            with sessions.hold(session, "resetting it", recover=False) as held:
-                held.reset(to)
-                held.clean()
+            self.repository.reset_session(session, to, factory=factory, paths=paths, force=force)
         else:
-            self._daemon.ask(messages.Reset(session, None if to is None else to.hex()))
+            target = None if to is None else to.hex()
+            self._daemon.ask(messages.Reset(session, target, factory, list(paths), force))
 
-    def remove(self, session: str) -> None:
-        """Removes a session and all that it changed."""
+    def remove(self, session: str, *, force: bool = False) -> None:
+        """Removes a session; with `force` also one with changes that no snapshot has."""
         if self._daemon is None:
-            sessions = self.repository.sessions
-            with sessions.hold(session, "removing it", recover=False) as held:
-                sessions.remove(held)
+            self.repository.remove_session(session, force=force)
         else:
-            self._daemon.ask(messages.Remove(session))
+            self._daemon.ask(messages.Remove(session, force))
+
+    def stands_on(self, session: Session) -> Entry:
+        """Returns the tree of a session without what is not committed."""
+        with self.repository.storing():
+            return self.repository.sessions.stands_on(session)
 
     def rename(self, session: str, name: str) -> None:
         """Gives a session another name."""

@@ -112,6 +112,9 @@ ROWS = {
     "NotACheckoutError": Row(
         REFUSED, "`mountctl checkout SNAPSHOT DIR` makes one; name the directory itself"
     ),
+    "UncommittedChangesError": Row(
+        REFUSED, "`mountctl commit` stores them first; --force throws them away"
+    ),
     "LocalEditsError": Row(
         REFUSED,
         "`commit --from DIR` stores them first; --keep leaves them, --force overwrites them",

@@ -117,7 +117,7 @@ def writable(bench: Bench, name: str, store: str, source: str, at: str) -> Itera
     if name in {US, RUN}:
         mountctl(store, "session", "create", "build", "tree")
         yield os.path.join(at, "sessions", "build")
-        mountctl(store, "session", "rm", "build")
+        mountctl(store, "session", "rm", "build", "--force")
         return
     copy = bench.fresh("copy-for-" + name)
     run("cp", "-a", source + "/.", copy)
@@ -201,7 +201,7 @@ def measure_commit(bench: Bench) -> None:
         new = mountctl(store, "session", "create", "new", "tree").seconds
         fork = mountctl(store, "session", "fork", "mounted", "fork").seconds
         for name in ("new", "fork"):
-            mountctl(store, "session", "rm", name)
+            mountctl(store, "session", "rm", name, "--force")
         return {"a writable copy of the tree": new, "a fork of a session": fork}
 
     def copy_git() -> dict[str, float]:

@@ -21,7 +21,7 @@ import stat
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
@@ -35,6 +35,7 @@ from engine.mounted.overlay_file import SessionFile
 from engine.mounted.session_roots import SessionRoot
 from engine.mounted.snapshot_inodes import Shown, SnapshotDirectory
 from engine.repository import Repository
+from engine.sessions.freezing import Freeze
 from engine.sessions.sessions import HeldSession, Session
 from engine.storage.nodes import Entry, Owner
 from engine.storage.store import Db
@@ -318,10 +319,22 @@ class Vfs:
         live.held.release()
         return live
 
-    def reset(self, name: str, to: SnapshotId | None) -> Session:
-        """Throws away what a session changed."""
+    def reset(self, name: str, to: SnapshotId | None, *, factory: bool = False) -> Session:
+        """Throws away what a session changed since its last commit; with `factory`, since ever.
+
+        The caller holds the lease on objects.
+        """
         live = self.session(name, recover=False)
-        session = live.held.reset(to)
+        session = live.held.reset_to_factory() if factory else live.held.reset(to)
+        return self._begin_again(name, live, session)
+
+    def restore(self, name: str, freeze: Freeze, paths: Sequence[bytes]) -> Session:
+        """Makes paths of a session what they were in its layers; see `HeldSession.restore`."""
+        live = self.session(name)
+        live.overlay.changed = None
+        return self._begin_again(name, live, live.held.restore(freeze, paths))
+
+    def _begin_again(self, name: str, live: LiveSession, session: Session) -> Session:
         live.held.clean()  # while it is held: the next holder may have a newer upper
         self.drop_session(name)
         return session

@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -38,6 +38,7 @@ from engine.ids import SnapshotId, check_name, digest
 from engine.mounted.overlay import Overlay
 from engine.mounted.overlay_directory import open_overlay
 from engine.sessions.freezing import Changed, Freeze, Known, Sign, Trees
+from engine.sessions.restoring import restored
 from engine.sessions.upper import Upper, attribute
 from engine.storage.nodes import Entry, Owner
 from engine.storage.objects import NodeBuffer, Objects
@@ -45,6 +46,7 @@ from engine.storage.owners import count_owners, keeps_owners
 from engine.storage.snapshots import encode_snapshot, make_snapshot
 from engine.storage.store import LONGEST_KEY, Db, Reader, Store, Writer
 from engine.trees.layers import NAMES, fold
+from engine.workspaces.committing import Batch
 
 _ADD_WAIT = 30.0
 _COMPLETE = b"user.overlay.amalgam.complete"
@@ -54,9 +56,11 @@ _UID = re.compile(r"[0-9a-f]{16}")
 
 
 class Session(msgspec.Struct, frozen=True):
-    """A session's record. `layers` are (name, snapshot id) from the lowest up.
+    """A session's record. `layers` are (name, snapshot id) from the lowest up: what it was made of.
 
-    A `temporary` one goes when nobody uses it any more.
+    No commit touches them; `parent` is the last commit, or the highest layer before the first one.
+    A `temporary` session goes when nobody uses it any more. One of a store of format 2 does not
+    know what it was made of (`knows_layers`): its highest layer was its last commit.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Session(msgspec.Struct, frozen=True):
     created_ns: int
     temporary: bool = False
     plain: Entry | None = None
+    knows_layers: bool = False
 
     def trees(self) -> Trees:
         """Returns the base as it is shown, and as a snapshot would have it."""
@@ -123,9 +128,34 @@ class Sessions:
         nodes = NodeBuffer()
         root = roots[0] if len(roots) == 1 else fold(self._objects, nodes.put, roots)
         session = Session(
-            name, os.urandom(8).hex(), named[-1][1], named, root, 0, time.time_ns()
+            name, os.urandom(8).hex(), named[-1][1], named, root, 0, time.time_ns(),
+            knows_layers=True,
         )  # fmt: skip
         return self._add(session, nodes.flush)
+
+    def factory(self, session: Session) -> Entry:
+        """Returns the tree that a session was made of: its layers, folded and stored.
+
+        The caller holds the lease on objects. Raises MissingObjectError.
+        """
+        roots = [self._objects.snapshot(SnapshotId(layer)).root for _, layer in session.layers]
+        if len(roots) == 1:
+            return roots[0]
+        nodes = NodeBuffer()
+        root = fold(self._objects, nodes.put, roots)
+        self._store.write(nodes.flush)
+        return root
+
+    def stands_on(self, session: Session) -> Entry:
+        """Returns the tree without what is not committed: the last commit's, as it is stored.
+
+        Before the first commit it is the `factory`'s; the caller holds the lease on objects.
+        """
+        parent = self._objects.snapshot(SnapshotId(session.parent))
+        committed = session.parent != session.layers[-1][1]
+        if not session.knows_layers:
+            committed = committed or parent.time_ns > session.created_ns
+        return parent.root if committed else self.factory(session)
 
     def create_temporary(self, snapshot: SnapshotId) -> tuple[Session, Lease]:
         """Makes a session for one run on a snapshot; it lasts as long as the lease is held.
@@ -139,7 +169,9 @@ class Sessions:
         for number in itertools.count(1):
             again = f"-{number}" if number > 1 else ""
             name, uid = f"run-{snapshot.hex()[:12]}{again}", digest(snapshot + again.encode()).hex()
-            session = Session(name, uid[:16], snapshot, layers, root, 0, time.time_ns(), True)
+            session = Session(
+                name, uid[:16], snapshot, layers, root, 0, time.time_ns(), True, None, True
+            )
             if session.uid in taken:
                 continue
             with contextlib.suppress(LeaseHeldError, NameTakenError):
@@ -384,9 +416,7 @@ class HeldSession:
         else:
             snapshot = make_snapshot(trees.plain, (SnapshotId(old.parent),), message, metadata)
             identifier, record = encode_snapshot(snapshot)
-        session = old.going_on(
-            trees, parent=identifier, layers=(*old.layers[:-1], (NAMES[-1], identifier))
-        )
+        session = old.going_on(trees, parent=identifier)
         self._sessions._make_upper(session)
         if freeze.left_out:
             self._sessions.upper(session).follow(True)
@@ -489,19 +519,42 @@ class HeldSession:
         return self.peek(freeze, overlay).plain
 
     def reset(self, to: SnapshotId | None = None) -> Session:
-        """Throws away what the session changed; with `to`, goes on from another snapshot."""
-        old = self.session
-        target = SnapshotId(old.parent) if to is None else to
-        root = self._objects.snapshot(target).root
-        layers = (*old.layers[:-1], (NAMES[-1], bytes(target)))
-        nodes = NodeBuffer()
-        if len(layers) > 1:
-            roots = [self._objects.snapshot(SnapshotId(layer)).root for _, layer in layers]
-            root = fold(self._objects, nodes.put, roots)
-        session = old.going_on(Trees(root, root), parent=target, layers=layers)
-        self._sessions._make_upper(session)
+        """Throws away what the session changed since its last commit, whose tree it shows again.
 
-        return self._go_on(session, nodes.flush)
+        With `to`, goes on from another snapshot, as that is stored. The caller holds the lease on
+        objects. The session's layers stay.
+        """
+        parent = self.session.parent if to is None else bytes(to)
+        root = self._sessions.stands_on(msgspec.structs.replace(self.session, parent=parent))
+        return self._show(Trees(root, root), parent=parent)
+
+    def reset_to_factory(self) -> Session:
+        """Makes the session what it was made of; its commits stay as snapshots.
+
+        The caller holds the lease on objects.
+        """
+        root = self._sessions.factory(self.session)
+        return self._show(Trees(root, root), parent=self.session.layers[-1][1])
+
+    def restore(self, freeze: Freeze, paths: Sequence[bytes]) -> Session:
+        """Makes paths what they were in the layers, which are changes then; the rest stays.
+
+        The caller holds the lease on objects. Raises NotFoundError for what neither has.
+        """
+        source, trees = self._sessions.factory(self.session), self.peek(freeze)
+        self._store.write(freeze.save)
+        made = []
+        for root in trees:
+            batch = Batch()
+            made.append(restored(self._objects, batch, root, source, paths))
+            self._store.write(batch.flush)
+        return self._show(Trees(*made))
+
+    def _show(self, trees: Trees, **changes: Any) -> Session:
+        """Goes on from trees that are stored, with an empty upper."""
+        session = self.session.going_on(trees, **changes)
+        self._sessions._make_upper(session)
+        return self._go_on(session, lambda writer: None)
 
     def _go_on(self, session: Session, save: Callable[[Writer], None]) -> Session:
         """Stores the next state of the session, under the name that it has by then."""
@@ -545,7 +598,7 @@ def this_boot() -> bytes:
 
 def _check_layers(reader: Reader, session: Session) -> None:
     """Raises MissingObjectError if a snapshot was removed since the session was thought of."""
-    for _, layer in session.layers:
+    for layer in (session.parent, *(layer for _, layer in session.layers)):
         if not reader.has(Db.SNAPSHOTS, layer):
             raise MissingObjectError("snapshot", layer)
 

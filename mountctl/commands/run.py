@@ -139,14 +139,14 @@ def _temporary(
     sessions = store.repository.sessions
     for unused in sessions.unused():
         with contextlib.suppress(EngineError):  # what a command left running may use it yet
-            store.remove(unused.name)
+            store.remove(unused.name, force=True)
     session, lease = sessions.create_temporary(snapshot)
     try:
         store.refresh()
         yield session, lease
     finally:
         with lease, contextlib.suppress(LeaseHeldError, DaemonError):  # likewise
-            store.remove(session.name)
+            store.remove(session.name, force=True)
 
 
 def _attempt(

@@ -1,5 +1,6 @@
 """`mountctl session`."""
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from mountctl.command import (
     snapshot_argument,
 )
 from mountctl.invocation import Invocation
-from mountctl.text import quoted, short, visible, when
+from mountctl.text import count, quoted, short, visible, when
 
 if TYPE_CHECKING:
     from mountctl.access import StoreAccess
@@ -93,6 +94,7 @@ def list_sessions(invocation: Invocation) -> None:
 @pass_invocation
 def show(invocation: Invocation, name: str) -> None:
     """Show what a session stands on, who holds it, and where it keeps its changes."""
+    from engine.trees.layers import NAMES
     from mountctl.records import holder_text, session_fields
 
     output = invocation.output
@@ -108,7 +110,11 @@ def show(invocation: Invocation, name: str) -> None:
             [
                 ("session", output.style(visible(session.name), "green")),
                 ("snapshot", output.style(session.parent.hex(), "yellow")),
-                *((f"layer {label}", layer.hex()) for label, layer in session.layers[:-1]),
+                *(
+                    (f"layer {label}", layer.hex())
+                    for label, layer in session.layers
+                    if (label, layer) != (NAMES[-1], session.parent)
+                ),
                 ("created", when(session.created_ns)),
                 ("held by", visible(holder_text(repository, session)) or "-"),
                 ("upper", quoted(upper)),
@@ -138,26 +144,69 @@ def rename(invocation: Invocation, old: str, new: str) -> None:
         _tell(store, invocation.output, new, f"@{old} is now @{new}")
 
 
-@command.command("reset", example="$ mountctl session reset work --to main")
+def _force() -> Callable[[Callable[..., None]], Callable[..., None]]:
+    return click.option("--force", is_flag=True, help="Throw away changes that no snapshot has.")
+
+
+@command.command(
+    "reset",
+    example="""
+    $ mountctl session reset work
+    $ mountctl session reset work --to main --force
+    $ mountctl session reset work --factory etc/app.toml
+    """,
+)
 @session_argument("name")
+@click.argument(
+    "paths", metavar="[PATH]...", nargs=-1, type=click.Path(),
+    help="With --factory: what becomes as it was; the rest stays.",
+)  # fmt: skip
 @click.option("--to", type=SNAPSHOT, help="Go on from another snapshot.")
+@click.option("--factory", is_flag=True, help="Go back to the layers that it was made of.")
+@_force()
 @pass_invocation
-def reset(invocation: Invocation, name: str, to: str | None) -> None:
-    """Throw away what a session changed since its snapshot."""
+def reset(
+    invocation: Invocation, name: str, paths: tuple[str, ...], to: str | None, factory: bool,
+    force: bool,
+) -> None:  # fmt: skip
+    """Go back to a session's last commit.
+
+    Refuses if something was changed since, unless --force throws it away. With --factory, goes
+    back to what the session was made of, with all its layers; the snapshots of its commits stay.
+    PATH, with --factory, are paths in the session: only these change, as an edit would.
+    """
+    if to is not None and factory:
+        raise click.UsageError("--to and --factory are two things")
+    if paths and not factory:
+        raise click.UsageError("PATH goes with --factory; it would come from the layers")
     with invocation.open() as store:
-        store.reset(name, None if to is None else store.resolve(to))
+        store.reset(
+            name, None if to is None else store.resolve(to),
+            factory=factory, paths=[os.fsencode(path) for path in paths], force=force,
+        )  # fmt: skip
         session = store.repository.sessions.get(name)
-        text = f"@{name} is as snapshot {short(session.parent)}"
+        if paths:
+            text = f"restored {count(len(paths), 'path')} of @{name} from its layers"
+        elif factory:
+            text = f"@{name} is what it was made of"
+        else:
+            text = f"@{name} is as snapshot {short(session.parent)}"
         _tell(store, invocation.output, name, text)
 
 
-@command.command("rm", example="$ mountctl session rm attempt-2")
+@command.command(
+    "rm", example="$ mountctl session rm attempt-2\n$ mountctl session rm attempt-3 --force"
+)
 @session_argument("name")
+@_force()
 @pass_invocation
-def remove(invocation: Invocation, name: str) -> None:
-    """Remove a session and what it changed since its snapshot."""
+def remove(invocation: Invocation, name: str, force: bool) -> None:
+    """Remove a session; the snapshots of its commits stay.
+
+    Refuses if something was changed since the last commit, unless --force throws it away.
+    """
     with invocation.open() as store:
-        store.remove(name)
+        store.remove(name, force=force)
     if invocation.output.json:
         invocation.output.result({"removed": name})
     else:

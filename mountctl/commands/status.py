@@ -110,9 +110,9 @@ def _show_session(invocation: Invocation, name: str) -> None:
     output = invocation.output
     with invocation.open() as store:
         session = store.repository.sessions.get(name)
-        base = store.repository.snapshot(store.repository.resolve("@" + name))
+        base = store.stands_on(session)
         with store.tree("@" + name) as root:
-            changes = store.repository.diff(base.root, root)
+            changes = store.repository.diff(base, root)
             if output.json:
                 fields = [change_fields(change) for change in changes]
                 output.result({"session": name, "snapshot": session.parent, "changes": fields})

@@ -299,7 +299,8 @@ def test_out_to_archives_and_directories_and_in_again(
     kept = repository.import_directory(str(source), owners=True).root
     archive = io.BytesIO()
     repository.export_tar(kept, archive)
-    members = {each.name: each for each in tarfile.open(fileobj=io.BytesIO(archive.getvalue()))}
+    with tarfile.open(fileobj=io.BytesIO(archive.getvalue())) as opened:
+        members = {each.name: each for each in opened}
     assert (members["srv/db/table"].uid, members["srv/db/table"].gid) == OTHER
     assert (members["srv/link"].uid, members["srv/link"].gid) == THIRD
     assert (members["srv"].uname, members["srv"].gname) == ("", "")
@@ -370,7 +371,7 @@ def test_a_workspace_keeps_the_owners_of_what_it_writes_to(repository: Repositor
     workspace.write("srv/db/table", b"short")
     workspace.chmod("srv/db/table", 0o600)
     workspace.write("srv/db/new", b"new")
-    root = repository.snapshot(workspace.commit()).root
+    root = workspace.commit().root
     assert owners_of(repository, root) == SOURCE | {b"srv/db/new": None}
 
 

@@ -310,7 +310,7 @@ def test_a_fork_begins_with_all_and_goes_its_own_way(mount, session):
     mine, theirs = mount.commit(session.name), mount.commit(name)
     assert (mount.snapshots / mine.hex() / "lib/zero").read_bytes() == b"ours"
     assert (mount.snapshots / theirs.hex() / "lib/zero").read_bytes() == b"theirs"
-    mount.ask(messages.Remove(name))
+    mount.ask(messages.Remove(name, force=True))
 
 
 def test_a_reset_session_begins_anew(mount, session, tree):

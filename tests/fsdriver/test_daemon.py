@@ -680,7 +680,7 @@ def test_many_sessions_at_once(own):
         (own.sessions / f"n{number}" / "README").write_text(f"{number}")
     assert len(os.listdir(own.sessions)) == 41
     for number in range(0, 40, 2):
-        own.ask(messages.Remove(f"n{number}"))
+        own.ask(messages.Remove(f"n{number}", force=True))
     assert sorted(os.listdir(own.sessions)) == sorted(["s", *(f"n{n}" for n in range(1, 40, 2))])
     assert (own.sessions / "n7" / "README").read_text() == "7"
     own.stop()

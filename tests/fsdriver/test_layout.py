@@ -54,7 +54,7 @@ def test_a_session_on_three_layers_shows_them_all(mount, tmp_path):
             "blueprint", "global", "infrastructure", "who"
         ]  # fmt: skip
     finally:
-        mount.ask(messages.Remove("three"))
+        mount.ask(messages.Remove("three", force=True))
 
 
 def test_it_tells_of_itself(mount):
@@ -127,7 +127,7 @@ def test_large_directories_are_changed(mount, many):
         mount.commit("large")
         assert sorted(os.listdir(at)) == left + [f"new {name}" for name in names[::20]]
     finally:
-        mount.ask(messages.Remove("large"))
+        mount.ask(messages.Remove("large", force=True))
 
 
 def write(path: Path, flags: int) -> None:

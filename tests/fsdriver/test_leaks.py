@@ -105,7 +105,7 @@ def test_descriptors_are_bounded(own):
     for number, fd in enumerate(files):
         assert os.pread(fd, 10, 0) == b"%d" % number
         os.close(fd)
-    own.ask(messages.Reset("s"))
+    own.ask(messages.Reset("s", force=True))
     assert descriptors(own) <= start + 20
     own.stop()
 
@@ -121,7 +121,7 @@ def test_sessions_that_come_and_go_leave_nothing(own):
         (at / "README").write_text("x")
         own.commit(f"n{number}")
         own.ask(messages.Rename(f"n{number}", f"m{number}"))
-        own.ask(messages.Remove(f"m{number}"))
+        own.ask(messages.Remove(f"m{number}", force=True))
     assert own.statistics()["vfs"]["sessions"] == start["sessions"]
     assert descriptors(own) <= files + 4
     sessions = [path.name for path in (own.store / "locks").glob("session-*")]

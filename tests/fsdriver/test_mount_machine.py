@@ -782,14 +782,14 @@ class MountMachine(RuleBasedStateMachine):
         if not self.others:
             return
         name = sorted(self.others)[which % len(self.others)]
-        self.mount.ask(messages.Remove(name))
+        self.mount.ask(messages.Remove(name, force=True))
         del self.others[name]
         assert name not in os.listdir(self.mount.sessions)
 
     @drawn(BETWEEN)
     def reset(self) -> None:
         self.close_all()
-        self.mount.ask(messages.Reset(self.name))
+        self.mount.ask(messages.Reset(self.name, force=True))
         shutil.rmtree(self.disk)
         clone(self.base, self.disk)
 
