@@ -7,6 +7,7 @@ import click
 
 from mountctl.command import REF, SNAPSHOT, TEXT, Command, pass_invocation
 from mountctl.invocation import Invocation
+from mountctl.moved_refs import RefBefore
 from mountctl.text import count, path_fields, short
 
 
@@ -47,6 +48,7 @@ def command(
     output = invocation.output
     data = sys.stdin.buffer.read() if patch == "-" else Path(patch).read_bytes()
     with invocation.open() as store:
+        before = RefBefore(store, ref)
         workspace = store.repository.workspace(store.resolve(snapshot))
         report = workspace.apply(data, strip=strip, fuzz=fuzz)
         made = workspace.commit(message, ref=ref)
@@ -57,6 +59,7 @@ def command(
                 "snapshot": made.snapshot,
                 "changed": made.changed,
                 "ref": ref,
+                "ref_was": before.target,
                 "paths": [path_fields(path) for path in report.paths],
                 "moved_hunks": report.moved_hunks,
             }
@@ -64,5 +67,6 @@ def command(
         return
     output.line(output.style(short(made.snapshot), "yellow"))
     output.note(f"{count(len(report.paths), 'path')} changed")
+    before.tell(output, made.snapshot)
     if report.moved_hunks:
         output.note(f"{count(report.moved_hunks, 'hunk')} fitted elsewhere than the patch says")

@@ -7,6 +7,7 @@ import click
 
 from mountctl.command import REF, TEXT, Command, metadata_option, pass_invocation, session_argument
 from mountctl.invocation import Invocation
+from mountctl.moved_refs import RefBefore
 from mountctl.text import count, lost_owners, short, size
 
 
@@ -47,6 +48,7 @@ def command(
         return
     assert session is not None
     with invocation.open() as store:
+        before = RefBefore(store, ref)
         report = store.commit(session, message, ref, metadata)
     if output.json:
         output.result(
@@ -55,6 +57,7 @@ def command(
                 "changed": report.changed,
                 "session": session,
                 "ref": ref,
+                "ref_was": before.target,
                 "new_bytes": report.new_bytes,
                 "lost_owners": report.lost_owners,
                 "warnings": report.warnings,
@@ -70,6 +73,7 @@ def command(
         output.note(f"{stored}@{session} goes on from this snapshot")
     else:
         output.note(f"nothing has changed in @{session}: the snapshot is the one it stands on")
+    before.tell(output, report.snapshot)
 
 
 def _commit_checkout(
@@ -78,6 +82,7 @@ def _commit_checkout(
 ) -> None:  # fmt: skip
     output = invocation.output
     with invocation.open() as store:
+        before = RefBefore(store, ref)
         with output.progress("reading files") as progress:
             result = store.repository.checkouts.commit(
                 directory, message=message, metadata=metadata, ref=ref, progress=progress
@@ -90,6 +95,7 @@ def _commit_checkout(
                 "changed": result.changed,
                 "directory": os.path.realpath(directory),
                 "ref": ref,
+                "ref_was": before.target,
                 "new_bytes": result.report.new_bytes,
                 "lost_owners": result.report.lost_owners,
                 "warnings": result.report.warnings,
@@ -105,3 +111,4 @@ def _commit_checkout(
         output.note(f"read {read}, stored {size(result.report.new_bytes)}")
     else:
         output.note("nothing has changed: the snapshot is the one that the directory shows")
+    before.tell(output, result.snapshot)

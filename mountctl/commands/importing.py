@@ -14,6 +14,7 @@ from mountctl.command import (
     pass_invocation,
 )
 from mountctl.invocation import Invocation
+from mountctl.moved_refs import RefBefore
 from mountctl.text import count, lost_owners, short, size
 
 
@@ -89,6 +90,7 @@ def command(
                 "fastcdc is not compiled here: large files are read 200 times slower "
                 "(`mountctl doctor` tells more)"
             )
+        before = RefBefore(store, ref)
         above = tuple(store.resolve(parent) for parent in parents)
         if directory is not None:
             with output.progress("importing", "files") as progress:
@@ -121,6 +123,7 @@ def command(
                 "snapshot": result.snapshot,
                 "changed": result.changed,
                 "ref": ref,
+                "ref_was": before.target,
                 "entries": report.files,
                 "bytes": result.root.size,
                 "read_files": report.read_files,
@@ -139,5 +142,6 @@ def command(
         f"{count(report.files, 'entry')}, {size(result.root.size)}: "
         f"read {count(report.read_files, 'file')}, stored {size(report.new_bytes)}"
     )
+    before.tell(output, result.snapshot)
     if not result.changed:
         output.note("nothing has changed: the snapshot is the last one")

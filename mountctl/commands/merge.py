@@ -7,6 +7,7 @@ import click
 from mountctl.command import REF, SNAPSHOT, TEXT, Command, pass_invocation, snapshot_argument
 from mountctl.failures import CONFLICTS
 from mountctl.invocation import Invocation
+from mountctl.moved_refs import RefBefore
 from mountctl.text import count, path_fields, quoted, short
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def command(
 
     output = invocation.output
     with invocation.open() as store:
+        before = RefBefore(store, ref)
         report = store.repository.merge(
             store.resolve(ours), store.resolve(theirs),
             base=None if base is None else store.resolve(base), ref=ref, message=message,
@@ -73,20 +75,23 @@ def command(
         if report.snapshot is not None:
             store.refresh()
     if output.json:
-        output.result(_fields(report, ref))
+        output.result(_fields(report, ref, before))
     else:
         _show(output, report, ours, theirs)
+        if report.snapshot is not None:
+            before.tell(output, report.snapshot)
     if report.conflicts:
         context.exit(CONFLICTS)
 
 
-def _fields(report: "MergeReport", ref: str | None) -> dict[str, object]:
+def _fields(report: "MergeReport", ref: str | None, before: RefBefore) -> dict[str, object]:
     from engine.merging.conflicts import conflict_fields
 
     return {
         "outcome": report.outcome.value,
         "snapshot": report.snapshot,
         "ref": ref if report.snapshot is not None else None,
+        "ref_was": before.target if report.snapshot is not None else None,
         "bases": report.bases,
         "conflicts": [conflict_fields(conflict) for conflict in report.conflicts],
         "merged_texts": [path_fields(path) for path in report.merged_texts],

@@ -4,6 +4,7 @@ import click
 
 from mountctl.command import REF, Group, pass_invocation, snapshot_argument
 from mountctl.invocation import Invocation
+from mountctl.moved_refs import RefBefore
 from mountctl.text import short, visible
 
 
@@ -52,12 +53,14 @@ def set_ref(invocation: Invocation, name: str, snapshot: str) -> None:
     output = invocation.output
     with invocation.open() as store:
         target = store.resolve(snapshot)
+        before = RefBefore(store, name)
         store.repository.set_ref(name, target)
         store.refresh()
     if output.json:
-        output.result({"ref": name, "snapshot": target})
+        output.result({"ref": name, "snapshot": target, "was": before.target})
     else:
         output.note(f"{name} names snapshot {short(target)}")
+        before.tell(output, target)
 
 
 @command.command("rm", example="$ mountctl ref rm v1")
@@ -67,9 +70,11 @@ def remove_ref(invocation: Invocation, name: str) -> None:
     """Remove a ref; the snapshot stays."""
     output = invocation.output
     with invocation.open() as store:
+        before = RefBefore(store, name)
         store.repository.remove_ref(name)
         store.refresh()
     if output.json:
-        output.result({"removed": name})
+        output.result({"removed": name, "was": before.target})
     else:
         output.note(f"removed ref {name}; its snapshot stays")
+        before.tell(output, None)

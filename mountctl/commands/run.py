@@ -13,7 +13,8 @@ from engine.ids import SnapshotId
 from fsdriver.client import DaemonError
 from mountctl.command import COMMAND, REF, TEXT, Command, completing, pass_invocation
 from mountctl.invocation import Invocation
-from mountctl.text import quoted, short
+from mountctl.moved_refs import RefBefore
+from mountctl.text import lost_owners, quoted, short
 
 if TYPE_CHECKING:
     from engine.host.leases import Lease
@@ -244,13 +245,20 @@ def _look_at(path: str) -> None:
 def _commit(
     store: "StoreAccess", output: "Output", session: str, message: str, ref: str | None
 ) -> dict[str, Any]:
+    before = RefBefore(store, ref)
     report = store.commit(session, message, ref)
     output.warnings(report.warnings)
+    if report.lost_owners:
+        output.warning(f"{lost_owners(report.lost_owners)}; @{session} does")
     if report.changed:
         output.note(f"@{session} goes on from snapshot {short(report.snapshot)}")
     else:
         output.note(f"nothing has changed in @{session}")
-    return {"snapshot": report.snapshot, "changed": report.changed}
+    before.tell(output, report.snapshot)
+    return {
+        "snapshot": report.snapshot, "changed": report.changed,
+        "ref": ref, "ref_was": before.target, "lost_owners": report.lost_owners,
+    }  # fmt: skip
 
 
 def _history(invocation: Invocation, target: str | None) -> int:

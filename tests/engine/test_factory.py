@@ -40,7 +40,8 @@ def layers(repository: Repository, tmp_path: Path) -> Layers:
 
 def files(repository: Repository, name: str = "@s") -> dict[bytes, bytes]:
     with repository.tree(name) as root:
-        found = of_entry(repository.objects, root)
+        # Whiteouts that no overlay made: what is linked does not know that it lost a name.
+        found = of_entry(repository.objects, root, counts=False)
     return {path: seen.data for path, seen in found.items() if seen.kind == 1}
 
 

@@ -82,7 +82,10 @@ def test_sessions_go_through_the_daemon(mountctl, mounted, first):
     assert (mounted / "snapshots" / "next").readlink() == Path(made["snapshot"])
     mountctl("session", "rename", "other", "third")
     assert sorted(os.listdir(mounted / "sessions")) == ["third", "work"]
-    assert mountctl.json("session", "reset", "third", "--to", "main")["snapshot"] == first
+    assert "'new'" in mountctl.fails(4, "session", "rm", "third")
+    assert "'new'" in mountctl.fails(4, "session", "reset", "third", "--to", "main")
+    back = ["session", "reset", "third", "--to", "main", "--force"]
+    assert mountctl.json(*back)["snapshot"] == first
     assert not (mounted / "sessions" / "third" / "new").exists()
     mountctl("session", "rm", "third")
     assert os.listdir(mounted / "sessions") == ["work"]

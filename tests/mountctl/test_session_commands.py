@@ -99,7 +99,9 @@ def test_rename(mountctl, upper):
 
 def test_reset(mountctl, upper, first, tree):
     (upper / "new").write_text("x")
-    mountctl("session", "reset", "work")
+    assert "1 uncommitted change: 'new'" in mountctl.fails(4, "session", "reset", "work")
+    assert mountctl("status", "work").stdout == "A new\n"
+    mountctl("session", "reset", "work", "--force")
     assert mountctl("status", "work").stdout == ""
     (tree / "more").write_text("x")
     second = mountctl.json("import", tree)["snapshot"]
@@ -107,8 +109,32 @@ def test_reset(mountctl, upper, first, tree):
     assert mountctl("diff", "main", "@work").stdout == "A more\n"
 
 
+def test_reset_to_the_layers(mountctl, upper, first, tree):
+    (upper / "new").write_text("x")
+    second = mountctl.json("commit", "work")["snapshot"]
+    shown = mountctl.json("session", "show", "work")
+    assert (shown["snapshot"], shown["layers"][-1]["snapshot"]) == (second, first)
+    assert "restored 1 path" in mountctl("session", "reset", "work", "--factory", "new").stderr
+    assert mountctl("status", "work").stdout == "D new\n"
+    assert "no path in the tree" in mountctl.fails(
+        3, "session", "reset", "work", "--factory", "none"
+    )
+    mountctl("session", "reset", "work", "--force")
+    done = mountctl("session", "reset", "work", "--factory")
+    assert "@work is what it was made of" in done.stderr
+    assert mountctl("status", "work").stdout == ""
+    assert mountctl.json("session", "show", "work")["snapshot"] == first
+    mountctl("session", "reset", "work", "new", code=2)
+    mountctl("session", "reset", "work", "--factory", "--to", second, code=2)
+
+
 def test_rm(mountctl, upper):
-    assert "removed @work" in mountctl("session", "rm", "work").stderr
+    (upper / "new").write_text("x")
+    result = mountctl("session", "rm", "work", code=4)
+    assert "'new'" in result.stderr
+    assert "--force" in result.stderr.splitlines()[-1]
+    assert (upper / "new").exists()
+    assert "removed @work" in mountctl("session", "rm", "work", "--force").stderr
     assert not upper.exists()
     assert mountctl.json("session", "list") == []
 

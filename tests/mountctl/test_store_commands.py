@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -37,7 +38,7 @@ def test_init_makes_a_store_once(nowhere):
 
 
 def test_init_under_json(nowhere):
-    assert nowhere.json("init") == {"store": str(nowhere.store)}
+    assert nowhere.json("init") == {"store": str(nowhere.store), "owners": False}
 
 
 def test_init_refuses_a_folder_with_other_things(nowhere):
@@ -320,3 +321,51 @@ def test_ctrl_c_ends_an_import_with_130_and_nothing_is_lost(mountctl, tree, tmp_
     assert "Traceback" not in err
     assert mountctl.json("snapshot", "list") == []
     assert mountctl.json("import", tree)["changed"] is True
+
+
+def test_a_ref_that_moves_tells_where_it_was(mountctl, first, tree):
+    """So that it can be put back, without looking for it."""
+    short = first[:12]
+    (tree / "more").write_text("x")
+    done = mountctl("import", tree, "--ref", "main")
+    assert f"main was {short}" in done.stderr
+    second = mountctl.json("snapshot", "show", "main")["snapshot"]
+    back = mountctl("ref", "set", "main", first)
+    assert f"main was {second[:12]}" in back.stderr
+    assert "was" not in mountctl("ref", "set", "main", first).stderr
+    assert "was" not in mountctl("ref", "set", "other", first).stderr
+    assert mountctl.json("ref", "set", "other", second)["was"] == first
+    assert f"main was {short}" in mountctl("ref", "rm", "main").stderr
+    assert mountctl.json("ref", "rm", "other")["was"] == second
+    mountctl("ref", "set", "main", first)
+    mountctl("session", "create", "work", "main")
+    upper = Path(mountctl.json("session", "show", "work")["upper"])
+    (upper / "new").write_text("x")
+    assert f"main was {short}" in mountctl("commit", "work", "--ref", "main").stderr
+    merged = mountctl.json("merge", first, second, "--ref", "main")
+    assert merged["ref_was"] != merged["snapshot"] == second
+    made = mountctl.json("import", tree, "--ref", "new")
+    assert (made["ref"], made["ref_was"]) == ("new", None)
+    patch = mountctl.home / "p"
+    patch.write_text(mountctl("diff", first, second, "--patch").stdout)
+    assert (
+        f"main was {second[:12]}" in mountctl("apply", patch, "--on", first, "--ref", "main").stderr
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_store_that_keeps_owners_and_one_that_says_what_it_loses(nowhere, tree):
+    os.chown(tree / "data.bin", 4711, 4712)
+    assert nowhere.json("init", "--owners")["owners"] is True
+    kept = nowhere.json("import", tree)
+    assert kept["lost_owners"] == 0
+    nowhere("checkout", kept["snapshot"], nowhere.home / "out")
+    status = (nowhere.home / "out/data.bin").stat()
+    assert (status.st_uid, status.st_gid) == (4711, 4712)
+    shutil.rmtree(nowhere.store)
+    nowhere("init")
+    done = nowhere("import", tree)
+    assert "1 file has another owner or group; the snapshot does not keep that" in done.stderr
+    assert "init --owners" in done.stderr
+    assert nowhere.json("import", tree)["lost_owners"] == 1
+    assert nowhere.json("import", tree, "--owners")["lost_owners"] == 0
