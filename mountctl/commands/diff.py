@@ -162,7 +162,7 @@ def _show_patch(output: "Output", objects: "Objects", changes: "Iterable[Change]
                 output.raw(line + b"\n")
     if lost:
         output.note(
-            f"{count(lost, 'change')} that a patch cannot say (times, attributes, fifos, "
+            f"{count(lost, 'change')} that a patch cannot say (times, attributes, owners, fifos, "
             "directories): see --name-status"
         )
 

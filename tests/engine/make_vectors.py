@@ -30,6 +30,7 @@ from engine.storage.nodes import (
     Entry,
     Kind,
     Link,
+    Owner,
     Page,
     Ref,
     Totals,
@@ -80,6 +81,16 @@ def entries() -> tuple[Entry, ...]:
     )  # fmt: skip
 
 
+def owned() -> tuple[Entry, ...]:
+    """Returns entries with and without owners."""
+    empty, totals = node_id(encode(directory_node(()))), Totals(4, 2, 3)
+    return (
+        Entry(b"d", Kind.DIRECTORY, 0o755, 1, 5, empty, (), None, totals, Owner(1000, 1000)),
+        Entry(b"f", Kind.FILE, 0o4755, 1, 0, b"", (), None, None, Owner(0, 4_294_967_294)),
+        Entry(b"n", Kind.FILE, 0o644, 1, 0, b""),
+    )  # fmt: skip
+
+
 def _node(node: Any) -> dict[str, str]:
     encoded = encode(node)
     return {"encoding": encoded.hex(), "id": node_id(encoded).hex()}
@@ -116,6 +127,11 @@ def make() -> dict[str, Any]:
             " of 5 bytes with attributes; a file with two names; a file of one list; a file of"
             " chunk, hole, chunk; a link",
             **_node(directory_node(entries())),
+        },
+        "directory with owners": {
+            "entries": "a directory of 1000:1000, in which 3 of 4 entries have an owner and 2 a"
+            " link; a file of 0:4294967294; a file whose owner is not kept",
+            **_node(directory_node(owned())),
         },
         "list of two chunks and a hole": _node(
             list_node((Ref(chunk, 262_144, 0), Ref(None, 1 << 32, 0), Ref(chunk, 1, 0)))

@@ -271,7 +271,7 @@ def session(shared: tuple[Mount, SnapshotId], request: pytest.FixtureRequest) ->
     mount, snapshot = shared
     name = f"s{abs(hash(request.node.nodeid)):x}"
     yield mount.create(name, snapshot)
-    mount.ask(messages.Remove(name))
+    mount.ask(messages.Remove(name, force=True))
     assert "level=error" not in mount.log(), "the daemon's log tells of an error"
 
 

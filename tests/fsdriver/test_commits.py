@@ -378,7 +378,7 @@ def test_a_removed_session_is_gone_for_its_programs_too(mount, snapshot):
     fd = os.open(at / "file", os.O_RDWR)
     below = os.open(at / "src", os.O_RDONLY)
     directory = os.open(at, os.O_RDONLY)
-    mount.ask(messages.Remove("short"))
+    mount.ask(messages.Remove("short", force=True))
     assert not at.exists()
     assert "short" not in os.listdir(mount.sessions)
     with refused(errno.ESTALE, errno.ENOENT):
@@ -394,7 +394,7 @@ def test_a_removed_session_is_gone_for_its_programs_too(mount, snapshot):
     again = mount.create("short", snapshot)
     assert (again / "README").read_text() == "read me\n"
     assert not (again / "file").exists()
-    mount.ask(messages.Remove("short"))
+    mount.ask(messages.Remove("short", force=True))
 
 
 def test_what_cannot_be_done_is_told_and_changes_nothing(mount, session):
@@ -429,7 +429,7 @@ def test_a_session_that_another_process_holds_is_busy(mount, snapshot):
             with pytest.raises(DaemonError, match="held"):
                 mount.ask(messages.Commit("held"))
         assert (mount.sessions / "held" / "README").exists()
-    mount.ask(messages.Remove("held"))
+    mount.ask(messages.Remove("held", force=True))
 
 
 def test_listing_the_sessions_takes_none(mount, snapshot):
@@ -446,7 +446,7 @@ def test_listing_the_sessions_takes_none(mount, snapshot):
         os.close(directory)
         with pytest.raises(LeaseHeldError):
             repository.sessions.hold("looked-at", "another process")
-    mount.ask(messages.Remove("looked-at"))
+    mount.ask(messages.Remove("looked-at", force=True))
 
 
 def test_a_freeze_gives_the_tree_without_a_snapshot(mount, session):

@@ -288,8 +288,8 @@ def test_sessions_that_many_programs_make_and_remove(own):
             (root / "src").rename(root / "moved")
             own.ask(messages.Fork(root.name, root.name + "-fork"))
         for name in names:
-            own.ask(messages.Remove(name))
-            own.ask(messages.Remove(name + "-fork"))
+            own.ask(messages.Remove(name, force=True))
+            own.ask(messages.Remove(name + "-fork", force=True))
     assert os.listdir(own.sessions) == ["s"]
     start.check()
     own.stop()
