@@ -393,6 +393,74 @@ assert keeping.owner(status, me) == me
     assert done.returncode == 0, done.stderr
 
 
+ORDINARY = """
+import io, os, sys, tarfile
+from pathlib import Path
+from engine import Repository, SnapshotId
+from engine.mounted.vfs import Vfs
+from engine.sessions.session_tree import SessionTree
+from engine.storage.nodes import Owner
+from engine.trees.directory import walk
+from tests.engine.kernel import Kernel
+
+home, me = sys.argv[1], Owner(os.getuid(), os.getgid())
+packed = io.BytesIO()
+with tarfile.open(fileobj=packed, mode="w") as archive:
+    for name, kind in [(".", tarfile.DIRTYPE), ("etc", tarfile.DIRTYPE), ("etc/a", tarfile.REGTYPE),
+                       ("etc/b", tarfile.REGTYPE)]:
+        member = tarfile.TarInfo(name)
+        member.type, member.mode, member.size = kind, 0o755, 2 * (kind == tarfile.REGTYPE)
+        member.uid, member.gid = (4711, 4712) if name == "etc/b" else (0, 0)
+        archive.addfile(member, io.BytesIO(b"x\\n"))
+packed.seek(0)
+root, other = Owner(0, 0), Owner(4711, 4712)
+expected = {b"etc": root, b"etc/a": root, b"etc/b": other}
+
+def owners(repository, tree):
+    assert tree.owner == root
+    return {path: entry.owner for path, entry in walk(repository.objects, tree)}
+
+with Repository.create(home + "/store") as repository:
+    base = repository.import_tar(packed, owners=True)
+    assert owners(repository, base.root) == expected
+    repository.sessions.create("s", (None, None, SnapshotId(base.snapshot)))
+    vfs = Vfs(repository, me, {})
+    kernel = Kernel(vfs, "s")
+    shown = kernel.stat(kernel.resolve(b"etc/b"))
+    assert (shown.uid, shown.gid) == me
+    kernel.inode(kernel.resolve(b"etc/b")).write(0, b"edited")
+    kernel.create(kernel.resolve(b"etc"), b"new", 0o100644)
+    vfs.close()
+    expected[b"etc/new"] = me
+    report = repository.commit("s")
+    assert report.lost_owners == 0
+    tree = repository.snapshot(SnapshotId(report.snapshot)).root
+    assert owners(repository, tree) == expected
+    # In a full tree, where all files are ours.
+    with repository.sessions.hold("s", "running") as held, repository.storing():
+        full = SessionTree(repository.store, repository.objects, held)
+        full.make()
+        Path(full.path + "/etc/a").write_bytes(b"in the tree")
+        full.take_in()
+    report = repository.commit("s")
+    assert owners(repository, repository.snapshot(SnapshotId(report.snapshot)).root) == expected
+    # And in a checkout.
+    repository.check_out(tree, home + "/out", snapshot=SnapshotId(report.snapshot))
+    assert repository.checkouts.status(home + "/out") == []
+    Path(home + "/out/etc/b").write_bytes(b"in the checkout")
+    done = repository.checkouts.commit(home + "/out")
+    assert owners(repository, done.root) == expected
+    assert repository.verify().damage == []
+print("all is well")
+"""
+
+
+@pytest.mark.unprivileged
+def test_what_an_ordinary_user_edits_stays_whose_it_was(public_path: Path):
+    done = run_as_user("-c", ORDINARY, str(public_path))
+    assert done.stdout == "all is well\n", done.stderr
+
+
 def test_an_entry_without_an_owner_is_the_mounting_users():
     file = Entry(b"f", Kind.FILE, 0o644, 1, 0, b"")
     found = entry_attributes(5, file, OTHER)  # type: ignore[arg-type]
