@@ -267,7 +267,7 @@ class _Apply:
             )
 
     def check_pages(self, reader: Reader, identifier: bytes, node: IndexNode) -> _Facts:
-        size = below = links = 0
+        size = below = links = owners = 0
         first = floor = b""
         for page in node.pages:
             facts = self.facts_of(reader, identifier, NodeId(page.node))
@@ -279,8 +279,9 @@ class _Apply:
             size += facts.size
             below += facts.totals.entries
             links += facts.totals.links
+            owners += facts.totals.owners
         entries = sum(page.entries for page in node.pages)
-        return _Facts(node.level, size, Totals(below, links), entries, first, floor)
+        return _Facts(node.level, size, Totals(below, links, owners), entries, first, floor)
 
     def check_refs(self, reader: Reader, above: bytes, refs: tuple[Ref, ...]) -> None:
         for ref in refs:

@@ -320,7 +320,12 @@ def test_a_reset_session_begins_anew(mount, session, tree):
     writer = os.open(session / "README", os.O_RDWR)
     directory = os.open(session / "made", os.O_RDONLY)
     os.pwrite(writer, b"written", 0)
-    mount.ask(messages.Reset(session.name))
+    for request in (messages.Reset(session.name), messages.Remove(session.name)):
+        with pytest.raises(DaemonError, match="uncommitted changes: 'README'") as caught:
+            mount.ask(request)
+        assert caught.value.kind == "UncommittedChangesError"
+        os.pwrite(writer, b"written", 0)  # whoever writes goes on
+    mount.ask(messages.Reset(session.name, force=True))
     assert of_directory(session) == of_directory(tree)
     with refused(errno.ESTALE):
         os.pwrite(writer, b"late", 0)
@@ -334,6 +339,19 @@ def test_a_reset_session_begins_anew(mount, session, tree):
         os.close(fd)
     (session / "README").write_text("anew")
     assert (session / "README").read_text() == "anew"
+
+
+def test_a_session_goes_back_to_what_it_was_made_of(mount, session, tree):
+    change(session)
+    found = mount.commit(session.name)
+    mount.ask(messages.Reset(session.name, factory=True, paths=[b"README"]))
+    assert (session / "README").read_bytes() == (tree / "README").read_bytes()
+    (session / "README").write_text("anew")
+    mount.ask(messages.Reset(session.name, force=True))
+    committed = mount.snapshots / found.hex() / "README"
+    assert (session / "README").read_bytes() == committed.read_bytes()
+    mount.ask(messages.Reset(session.name, factory=True))
+    assert of_directory(session) == of_directory(tree)
 
 
 def test_a_session_is_reset_to_another_snapshot(mount, session, snapshot):

@@ -247,7 +247,7 @@ def test_many_files_open_at_once(own):
     own.commit("s")
     with own.repository() as repository:
         main = repository.resolve("main")
-    own.ask(messages.Reset("s", main.hex()))
+    own.ask(messages.Reset("s", main.hex(), force=True))
     start.check()
     own.stop()
 
