@@ -94,10 +94,12 @@ def holders(store: Store, store_path: str, target: Target) -> Iterator[Holder]:
                 yield Holder("episode", words)
             return
         search = _Search(store, reader, target.identifier)
+        last: tuple[str, str] | None = None
         for root in stored_roots(reader):
             path = search.path(root.node)
-            if path is None:
+            if path is None or (root.kind, root.name) == last:  # a session has up to two
                 continue
+            last = root.kind, root.name
             if root.kind == "snapshot":
                 for name in refs.get(bytes.fromhex(root.name), []):
                     yield Holder("ref", name, path)

@@ -78,23 +78,24 @@ def measure(
     with store.read() as reader:
         roots = [*stored_roots(reader), *pinned_roots(reader, store_path)]
         claims = _Claims(store, reader, progress)
-        trees = []
+        trees: list[TreeUsage] = []
         chosen = {identifier.hex() for identifier in wanted}
-        for number, root in enumerate(roots):
+        logical = 0
+        for root in roots:
+            if root.kind == "session" and trees and trees[-1].name == root.name:
+                claims.claim(root.node, len(trees) - 1)  # the same tree without its owners
+                continue
             claims.own.append(Bytes())
-            claims.claim(root.node, number)
-            tree = TreeUsage(root.kind, root.name, 0, 0, claims.own[number])
+            claims.claim(root.node, len(trees))
+            tree = TreeUsage(root.kind, root.name, 0, 0, claims.own[-1])
+            if root.entry is not None:
+                tree.logical = root.entry.size
+                tree.entries = root.entry.totals.entries if root.entry.totals else 0
+                logical += tree.logical
             if root.kind == "snapshot" and root.name in chosen:
                 tree.all = claims.reach(root.node)
             trees.append(tree)
         objects_there = reader.count(Db.NODES) + reader.count(Db.CHUNKS)
-    logical = 0
-    for tree, root in zip(trees, roots, strict=True):
-        entry = root.entry
-        if entry is not None:
-            tree.logical = entry.size
-            tree.entries = entry.totals.entries if entry.totals else 0
-            logical += entry.size
     facts = store.statistics()
     store.trim()
     return Usage(

@@ -33,6 +33,7 @@ from engine.storage.nodes import (
 from engine.storage.store import Db
 from engine.trees.diffing import ChangeKind
 from engine.trees.directory import find, walk
+from engine.upkeep.holders import Target
 from tests.conftest import run_as_user
 from tests.engine.kernel import Kernel
 from tests.engine.trees import of_entry
@@ -159,6 +160,13 @@ def test_the_tree_with_owners_shares_what_nobody_else_owns(repository: Repositor
         assert find(repository.objects, record.root, path) == find(
             repository.objects, record.plain, path
         )
+    # Both trees are the session's: it is one holder, and counted once.
+    for tree in (record.root, record.plain):
+        target = Target("node", bytes(tree.content))  # type: ignore[arg-type]  # a directory's
+        found = [each.kind for each in repository.holders(target)]
+        assert found.count("session") == 1
+    (used,) = [each for each in repository.usage().trees if each.kind == "session"]
+    assert used.own.nodes == 2  # the root and `a`, with owners
     # Back to us: the trees are one again.
     kernel.change(kernel.resolve(b"a/c"), Changes(uid=ME.uid))
     assert commit(repository, vfs).lost_owners == 0
