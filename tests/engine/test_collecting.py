@@ -366,7 +366,8 @@ with Repository.open(sys.argv[1]) as repository:
                 file.write(os.urandom(30_000))
         repository.commit("s", message=str(n))
         if n % 3:
-            ids = {session.parent for session in repository.sessions.all()}
+            (session,) = repository.sessions.all()
+            ids = {session.parent, *dict(session.layers).values()}
             for identifier in set(repository.snapshots()) - ids:
                 repository.remove_snapshot(identifier)
     print("done", flush=True)
