@@ -520,19 +520,21 @@ def test_a_newer_format_is_refused(path: str):
     assert (caught.value.found, caught.value.known) == (FORMAT + 1, FORMAT)
 
 
-def older(path: str) -> None:
-    """Makes a store of format 1, as the program wrote it that knew no other."""
+def older(path: str, number: int = 1) -> None:
+    """Makes a store of an older format, as the program wrote it that knew no later one."""
     os.makedirs(os.path.join(path, "db"))
     with lmdb.Environment(os.path.join(path, "db"), max_dbs=9, lib_version=LIBRARY) as env:
-        for name in ("chunks", "nodes", "snapshots", "refs", "sessions", "imports", "meta"):
+        names = ["chunks", "nodes", "snapshots", "refs", "sessions", "imports", "meta"]
+        for name in names + ["episodes"] * (number > 1):
             env.open_db(name.encode())
         with env.begin(write=True) as txn:
-            txn.put(b"format", b"1", db=env.open_db(b"meta", txn))
+            txn.put(b"format", b"%d" % number, db=env.open_db(b"meta", txn))
             txn.put(b"kept", b"value", db=env.open_db(b"nodes", txn))
 
 
-def test_an_older_format_is_brought_up_once(path: str):
-    older(path)
+@pytest.mark.parametrize("number", range(1, FORMAT))
+def test_an_older_format_is_brought_up_once(path: str, number: int):
+    older(path, number)
     for _ in range(2):
         store = LmdbStore(path)
         assert get(store, b"kept") == b"value"

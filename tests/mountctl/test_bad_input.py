@@ -72,9 +72,9 @@ def test_a_store_that_is_damaged(mountctl):
 
 def test_a_store_of_a_later_version(mountctl):
     with Repository.open(str(mountctl.store)) as repository:
-        repository.store.write(lambda writer: writer.put(Db.META, b"format", b"3"))
-    assert "has format 3" in mountctl.fails(6, "log")
-    assert "has format 3" in mountctl.fails(6, "mount", mountctl.home)
+        repository.store.write(lambda writer: writer.put(Db.META, b"format", b"99"))
+    assert "has format 99" in mountctl.fails(6, "log")
+    assert "has format 99" in mountctl.fails(6, "mount", mountctl.home)
 
 
 @pytest.mark.unprivileged
