@@ -123,7 +123,8 @@ class Control:
         return msgspec.structs.replace(self._facts, sessions=sorted(self._vfs.live))
 
     async def _statistics(self, request: messages.GetStatistics) -> messages.AnyReply:
-        return messages.Statistics(self._groups(), self._operations.timings)
+        groups = {**self._groups(), "moved": self._vfs.moved()}
+        return messages.Statistics(groups, self._operations.timings)
 
     def _groups(self) -> dict[str, dict[str, int]]:
         vfs, timings = self._vfs, self._operations.timings

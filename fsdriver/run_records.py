@@ -94,15 +94,14 @@ class RunRecords:
         return found
 
     def like(self, command: Sequence[str], lineage: Iterable[SnapshotId]) -> list[RunRecord]:
-        """Returns the last runs of a command that ended by themselves, the latest last.
+        """Returns the runs of a command that no signal has ended, the latest last.
 
         Those on a tree of `lineage`, snapshots that it came from and itself, if there are any.
         """
         key = key_of(command)
         same = [each for each in self.all() if each.key == key and each.exit_code < 128]
         bases = {identifier.hex() for identifier in lineage} if same else set()
-        near = [each for each in same if each.base in bases]
-        return (near or same)[-ENOUGH:]
+        return [each for each in same if each.base in bases] or same
 
     def costs(self) -> Costs:
         """Returns the machine's costs, or those of another one. Raises OSError."""

@@ -80,6 +80,8 @@ class Overlay:
         self._places: dict[SessionDirectory, int] = {}
         self.closed = False
         self.made = 0
+        self.moved = 0
+        """How often a directory of the base was renamed, which the kernel's overlayfs refuses."""
 
     def next_number(self) -> InodeNo:
         """Returns the number of a file that is new in the session."""

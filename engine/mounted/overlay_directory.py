@@ -424,7 +424,9 @@ class SessionDirectory(SessionInode):
         upper, path = self.overlay.upper, self.path()
         if self.entry is None:
             upper.set_opaque(path)
-        elif upper.redirect(path) is None:
+            return
+        self.overlay.moved += 1
+        if upper.redirect(path) is None:
             base = self.base_path()
             if base is None:
                 raise fail(errno.EIO)
