@@ -28,6 +28,7 @@ from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotF
 from engine.git.git_export import GitExport, GitExportOptions, ToExport, export_git
 from engine.git.git_import import GitImport, GitImportOptions, import_git
 from engine.git.git_refs import known_ref
+from engine.host.forks import OfOneProcess
 from engine.host.leases import Lease, LeaseHeldError, acquire
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
 from engine.merging.snapshot_merging import MergeOptions, MergeReport, merge_snapshots
@@ -99,8 +100,11 @@ def _end(commits: CommitQueue, pins: Pins, pid: int) -> None:
             pins.close()
 
 
-class Repository:
-    """A store opened for use. One per store and process; safe in several threads."""
+class Repository(OfOneProcess):
+    """A store opened for use. One per store and process; safe in several threads.
+
+    A child of fork() opens its own: there everything but `close` raises ForkedError.
+    """
 
     def __init__(self, path: str, store: Store) -> None:
         self.path = path

@@ -25,6 +25,7 @@ from engine.errors import (
     NotFoundError,
 )
 from engine.git.git_repository import GitMissingError, GitRefusedError, GitSourceError
+from engine.host.forks import ForkedError
 from engine.host.leases import LeaseHeldError
 from engine.merging.snapshot_merging import NoMergeBaseError
 from engine.patches.patch_parsing import PatchFormatError
@@ -78,6 +79,7 @@ ERRNOS: dict[type[EngineError], int] = {
     CorruptStepError: errno.EIO,
     DiffTooLargeError: errno.E2BIG,
     EngineError: errno.EIO,
+    ForkedError: errno.EIO,
     ImageDamagedError: errno.EIO,
     ImageRefusedError: errno.EINVAL,
     GitMissingError: errno.EIO,

@@ -101,6 +101,7 @@ ROWS = {
     "MissingObjectError": Row(
         DAMAGED, "`mountctl verify` names every path that is damaged; all others stay readable"
     ),
+    "ForkedError": Row(SYSTEM, "open the store again in the new process: `Repository.open(PATH)`"),
     "LeaseHeldError": Row(BUSY, "wait until it has ended, then run the command again"),
     # trees in and out
     "ImportSourceError": Row(

@@ -72,11 +72,13 @@ def write_image(
     parent, name = os.path.split(target)
     temporary = os.path.join(parent, f".{name[:50]}.image-{secrets.token_hex(4)}")
     os.makedirs(os.path.join(temporary, "blobs", "sha256"))
+    maker = os.getpid()
     try:
         report = _Image(objects, temporary, progress).make(states, image, architecture)
         os.rename(temporary, target)
     except BaseException:
-        shutil.rmtree(temporary)
+        if os.getpid() == maker:  # not in a child that `progress` has forked
+            shutil.rmtree(temporary)
         raise
     return report
 

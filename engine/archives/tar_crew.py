@@ -214,6 +214,7 @@ class Crew:
         """Each opens the store at `store`. `made` counts the parts that they have made."""
         self._store, self._wanted = store, workers
         self._workers: list[_Worker] = []
+        self._pid = os.getpid()
         self.made = 0
 
     @property
@@ -247,6 +248,10 @@ class Crew:
         self._end(idle=kind is None)
 
     def _end(self, *, idle: bool) -> None:
+        if os.getpid() != self._pid:  # the workers are those of the process that this one left
+            for worker in self._workers:
+                worker.connection.close()
+            return
         for worker in self._workers:
             worker.connection.close()  # it ends then, with what it is at
             if idle:

@@ -16,6 +16,9 @@ class MovedMeanwhileError(OSError):
     def __init__(self, path: bytes) -> None:
         super().__init__(errno.EBUSY, "a directory in it was moved meanwhile", os.fsdecode(path))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (os.fsencode(self.filename),)
+
 
 def remove_tree(path: bytes, directory: int | None = None) -> None:
     """Removes a directory, named relative to an open one if that is given. Raises OSError."""

@@ -18,10 +18,11 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
+from engine.host.forks import Inherited, OfOneProcess
 from engine.host.hostfs import OVERLAY_PREFIX, kind_of, read_xattrs
 from engine.ids import InodeNo
 from engine.mounted.inodes import (
@@ -58,10 +59,10 @@ class OverlayStatistics(msgspec.Struct, frozen=True):
     open_directories: int
 
 
-class Overlay:
+class Overlay(OfOneProcess):
     """A session's live state: its upper, its base and what is open.
 
-    The root is made by `overlay_directory.open_overlay`.
+    The root is made by `overlay_directory.open_overlay`. In a child of fork() it is closed.
     """
 
     root: "SessionDirectory"
@@ -82,6 +83,13 @@ class Overlay:
         self.made = 0
         self.moved = 0
         """How often a directory of the base was renamed, which the kernel's overlayfs refuses."""
+        self._pid = os.getpid()
+        self._owned()
+
+    def _inherit(self) -> None:
+        what = f"the view of {os.fsdecode(self.upper.root)}"
+        self.upper = cast(Upper, Inherited(what, self._pid))
+        self.close()
 
     def next_number(self) -> InodeNo:
         """Returns the number of a file that is new in the session."""

@@ -70,6 +70,7 @@ def check_out(
         if not outside_links:
             check_links(objects, root, survey)
         os.mkdir(temporary, 0o700, dir_fd=around)
+        maker = os.getpid()
         try:
             fd = os.open(temporary, OPEN_DIRECTORY, dir_fd=around)
             try:
@@ -92,7 +93,8 @@ def check_out(
             finally:
                 os.close(fd)
         except BaseException:
-            remove_tree(os.fsencode(temporary), around)
+            if os.getpid() == maker:  # not in a child that `progress` has forked
+                remove_tree(os.fsencode(temporary), around)
             raise
     finally:
         os.close(around)

@@ -77,6 +77,7 @@ class SessionTree:
 
     def _write(self, root: Entry, progress: Progress | None) -> CheckoutReport:
         os.mkdir(self.path, 0o700)
+        maker = os.getpid()
         try:
             fd = os.open(self.path, OPEN_DIRECTORY)
             try:
@@ -86,7 +87,8 @@ class SessionTree:
                 os.close(fd)
             self._known = dict(_known(self._objects, self._upper(), b"", root))
         except BaseException:
-            remove_tree(os.fsencode(self.path))
+            if os.getpid() == maker:  # not in a child that `progress` has forked
+                remove_tree(os.fsencode(self.path))
             raise
         return job.report
 

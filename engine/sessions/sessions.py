@@ -30,6 +30,7 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
+from engine.host.forks import OfOneProcess
 from engine.host.leases import Lease, LeaseHeldError, acquire, is_held
 from engine.host.removing import remove_tree
 from engine.ids import SnapshotId, check_name, digest
@@ -272,6 +273,7 @@ class Sessions:
 
     def remove(self, held: "HeldSession") -> None:
         """Removes a held session and all that it changed."""
+        held.lease.check()
         session = held.session
 
         def change(writer: Writer) -> None:
@@ -299,8 +301,11 @@ class Sessions:
         return len(dead)
 
 
-class HeldSession:
-    """A session that this process holds: the only way to change one."""
+class HeldSession(OfOneProcess):
+    """A session that this process holds: the only way to change one.
+
+    In a child of fork() it is held no more: `release` does nothing, all else raises ForkedError.
+    """
 
     def __init__(
         self, sessions: Sessions, store: Store, objects: Objects, session: Session, lease: Lease
@@ -326,6 +331,7 @@ class HeldSession:
 
     def upper(self) -> Upper:
         """Returns the upper of the current generation."""
+        self._lease.check()
         return self._sessions.upper(self.session)
 
     def freeze(self, overlay: Overlay | None = None) -> Freeze:
@@ -405,6 +411,7 @@ class HeldSession:
     @property
     def tree_path(self) -> str:
         """Where the full tree is while there is one: the same for the session's life."""
+        self._lease.check()
         return os.path.join(self._sessions._home(self.session), "tree")
 
     def finish_tree(self) -> None:
@@ -443,6 +450,7 @@ class HeldSession:
 
     def take_back(self) -> None:
         """Gets the upper back from the kernel's overlayfs, which is mounted no more."""
+        self._lease.check()
         self._sessions._tidy(self.session)
 
     def fork(self, freeze: Freeze, name: str, overlay: Overlay | None = None) -> Session:
@@ -457,6 +465,7 @@ class HeldSession:
 
     def peek_root(self, freeze: Freeze, overlay: Overlay | None = None) -> Entry:
         """Returns the root of what was frozen; the caller saves it or holds the objects' lease."""
+        self._lease.check()
         if overlay is not None:
             overlay.changed = None
         return msgspec.structs.replace(freeze.build(), name=b"")

@@ -19,10 +19,11 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import lmdb
 
+from engine.host.forks import ForkedError, Inherited, OfOneProcess
 from engine.host.leases import acquire, share_unseen, sharers
 from engine.storage.store import (
     CompactionRefusedError,
@@ -70,10 +71,27 @@ _DAMAGED = (
 )
 
 
+class _Databases(dict[Db, "lmdb._Database"]):
+    """The handles of the databases. In a child of fork() there are none."""
+
+    inherited: tuple[str, int] | None = None
+    """The store and its process, in a child."""
+
+    def __missing__(self, db: Db) -> "lmdb._Database":
+        if self.inherited is not None:
+            raise ForkedError(*self.inherited)
+        raise KeyError(db)
+
+
+class _InheritedEnvironment(Inherited):
+    def close(self) -> None:
+        """Leaves the parent's alone."""
+
+
 class _LmdbTransaction:
     __slots__ = ("_dbs", "_txn")
 
-    def __init__(self, txn: "lmdb.Transaction[memoryview]", dbs: dict[Db, "lmdb._Database"]):
+    def __init__(self, txn: "lmdb.Transaction[memoryview]", dbs: _Databases):
         self._txn, self._dbs = txn, dbs
 
     def get(self, db: Db, key: bytes) -> memoryview | None:
@@ -141,8 +159,8 @@ class _View:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
         try:
-            if not self._is_outer:
-                self._txn.abort()
+            if not self._is_outer and not self._store._is_inherited:
+                self._txn.abort()  # in a child it would free the parent's slot
         finally:
             self._store._end_reading(self._depth)
         if isinstance(error, lmdb.Error):
@@ -150,8 +168,13 @@ class _View:
                 raise error
 
 
-class LmdbStore(Store):
-    """One LMDB environment. A process opens a given store once."""
+class LmdbStore(Store, OfOneProcess):
+    """One LMDB environment. A process opens a given store once.
+
+    A child of fork() opens its own; this one raises ForkedError there, but for `close`.
+    """
+
+    _is_inherited = False
 
     def __init__(self, path: str, *, create: bool = False, map_bytes: int = FIRST_MAP_BYTES):
         """Opens the store at `path`, or makes one there with `create`.
@@ -160,6 +183,8 @@ class LmdbStore(Store):
         StoreDamagedError or StoreFullError.
         """
         self.path = path
+        self._env: lmdb.Environment
+        self._dbs: _Databases
         self._gate = threading.Condition()
         self._readers = 0
         self._growing = self._closing = False
@@ -191,6 +216,22 @@ class LmdbStore(Store):
             raise
         except lmdb.NotFoundError as error:
             raise NotAStoreError(path) from error
+        self._pid = os.getpid()
+        self._owned()
+
+    def _inherit(self) -> None:
+        what = self._what()
+        self._is_inherited = True
+        self._gate, self._writer = threading.Condition(), threading.Lock()
+        self._readers, self._growing = 0, False
+        self._thread = threading.local()
+        self._dbs.clear()
+        self._dbs.inherited = what, self._pid
+        # What nobody refers to any more the library forgets, and leaves its parent's table alone.
+        self._env = cast("lmdb.Environment", _InheritedEnvironment(what, self._pid))
+
+    def _what(self) -> str:
+        return f"the store opened at {self.path}"
 
     def _open(self, map_bytes: int, create: bool) -> None:
         with _translated(self.path):
@@ -206,7 +247,7 @@ class LmdbStore(Store):
             )
             self._make_whole(self._data)
             # What a later format lacks or adds is not looked at before its number.
-            self._dbs = {Db.META: self._env.open_db(b"meta", create=create)}
+            self._dbs = _Databases({Db.META: self._env.open_db(b"meta", create=create)})
 
     def _make_whole(self, data: str) -> None:
         info, page = self._env.info(), self._env.stat()["psize"]
@@ -325,7 +366,10 @@ class LmdbStore(Store):
                         _translated(self.path),
                         self._env.begin(write=True, buffers=True) as txn,
                     ):
-                        return change(_LmdbTransaction(txn, self._dbs))
+                        result = change(_LmdbTransaction(txn, self._dbs))
+                        if self._is_inherited:  # `change` forked, and this is the child
+                            raise ForkedError(self._what(), self._pid)
+                        return result
                 except lmdb.MapFullError:
                     self._resize(2 * self._env.info()["map_size"])
                 except lmdb.MapResizedError:
@@ -452,6 +496,21 @@ class LmdbStore(Store):
         self._lease.release()
 
 
+def _forget_environments() -> None:
+    """Lets a child open what its parent has open, which the library refuses of one process.
+
+    It knows an environment by the keys that this function gives, and a child inherits the list;
+    there they now differ.
+    """
+    module: Any = getattr(lmdb, "_envid", None)  # without it, what it opened last stands in the way
+    if module is not None:
+        known, pid = module.env_keys, os.getpid()
+        module.env_keys = lambda path, subdir: tuple((pid, *key) for key in known(path, subdir))
+
+
+os.register_at_fork(after_in_child=_forget_environments)
+
+
 def _name_of(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
@@ -504,7 +563,7 @@ def look(path: str) -> Iterator[_LmdbTransaction]:
             try:
                 if os.stat(data).st_size < (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
                     raise StoreDamagedError(path, "its file was cut short")
-                dbs = {Db.META: env.open_db(b"meta", create=False)}
+                dbs = _Databases({Db.META: env.open_db(b"meta", create=False)})
                 with env.begin(buffers=True) as txn:
                     raw = txn.get(b"format", None, dbs[Db.META])
                     found = bytes(raw) if raw is not None else b""
@@ -512,7 +571,7 @@ def look(path: str) -> Iterator[_LmdbTransaction]:
                     raise NotAStoreError(path)
                 if int(found) > FORMAT:
                     raise NewerFormatError(path, int(found), FORMAT)
-                dbs |= {db: env.open_db(db.value.encode(), create=False) for db in Db}
+                dbs.update({db: env.open_db(db.value.encode(), create=False) for db in Db})
                 with env.begin(buffers=True) as txn:
                     yield _LmdbTransaction(txn, dbs)
             finally:

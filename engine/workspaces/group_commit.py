@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from engine.host.forks import OfOneProcess
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.storage.objects import NodeBuffer
 from engine.storage.store import Db, Store, StoreFullError, Writer
@@ -63,16 +64,28 @@ class Post(msgspec.Struct, array_like=True, frozen=True):
         return True
 
 
-class GroupCommit:
+class GroupCommit(OfOneProcess):
     """One process's part in it. Used by one thread at a time."""
 
     def __init__(self, store: Store, store_path: str) -> None:
         """Touches no file before the first commit."""
-        self._store = store
+        self._store, self.store_path = store, store_path
         self._directory = os.path.join(store_path, "locks", "commits")
         self._turn = -1
         self._mine: _Mine | None = None
         self._others: dict[str, _Other] = {}
+        self._owned()
+
+    def _inherit(self) -> None:
+        turn, self._turn = self._turn, -1
+        mine, self._mine = self._mine, None
+        others, self._others = self._others, {}
+        if turn >= 0:
+            os.close(turn)
+        if mine is not None:
+            mine.let_go()
+        for other in others.values():
+            other.close()
 
     def commit(self, change: Callable[[Writer], None], post: Callable[[], Post | None]) -> None:
         """Makes `change` in a transaction of its own or, by what `post` gives, in another's.
@@ -242,6 +255,9 @@ class _Mine:
 
     def close(self) -> None:
         _remove(self._path)
+        self.let_go()
+
+    def let_go(self) -> None:
         os.close(self._fd)
         os.close(self._fifo)
 

@@ -19,7 +19,9 @@ import os
 import secrets
 import threading
 from collections import deque
+from typing import cast
 
+from engine.host.forks import Inherited, OfOneProcess
 from engine.ids import NodeId
 from engine.storage.store import StoreFullError
 
@@ -39,7 +41,7 @@ class Pin:
         self._given_up.append(self.root)  # taking a lock here could wait for its own thread
 
 
-class Pins:
+class Pins(OfOneProcess):
     """The pins of one process on one store. Safe to use from several threads."""
 
     def __init__(self, store_path: str) -> None:
@@ -53,6 +55,14 @@ class Pins:
         self._lines = 0
         self._fd = -1
         self._path = ""
+        self._pid = os.getpid()
+        self._owned()
+
+    def _inherit(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)  # the file stays, and ends with the process that pins
+        self._lock = cast("threading.Lock", Inherited("what this pins", self._pid))
 
     def pin(self, root: NodeId) -> Pin:
         """Pins a root. Costs no system call if it is pinned here already.
@@ -117,6 +127,8 @@ class Pins:
 
     def close(self) -> None:
         """Gives all pins up."""
+        if self._fd < 0:
+            return
         with self._lock:
             if self._fd >= 0:
                 with contextlib.suppress(FileNotFoundError):

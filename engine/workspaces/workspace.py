@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 
 from engine.errors import MissingObjectError
+from engine.host.forks import OfOneProcess
 from engine.ids import ChunkId, NodeId, SnapshotId, check_name
 from engine.patches.patching import PatchReport, apply_patch
 from engine.sessions.freezing import TooDeepError
@@ -63,7 +64,7 @@ class Committed(msgspec.Struct, frozen=True):
     changed: bool
 
 
-class Workspace(TreeView):
+class Workspace(TreeView, OfOneProcess):
     """A tree in memory on a snapshot; made by `Repository.workspace`."""
 
     def __init__(

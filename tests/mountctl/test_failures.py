@@ -1,9 +1,13 @@
+import copy
 import errno
 import importlib
+import inspect
 import os
+import pickle
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +15,7 @@ import engine
 import fsdriver
 import mountctl
 from engine.errors import EngineError, NotFoundError
+from engine.host.removing import MovedMeanwhileError
 from engine.storage.store import StoreFullError
 from fsdriver.client import DaemonError, DaemonLostError
 from fsdriver.launch import LaunchError
@@ -47,6 +52,53 @@ def test_every_row_has_a_documented_code_and_a_hint():
         assert row.exit_code not in {0, BUG}
         assert row.hint
         assert not row.hint.endswith(".")
+
+
+def example(cls: type[EngineError]) -> EngineError:
+    """Makes an error of a class as its annotations say, or as none of them says."""
+    if cls.__init__ is Exception.__init__:
+        return cls("a message")
+    try:
+        return cls(
+            *[sample(each.annotation) for each in inspect.signature(cls).parameters.values()]
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):  # it wants something special
+        error = cls.__new__(cls)
+        error.args = ("a message",)
+        vars(error)["field"] = ["a", "field"]
+        return error
+
+
+def sample(kind: Any) -> object:
+    text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+    if text.startswith("dict"):
+        return {"pid": 7}
+    one = b"\1" * 32 if "Id" in text or "bytes" in text else "text"
+    if "[" in text:
+        return [one, one]
+    return 7 if text == "int" else one
+
+
+def facts(error: BaseException) -> tuple[object, ...]:
+    of_the_system = tuple(getattr(error, n, None) for n in ("errno", "strerror", "filename"))
+    return type(error), str(error), error.args, vars(error), of_the_system
+
+
+@pytest.mark.parametrize(
+    "again", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy]
+)
+def test_every_error_crosses_to_other_processes(again: Callable[[Any], Any]):
+    for name, cls in all_errors().items():
+        error = example(cls)
+        error.add_note("a note")
+        assert facts(again(error)) == facts(error), name
+        group = ExceptionGroup("several", [error, ValueError("x")])
+        assert facts(again(group).exceptions[0]) == facts(error), name
+
+
+def test_an_error_of_the_host_crosses_to_other_processes():
+    error = MovedMeanwhileError(b"/a/\xff")
+    assert facts(pickle.loads(pickle.dumps(error))) == facts(error)
 
 
 def test_an_error_of_the_daemon_is_what_it_was_there():
