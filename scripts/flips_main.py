@@ -20,6 +20,7 @@ import time
 from typing import NamedTuple
 
 from engine.storage.pages import BRANCH, LEAF, META, OVERFLOW
+from mountctl.__main__ import cli
 
 PAGE = 4096
 SECONDS = 60
@@ -55,8 +56,6 @@ class Outcome(NamedTuple):
 
 def call(arguments: list[str], said: str, seconds: float = SECONDS) -> Outcome:
     """Runs `mountctl` in a child; returns how it ended."""
-    from mountctl.__main__ import cli
-
     pid = os.fork()
     if not pid:
         code = 99
@@ -104,7 +103,7 @@ def contents(path: str) -> dict[str, bytes]:
 
 
 def make(home: str) -> None:
-    """Makes the sources and two stores that hold the same in different files."""
+    """Makes the sources and two stores that hold the same in different pages."""
     rng = random.Random(7)
     tree = os.path.join(home, "tree")
     for number in range(240):
@@ -116,41 +115,36 @@ def make(home: str) -> None:
     os.makedirs(os.path.join(home, "more"))
     with open(os.path.join(home, "more", "x"), "wb") as file:
         file.write(rng.randbytes(20_000))
-    for name in ("store", "other"):
-        store = ["--store", os.path.join(home, name)]
+    store = os.path.join(home, "store")
 
-        def run(*arguments: str, store: list[str] = store) -> None:
-            outcome = call([*arguments, "-q", *store], os.path.join(home, "said"))
-            assert outcome.code == 0, (arguments, outcome)
+    def run(*arguments: str) -> None:
+        outcome = call([*arguments, "-q", "--store", store], os.path.join(home, "said"))
+        assert outcome.code == 0, (arguments, outcome)
 
-        run("init")
-        run("import", tree, "--ref", "first")
-        for number in range(6):
-            with open(os.path.join(tree, "d00", f"n{number}"), "wb") as file:
-                file.write(random.Random(number).randbytes(9000))
-            run("import", tree, "--ref", f"step{number}")
-        for number in range(40):
-            run("ref", "set", f"name-{number:02}", "step3")
-        run("import", tree, "--ref", "main")
-        run("session", "create", "work", "main")
-        run("session", "create", "idle", "first")
-        run("episode", "new", "search", "--root", "main")
-        for number in range(3):
-            run("episode", "add", "search", "main", "--reward", str(number))
-        for number in range(3):
-            run("ref", "rm", f"step{number}")
-        for number in range(10):
-            run("ref", "rm", f"name-{number:02}")
-        run("gc")
-        for number in range(6):
-            if name == "store":
-                os.unlink(os.path.join(tree, "d00", f"n{number}"))
-        upper = os.path.join(home, name, "sessions")
-        for session in os.listdir(upper):
-            root = os.path.join(upper, session, "upper")
-            if os.path.isdir(root):
-                with open(os.path.join(root, "new"), "wb") as file:
-                    file.write(b"written in the session\n" * 100)
+    run("init")
+    run("import", tree, "--ref", "first")
+    for number in range(6):
+        with open(os.path.join(tree, "d00", f"n{number}"), "wb") as file:
+            file.write(rng.randbytes(9000))
+        run("import", tree, "--ref", f"step{number}")
+    for number in range(40):
+        run("ref", "set", f"name-{number:02}", "step3")
+    run("import", tree, "--ref", "main")
+    run("session", "create", "work", "main")
+    run("session", "create", "idle", "first")
+    run("episode", "new", "search", "--root", "main")
+    for number in range(3):
+        run("episode", "add", "search", "main", "--reward", str(number))
+    for number in range(10):
+        run("ref", "rm", f"name-{number:02}")
+    run("gc")
+    for session in os.listdir(os.path.join(store, "sessions")):
+        upper = os.path.join(store, "sessions", session, "upper.0")
+        with open(os.path.join(upper, "new"), "wb") as file:
+            file.write(b"written in the session\n" * 100)
+    shutil.copytree(store, os.path.join(home, "other"))
+    store = os.path.join(home, "other")
+    run("gc", "--compact")  # the same in other pages
 
 
 def places(data: bytes) -> dict[str, list[int]]:
@@ -245,7 +239,11 @@ class Flipping:
         again = self.run("verify", flipped, fresh=False)
         tree = self.run("checkout", flipped, fresh=False)
         self.table["", "repair", mended.wrong or f"exit {mended.code}"] += 1
-        for name, outcome in (("repair", mended), ("verify after", again), ("checkout after", tree)):
+        for name, outcome in (
+            ("repair", mended),
+            ("verify after", again),
+            ("checkout after", tree),
+        ):
             if outcome.wrong or outcome.code:
                 self.wrong.append(f"{what}: {name}: {outcome.wrong or outcome.code}: "
                                   f"{outcome.said.strip()[:300]}")  # fmt: skip

@@ -18,6 +18,7 @@ The format is LMDB 0.9's on a machine of 64 bits, integers in the machine's orde
 
 import os
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -45,6 +46,10 @@ _RECORD = struct.Struct("=IHHQQQQQ")
 _META = struct.Struct("=IIQQ48s48sQQ")
 _FREE_FLAGS = 8
 _SLACK_PAGES = 16_384
+_ATTEMPTS = 4
+_LITTLE = sys.byteorder == "little"
+META_BYTES = HEADER + _META.size
+RECORD_BYTES = _RECORD.size
 
 
 class Flaw(msgspec.Struct, frozen=True):
@@ -53,6 +58,9 @@ class Flaw(msgspec.Struct, frozen=True):
     database: str
     page: int
     problem: str
+
+    def __str__(self) -> str:
+        return f"{self.database}: {self.problem}" if self.database else self.problem
 
 
 class Record(NamedTuple):
@@ -106,14 +114,13 @@ def read_record(raw: bytes) -> Record:
     return Record(*_RECORD.unpack(raw))
 
 
-def read_meta(fd: int, number: int, page_bytes: int) -> Meta:
+def read_meta(raw: bytes, number: int) -> Meta:
     """Returns meta page 0 or 1. Raises BadMetaError if it is none, or impossible in itself."""
 
     def bad(problem: str) -> BadMetaError:
         return BadMetaError(Flaw("", number, f"meta page {number}: {problem}"))
 
-    raw = os.pread(fd, HEADER + _META.size, number * page_bytes)
-    if len(raw) < HEADER + _META.size:
+    if len(raw) < META_BYTES:
         raise bad("the file ends before it")
     own, _, flags, _, _ = _PAGE.unpack_from(raw)
     magic, version, _, map_bytes, free, main, last, transaction = _META.unpack_from(raw, HEADER)
@@ -141,59 +148,73 @@ def read_meta(fd: int, number: int, page_bytes: int) -> Meta:
     return meta
 
 
-def read_metas(fd: int) -> tuple[Meta, Meta]:
-    """Returns the newer and the older meta page. Raises BadMetaError if they cannot both be right.
+class Metas(NamedTuple):
+    """The state of the last transaction, and that of the one before."""
+
+    newer: Meta
+    older: Meta
+
+
+def read_metas(fd: int) -> Metas:
+    """Returns both meta pages. Raises BadMetaError if they cannot both be right.
 
     The two hold consecutive transactions. Each transaction that frees pages lists them under its
     own number, last: that tells a flipped number from a right one. A few small reads.
     """
     for attempt in range(_ATTEMPTS):
         try:
-            metas = _read_both(fd)
-        except BadMetaError:
-            if attempt == _ATTEMPTS - 1:
-                raise
-            continue  # half of it written by another process at this moment
-        try:
+            metas = both(*raw_metas(fd), os.fstat(fd).st_size)
             for meta in metas:
                 _check_number(fd, meta)
         except BadMetaError:
-            # Two later transactions may have used pages of the older one again.
-            if attempt == _ATTEMPTS - 1 and _read_both(fd) == metas:
+            # Another process may be writing one, or have used pages of the older one again.
+            if attempt == _ATTEMPTS - 1:
                 raise
-            continue
-        return metas
-    return _read_both(fd)
+        else:
+            return metas
+    raise AssertionError
 
 
-_ATTEMPTS = 4
+def raw_metas(fd: int) -> tuple[bytes, bytes]:
+    """Returns the bytes of both meta pages; the second is looked for where its magic number is."""
+    first = os.pread(fd, META_BYTES, 0)
+    sizes = [4096, *(1 << bits for bits in range(9, 16))]
+    if len(first) == META_BYTES:
+        sizes.insert(0, _RECORD.unpack_from(first, HEADER + 24)[0])
+    for size in sizes:
+        second = os.pread(fd, META_BYTES, size)
+        if second[HEADER : HEADER + 4] == struct.pack("=I", MAGIC):
+            return first, second
+    return first, os.pread(fd, META_BYTES, 4096)
 
 
-def _read_both(fd: int) -> tuple[Meta, Meta]:
-    first = read_meta(fd, 0, 0)
-    second = read_meta(fd, 1, first.page_bytes)
-    newer, older = (first, second) if first.transaction >= second.transaction else (second, first)
+def both(first: bytes, second: bytes, file_bytes: int) -> Metas:
+    """Returns the meta pages that these bytes are. Raises BadMetaError."""
+    metas = read_meta(first, 0), read_meta(second, 1)
+    older, newer = sorted(metas, key=lambda meta: meta.transaction)
+    there = file_bytes // newer.page_bytes
     problem = ""
-    if first.page_bytes != second.page_bytes:
-        problem = f"the size of a page is {first.page_bytes} or {second.page_bytes}"
+    if newer.page_bytes != older.page_bytes:
+        problem = f"the size of a page is {newer.page_bytes} or {older.page_bytes}"
     elif newer.transaction - older.transaction != 1 and newer.transaction:
-        problem = f"they have transactions {first.transaction} and {second.transaction}"
+        problem = f"they have transactions {metas[0].transaction} and {metas[1].transaction}"
     elif newer.last_page < older.last_page:
         problem = f"transaction {newer.transaction} has fewer pages than the one before"
-    else:
-        there = os.fstat(fd).st_size // newer.page_bytes
-        if older.last_page < there < newer.last_page - _SLACK_PAGES:
-            problem = f"the file has {there} pages and should have {newer.last_page + 1}"
+    elif older.last_page < there < newer.last_page - _SLACK_PAGES:
+        problem = f"the file has {there} pages and should have {newer.last_page + 1}"
     if problem:
         raise BadMetaError(Flaw("", newer.number, f"meta pages 0 and 1: {problem}"))
-    return newer, older
+    return Metas(newer, older)
 
 
-def _check_number(fd: int, meta: Meta) -> None:
-    """Raises BadMetaError if the last list of freed pages is of another transaction."""
+def transaction_of(fd: int, meta: Meta) -> int | None:
+    """Returns the transaction of the last list of freed pages, or None if it cannot be read.
+
+    As a transaction with free pages to tell of wrote it last, this is the state's own number.
+    """
     if meta.free.root == NO_PAGE:
-        return
-    page, found = meta.free.root, None
+        return None
+    page = meta.free.root
     for _ in range(meta.free.depth):
         raw = os.pread(fd, meta.page_bytes, page * meta.page_bytes)
         try:
@@ -201,16 +222,30 @@ def _check_number(fd: int, meta: Meta) -> None:
             at = struct.unpack_from("=H", raw, lower - 2)[0]
             size, high, key_bytes = _NODE.unpack_from(raw, at)
             if number != page or flags not in {BRANCH, LEAF} or lower <= HEADER:
-                return  # damage of the list itself: `check` names it
+                return None
             if flags == LEAF:
-                found = _NUMBER.unpack_from(raw, at + 8)[0] if key_bytes == 8 else None
-                break
+                found: int = _NUMBER.unpack_from(raw, at + 8)[0]
+                return found if key_bytes == 8 else None
             page = size | high << 32
         except struct.error:
-            return
+            return None
+    return None
+
+
+def _check_number(fd: int, meta: Meta) -> None:
+    found = transaction_of(fd, meta)
     if found is not None and found != meta.transaction:
         problem = f"transaction {meta.transaction}, but its last list of free pages is {found}'s"
         raise BadMetaError(Flaw("", meta.number, f"meta page {meta.number}: {problem}"))
+
+
+Fits = Callable[[bytes, int], bool]
+"""True if a key and the size of a value can stand together in a database."""
+
+
+def anything(key: bytes, size: int) -> bool:
+    """Rules nothing out."""
+    return True
 
 
 class Tree:
@@ -220,10 +255,14 @@ class Tree:
     byte each: a page that is there already is not read again.
     """
 
+    heals = False
+
     def __init__(
-        self, fd: int, meta: Meta, name: str, record: Record, used: bytearray, tell: Tell
-    ) -> None:
+        self, fd: int, meta: Meta, name: str, record: Record, used: bytearray, tell: Tell,
+        fits: Fits = anything,
+    ) -> None:  # fmt: skip
         self.fd, self.meta, self.name, self.record, self.used = fd, meta, name, record, used
+        self.fits = fits
         self._tell = tell
         self.branches = self.leaves = self.overflows = self.entries = self.depth = 0
         self.flaws = 0
@@ -246,10 +285,10 @@ class Tree:
                 if self._last is not None and self._key(self._last) >= self._key(separator):
                     self.tell(page, "a key is greater than those that should follow it")
                 self._low = separator
-            found = self._read(page)
+            found = self._read(page, level)
             if found is None:
                 continue
-            flags, raw, starts = found
+            page, flags, raw, starts = found
             self.depth = max(self.depth, level)
             if flags == LEAF:
                 self.leaves += 1
@@ -281,56 +320,42 @@ class Tree:
         raw = os.pread(self.fd, node.size, first * self.meta.page_bytes + HEADER)
         return raw if len(raw) == node.size else None
 
-    def _key(self, raw: bytes) -> bytes | int:
-        return int.from_bytes(raw, _ORDER) if self.name == FREE else raw
+    def _key(self, raw: bytes) -> bytes:
+        """Returns what compares as LMDB compares keys of this database."""
+        return raw[::-1] if self.name == FREE and _LITTLE else raw
 
-    def _take(self, page: int, pages: int = 1) -> bool:
-        """Counts pages as used; False if that cannot be."""
+    def _taken(self, page: int, pages: int = 1) -> str:
+        """Counts pages as used; returns why that cannot be, if it cannot."""
         if page < 2 or page + pages > len(self.used):
-            self.tell(page, f"it refers to page {page} of {len(self.used)}")
-            return False
+            return f"it refers to page {page} of {len(self.used)}"
         if any(self.used[page : page + pages]):
-            self.tell(page, f"page {page} is used twice")
-            return False
+            return f"page {page} is used twice"
         self.used[page : page + pages] = b"\1" * pages
-        return True
+        return ""
 
-    def _read(self, page: int) -> tuple[int, bytes, tuple[int, ...]] | None:
-        """Returns the flags, the bytes and the places of the nodes of a branch or leaf page."""
-        if not self._take(page):
-            return None
-        size = self.meta.page_bytes
-        raw = os.pread(self.fd, size, page * size)
-        if len(raw) < size:
-            self.tell(page, f"the file ends before page {page}")
-            return None
-        number, _, flags, lower, upper = _PAGE.unpack_from(raw)
-        if number != page:
-            self.tell(page, f"page {page} says that it is page {number}")
-            return None
-        if flags not in {BRANCH, LEAF}:
-            self.tell(page, f"page {page} has flags {flags:#x}")
-            return None
-        count = (lower - HEADER) // 2
-        if not HEADER + 2 <= lower <= upper <= size or lower % 2:
-            self.tell(page, f"page {page} has its bounds at {lower} and {upper}")
-            return None
-        starts = struct.unpack_from(f"={count}H", raw, HEADER)
-        ends = set()
-        for start in starts:
-            if start < upper or start + 8 > size:
-                self.tell(page, f"page {page} has a node at {start}")
-                return None
-            data, node, key = _NODE.unpack_from(raw, start)
-            end = start + 8 + key
-            if flags == LEAF:
-                end += 8 if node & BIG else data
-            ends.add(end + 1 & ~1)
-        # Nodes fill a page from `upper` to its end without gaps: one size that is wrong shows.
-        if len(ends) < count or {*starts, size} != ends | {upper}:
-            self.tell(page, f"the nodes of page {page} do not fill it")
-            return None
-        return flags, raw, starts
+    def _read(self, page: int, level: int) -> tuple[int, int, bytes, tuple[int, ...]] | None:
+        """Returns number, flags, bytes and places of the nodes of a branch or leaf page."""
+        problem = self._taken(page)
+        if not problem:
+            size = self.meta.page_bytes
+            raw = os.pread(self.fd, size, page * size)
+            if len(raw) == size:
+                found = look(page, raw)
+                if not isinstance(found, str):
+                    return page, found[0], raw, found[1]
+                problem = found
+            else:
+                problem = f"the file ends before page {page}"
+        self.tell(page, problem)
+        return self.heal(page, level)
+
+    def heal(self, page: int, level: int) -> tuple[int, int, bytes, tuple[int, ...]] | None:
+        """Returns what a page that cannot be read was, if that can be told."""
+        return None
+
+    def heal_value(self, node: Node, first: int, pages: int) -> Node | None:
+        """Returns a node whose value is not where it says, if it can be told where it is."""
+        return None
 
     def _branch(self, raw: bytes, starts: tuple[int, ...]) -> Iterator[tuple[int, bytes]]:
         for index, start in enumerate(starts):
@@ -338,51 +363,102 @@ class Tree:
             yield low | high << 32, raw[start + 8 : start + 8 + key] if index else b""
 
     def _leaf(self, page: int, raw: bytes, starts: tuple[int, ...]) -> Iterator[Node]:
-        for start in starts:
-            size, flags, key_bytes = _NODE.unpack_from(raw, start)
-            at = start + 8 + key_bytes
-            key = raw[start + 8 : at]
+        allowed = {0, NAMED} if self.name == MAIN else {0, BIG}
+        for node in leaf_nodes(page, raw, starts):
             self.entries += 1
-            if not self._in_order(page, key):
+            if not self._in_order(page, node.key) and not self.heals:
                 continue
-            if flags not in ({0, NAMED} if self.name == MAIN else {0, BIG}):
-                self.tell(page, f"a node of page {page} has flags {flags:#x}")
-                continue
-            if not flags & BIG:
-                yield Node(key, flags, size, raw[at : at + size], page)
-                continue
-            value = raw[at : at + 8]
-            if self._overflow(page, _NUMBER.unpack(value)[0], size):
-                yield Node(key, flags, size, value, page)
+            if node.flags not in allowed:
+                self.tell(page, f"a node of page {page} has flags {node.flags:#x}")
+                if not self.heals:
+                    continue
+                node = node._replace(flags=node.flags & (BIG | NAMED))
+            if not self.fits(node.key, node.size):
+                self.tell(page, f"a node of page {page} has a key or value of the wrong size")
+                if not self.heals:
+                    continue
+            if not node.flags & BIG:
+                yield node
+            elif (found := self._overflow(node)) is not None:
+                yield found
+
+    def follows(self, key: bytes) -> bool:
+        """True if a key is where the walk is now."""
+        own = self._key(key)
+        return (not self._low or own >= self._key(self._low)) and (
+            self._last is None or own > self._key(self._last)
+        )
 
     def _in_order(self, page: int, key: bytes) -> bool:
         if not 0 < len(key) <= LONGEST_KEY or (self.name == FREE and len(key) != 8):
             self.tell(page, f"a key of page {page} has {len(key)} bytes")
             return False
-        own = self._key(key)
-        low = self._last if self._last is not None else b""
-        wrong = (low and own <= self._key(low)) or (self._low and own < self._key(self._low))
+        in_order = self.follows(key)
         self._last, self._low = key, b""
-        if wrong:
+        if not in_order:
             self.tell(page, f"the keys of page {page} are not in order")
-        return True
+        return in_order
 
-    def _overflow(self, page: int, first: int, size: int) -> bool:
-        pages = (HEADER - 1 + size) // self.meta.page_bytes + 1
-        if not self._take(first, pages):
-            return False
-        self.overflows += pages
-        raw = os.pread(self.fd, HEADER, first * self.meta.page_bytes)
-        if len(raw) < HEADER:
-            self.tell(page, f"the file ends before page {first}")
-            return False
-        number, _, flags, _, _ = _PAGE.unpack(raw)
-        said = _PAGES.unpack_from(raw, 12)[0]
-        if (number, flags, said) != (first, OVERFLOW, pages):
-            self.tell(
-                first, f"page {first} says that it is page {number}, flags {flags:#x}, {said} pages"
-            )
-        return True
+    def _overflow(self, node: Node) -> Node | None:
+        first: int = _NUMBER.unpack(node.value)[0]
+        pages = pages_of(node.size, self.meta.page_bytes)
+        problem = self._taken(first, pages)
+        if not problem:
+            self.overflows += pages
+            raw = os.pread(self.fd, HEADER, first * self.meta.page_bytes)
+            if overflow_pages(raw, first) == pages:
+                return node
+            problem = f"page {first} does not begin a value of {pages} pages"
+        self.tell(first, problem)
+        return self.heal_value(node, first, pages)
 
 
-_ORDER = "little" if struct.pack("=H", 1) == b"\1\0" else "big"
+def look(page: int, raw: bytes) -> tuple[int, tuple[int, ...]] | str:
+    """Returns the flags of a branch or leaf page and where its nodes are, or what is wrong."""
+    number, _, flags, lower, upper = _PAGE.unpack_from(raw)
+    size = len(raw)
+    if number != page:
+        return f"page {page} says that it is page {number}"
+    if flags not in {BRANCH, LEAF}:
+        return f"page {page} has flags {flags:#x}"
+    count = (lower - HEADER) // 2
+    if not HEADER + 2 <= lower <= upper <= size or lower % 2:
+        return f"page {page} has its bounds at {lower} and {upper}"
+    starts = struct.unpack_from(f"={count}H", raw, HEADER)
+    ends = set()
+    for start in starts:
+        if start < upper or start + 8 > size:
+            return f"page {page} has a node at {start}"
+        data, node, key = _NODE.unpack_from(raw, start)
+        end = start + 8 + key
+        if flags == LEAF:
+            end += 8 if node & BIG else data
+        ends.add(end + 1 & ~1)
+    # Nodes fill a page from `upper` to its end without gaps: one size that is wrong shows.
+    if len(ends) < count or {*starts, size} != ends | {upper}:
+        return f"the nodes of page {page} do not fill it"
+    return flags, starts
+
+
+def leaf_nodes(page: int, raw: bytes, starts: tuple[int, ...]) -> Iterator[Node]:
+    """Yields the nodes of a leaf page in their order."""
+    for start in starts:
+        size, flags, key_bytes = _NODE.unpack_from(raw, start)
+        at = start + 8 + key_bytes
+        yield Node(
+            raw[start + 8 : at], flags, size, raw[at : at + (8 if flags & BIG else size)], page
+        )
+
+
+def pages_of(size: int, page_bytes: int) -> int:
+    """Returns how many overflow pages a value takes."""
+    return (HEADER - 1 + size) // page_bytes + 1
+
+
+def overflow_pages(raw: bytes, page: int) -> int:
+    """Returns how many pages the overflow page `page` says it begins, 0 if it is none."""
+    if len(raw) < HEADER:
+        return 0
+    number, _, flags, _, _ = _PAGE.unpack_from(raw)
+    pages: int = _PAGES.unpack_from(raw, 12)[0]
+    return pages if (number, flags) == (page, OVERFLOW) else 0

@@ -9,19 +9,24 @@ from collections.abc import Iterator
 
 import msgspec
 
+from engine.ids import ID_BYTES
 from engine.storage.pages import (
     FREE,
     MAIN,
     NAMED,
     NO_PAGE,
+    RECORD_BYTES,
     BadMetaError,
+    Fits,
     Flaw,
     Meta,
     Tell,
     Tree,
+    anything,
     read_metas,
     read_record,
 )
+from engine.storage.store import Db
 
 MOST_FLAWS = 200
 """Flaws that are named; more of them tell nobody more."""
@@ -31,6 +36,7 @@ class Structure(msgspec.Struct):
     """What was found. `pages` is how many the file has."""
 
     pages: int = 0
+    transaction: int = 0
     entries: dict[str, int] = {}
     flaws: list[Flaw] = []
 
@@ -40,7 +46,7 @@ class Structure(msgspec.Struct):
             self.flaws.append(flaw)
 
 
-def check(fd: int) -> Structure:
+def check(fd: int, meta: Meta | None = None) -> Structure:
     """Checks the file as the last transaction left it. Blocks; reads each page of a tree once.
 
     Whoever lets others write meanwhile holds a view of the store, so that no page that is looked
@@ -48,11 +54,12 @@ def check(fd: int) -> Structure:
     """
     found = Structure()
     try:
-        meta, _ = read_metas(fd)
+        meta = meta or read_metas(fd).newer
     except BadMetaError as error:
         found.tell(error.flaw)
         return found
     found.pages = meta.last_page + 1
+    found.transaction = meta.transaction
     used = bytearray(found.pages)
     free = Tree(fd, meta, FREE, meta.free, used, found.tell)
     lists = [(node, free.value(node)) for node in free.nodes()]
@@ -70,22 +77,53 @@ def check(fd: int) -> Structure:
     return found
 
 
-def trees(fd: int, meta: Meta, used: bytearray, tell: Tell) -> Iterator[Tree]:
-    """Yields the main database, walked already, and then each one that it names, not walked."""
-    main = Tree(fd, meta, MAIN, meta.main, used, tell)
+def trees(
+    fd: int, meta: Meta, used: bytearray, tell: Tell, kind: type[Tree] = Tree
+) -> Iterator[Tree]:
+    """Yields a tree for each database that the main database names, to be walked."""
+    main = kind(fd, meta, MAIN, meta.main, used, tell, lambda _, size: size == RECORD_BYTES)
     named = []
     for node in main.nodes():
         name = node.key.decode("ascii", errors="backslashreplace")
-        if node.flags != NAMED or node.size != 48:
+        if name not in _NAMES and (right := _flipped(node.key)):
+            main.tell(node.page, f"the name {name!r} should be {right!r}")
+            name = right if main.heals else name
+        if node.flags != NAMED or node.size != RECORD_BYTES:
             main.tell(node.page, f"{name!r} is no database")
             continue
         record = read_record(node.value)
-        if record.flags or record.pad or (record.root == NO_PAGE and any(record[2:7])):
+        if record.flags or record.pad or (record.root == NO_PAGE) != (record.entries == 0):
             main.tell(node.page, f"what is said of the database {name!r} cannot be")
-            continue
-        named.append(Tree(fd, meta, name, record, used, tell))
+        named.append(kind(fd, meta, name, record, used, tell, _FITS.get(name, anything)))
     main.count()
+    for name in sorted(ALWAYS - {tree.name for tree in named}):
+        main.tell(-1, f"there is no database {name!r}")
     yield from named
+
+
+def _flipped(key: bytes) -> str:
+    """Returns the database whose name has one bit other than this, or an empty text."""
+    for name in _NAMES:
+        if len(name) == len(key):
+            bits = int.from_bytes(name.encode(), "big") ^ int.from_bytes(key, "big")
+            if bits.bit_count() == 1:
+                return name
+    return ""
+
+
+def _is_object(key: bytes, size: int) -> bool:
+    return len(key) == ID_BYTES
+
+
+_NAMES = {db.value for db in Db}
+ALWAYS = {"chunks", "nodes", "snapshots", "refs", "sessions", "imports", "meta"}
+"""The databases that a store of every format has."""
+_FITS: dict[str, Fits] = {
+    Db.CHUNKS.value: _is_object,
+    Db.NODES.value: _is_object,
+    Db.SNAPSHOTS.value: _is_object,
+    Db.REFS.value: lambda key, size: size == ID_BYTES,
+}
 
 
 def _add_free(used: bytearray, page: int, raw: bytes | None, tell: Tell) -> None:
