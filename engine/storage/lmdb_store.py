@@ -32,6 +32,7 @@ from engine.storage.store import (
     NotAStoreError,
     Store,
     StoreDamagedError,
+    StoreError,
     StoreExistsError,
     StoreFullError,
     StorePermissionError,
@@ -194,7 +195,7 @@ class LmdbStore(Store):
                 raise StoreFullError(path) from error
             raise
         except lmdb.NotFoundError as error:
-            raise NotAStoreError(path) from error
+            raise _without_databases(path) from error
 
     def _open(self, map_bytes: int, create: bool) -> None:
         with _translated(self.path):
@@ -526,10 +527,21 @@ def look(path: str) -> Iterator[_LmdbTransaction]:
                     yield _LmdbTransaction(txn, dbs)
             finally:
                 env.close()
-    except (FileNotFoundError, NotADirectoryError, lmdb.NotFoundError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotAStoreError(path) from error
+    except lmdb.NotFoundError as error:
+        raise _without_databases(path) from error
     except PermissionError as error:
         raise StorePermissionError(path, str(error)) from error
+
+
+def _without_databases(path: str) -> StoreError:
+    """Returns what is wrong where a file of LMDB's lacks a database that every store has."""
+    with open(os.path.join(path, "db", "data.mdb"), "rb") as file:
+        written = read_metas(file.fileno()).newer.transaction
+    if written and all(os.path.isdir(os.path.join(path, part)) for part in _PARTS):
+        return StoreDamagedError(path, "one of its databases is missing")
+    return NotAStoreError(path)
 
 
 def _check_metas(path: str, data: str) -> None:

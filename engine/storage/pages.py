@@ -316,7 +316,11 @@ class Tree:
         """Returns a node's value, or None if the file ends before it."""
         if not node.flags & BIG:
             return node.value
+        if len(node.value) < _NUMBER.size:
+            return None
         first = _NUMBER.unpack(node.value)[0]
+        if first > self.meta.last_page or node.size > os.fstat(self.fd).st_size:
+            return None
         raw = os.pread(self.fd, node.size, first * self.meta.page_bytes + HEADER)
         return raw if len(raw) == node.size else None
 
