@@ -48,7 +48,7 @@ from engine.storage.lmdb_store import LmdbStore
 from engine.storage.nodes import Entry
 from engine.storage.objects import ChunkSink, NodeBuffer, Objects
 from engine.storage.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
-from engine.storage.store import Db, Reader, Store, Writer
+from engine.storage.store import Db, Reader, Store, StoreDamagedError, Writer
 from engine.trees.diffing import Change, diff
 from engine.trees.history import History, StoredLinks
 from engine.trees.insight import InsightDiff, InsightOptions, insight
@@ -64,6 +64,7 @@ from engine.upkeep.repairing import (
     from_store,
     wanted_of,
 )
+from engine.upkeep.salvaging import verify_pages
 from engine.upkeep.usage import Usage, measure
 from engine.upkeep.verifying import VerifyReport, verify
 from engine.workspaces.committing import CommitQueue
@@ -664,11 +665,12 @@ class Repository(OfOneProcess):
     def collect(self, *, dry_run: bool = False, progress: Progress | None = None) -> CollectReport:
         """Removes what nothing refers to, in batches, while others store and commit.
 
-        Raises LeaseHeldError while another collection runs, CorruptObjectError when the store
-        is damaged. Where somebody stores objects for longer than GC_WAIT, it ends early, and
-        the report says so.
+        Raises LeaseHeldError while another collection runs, CorruptObjectError or
+        StoreDamagedError when the store is damaged. Where somebody stores objects for longer
+        than GC_WAIT, it ends early, and the report says so.
         """
         what = "collecting garbage"
+        self._check_frame()
         self.commits.flush()
         self.pins.tidy()
         if not dry_run:
@@ -743,25 +745,35 @@ class Repository(OfOneProcess):
         """Makes the store's file as small as what is in it, and so gives room back to the disk.
 
         Raises CompactionRefusedError while another process has the store open for longer than
-        `wait` seconds, StoreFullError without room for a copy, LeaseHeldError.
+        `wait` seconds, StoreFullError without room for a copy, LeaseHeldError, StoreDamagedError.
         """
+        self._check_frame()
         before = self.store.statistics()
         with acquire(self.path, "gc", what="compacting"):
             self.store.compact(wait)
         return CompactReport(before.file_bytes, self.store.statistics().file_bytes)
 
+    def _check_frame(self) -> None:
+        """Raises StoreDamagedError if LMDB should not be let loose on all of the file."""
+        flaws = self.store.flaws()
+        if flaws:
+            raise StoreDamagedError(self.path, flaws[0])
+
     def verify(self, progress: Progress | None = None) -> VerifyReport:
-        """Checks every object."""
+        """Checks the frame of the store's file, and every object."""
         self.commits.flush()
-        return verify(self.store, progress)
+        flaws = self.store.flaws()
+        return verify_pages(self.path, flaws, progress) if flaws else verify(self.store, progress)
 
     def repair(self, source: str | None = None, progress: Progress | None = None) -> RepairReport:
         """Puts right what can be: from another store, or a directory that holds the bytes.
 
         Damaged objects that no tree needs are removed, and rows of the stat cache that lead to
         nothing whole. The report says what is damaged afterwards. Raises LeaseHeldError during a
-        collection, and what opening or reading the source raises.
+        collection, StoreDamagedError if the file's own frame is damaged (`repair_store` can mend
+        that), and what opening or reading the source raises.
         """
+        self._check_frame()
         what = "repairing"
         with acquire(self.path, "gc", what=what), ExitStack() as stack:
             take: Source | None = None

@@ -23,8 +23,7 @@ BUG, NOT_EXECUTABLE, NO_PROGRAM, INTERRUPTED, READER_GONE = 70, 126, 127, 130, 1
 
 EXIT_CODES = {
     DONE: "done",
-    FOUND: "verify found damage or could not repair all of it, doctor something missing, bisect "
-    "several snapshots, or merge-base none",
+    FOUND: "doctor: a requirement is missing; bisect: several candidates; merge-base: none",
     USAGE: "the command line is wrong, or a name that it gives cannot be used",
     UNKNOWN: "no such snapshot, ref, session or mount, or a shortened id fits several",
     REFUSED: "refused because of what is there: a name taken, a directory not empty",
@@ -32,7 +31,8 @@ EXIT_CODES = {
     NO_STORE: "there is no store, or it needs a later version of the program",
     PERMISSION: "the user may not do that",
     FULL: "no space left on a disk; nothing was lost",
-    DAMAGED: "an object or the whole store is damaged, or a disk does not read",
+    DAMAGED: "an object or the whole store is damaged (verify: damage is left), or a disk does not "
+    "read",
     DAEMON: "the mount's daemon failed or does not answer",
     SYSTEM: "the operating system refused for another reason",
     CONFLICTS: "a merge found conflicts; they are listed",
@@ -86,7 +86,9 @@ ROWS = {
         PERMISSION, "run it as the store's owner, or name a store of yours with --store"
     ),
     "StoreDamagedError": Row(
-        DAMAGED, "restore its folder `db` from a copy; what sessions changed is in `sessions`"
+        DAMAGED,
+        "`mountctl verify` names all damage; `mountctl verify --repair --from DIR` mends what "
+        "another store or a directory has",
     ),
     "StoreFullError": Row(FULL, "make room on that disk, then run the command again"),
     "CompactionRefusedError": Row(

@@ -42,6 +42,8 @@ class Invocation:
 
     def open(self) -> "StoreAccess":
         """Opens the store; to be used in a `with` statement. Raises a StoreError."""
+        from mountctl import crashed
         from mountctl.access import StoreAccess
 
+        crashed.arm(self.store_path, self.json)
         return StoreAccess(self.store_path, self.output)

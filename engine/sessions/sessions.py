@@ -552,6 +552,11 @@ def find_record(reader: Reader, uid: str) -> Session:
     raise NotFoundError("session", uid)
 
 
+def may_be_uid(name: str) -> bool:
+    """True if a directory of this name can be a session's."""
+    return _UID.fullmatch(name) is not None
+
+
 def decode_record(key: bytes, raw: memoryview) -> Session:
     """Returns the record stored under `key`. Raises CorruptObjectError."""
     try:

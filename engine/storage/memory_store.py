@@ -155,6 +155,9 @@ class MemoryStore(Store):
     def compact(self, wait: float = 0.0) -> None:
         pass
 
+    def flaws(self) -> list[str]:
+        return []
+
     def close(self) -> None:
         if self._readers:
             raise RuntimeError(f"{self._readers} read transactions are open")

@@ -125,6 +125,13 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def flaws(self) -> list[str]:
+        """Returns what is wrong with the frame of the store's file, whatever is kept in it.
+
+        Reads the frame only: 4 to 10 ms for each 1,000 pages of keys. Blocks nobody.
+        """
+
+    @abstractmethod
     def close(self) -> None:
         """Closes the store; no transaction may be open."""
 
