@@ -307,7 +307,11 @@ class Channel:
         for _ in range(_GUARDS):
             await trio.lowlevel.wait_readable(self._guard.fileno())
             log.warning("the guard has ended, and another one begins")
-            self._guard.start()
+            try:
+                self._guard.start()
+            except OSError as error:
+                log.error("there is no guard any more", error=str(error))
+                return
 
     # From the kernel.
 

@@ -44,6 +44,7 @@ class Client:
         try:
             _connect_patiently(self._socket, path)
             self._socket.settimeout(timeout)
+            self.pid = self.pid or _peer(self._socket)
         except OSError as error:
             self._socket.close()
             raise DaemonLostError(pid, str(error)) from error
@@ -80,6 +81,13 @@ class Client:
         self.close()
 
 
+def _peer(sock: socket.socket) -> int:
+    """Returns the process at the other end."""
+    pid: int
+    pid, _, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid
+
+
 def find_daemon(store_path: str, timeout: float | None = None) -> Client | None:
     """Returns a connection to the daemon that has the store mounted, or None if none has.
 
@@ -87,8 +95,9 @@ def find_daemon(store_path: str, timeout: float | None = None) -> Client | None:
     """
     if not is_held(store_path, "mount"):
         return None
-    facts = holder_of(store_path, "mount")
-    return Client(str(facts.get("socket", "")), int(facts.get("pid", 0)), timeout)
+    facts = holder_of(store_path, "mount")  # nothing, if the disk was full
+    path = str(facts.get("socket") or socket_path(store_path))
+    return Client(path, int(facts.get("pid", 0)), timeout)
 
 
 def socket_path(store_path: str) -> str:

@@ -245,12 +245,18 @@ class Control:
         for name in self._vfs.removed_snapshots():
             await self._channel.forget_entry(SNAPSHOTS, name)
 
-    async def watch(self, seconds: float, pressure: Pressure) -> None:
-        """Looks every so often whether somebody else has changed the store, or memory is short."""
+    async def watch(
+        self, seconds: float, pressure: Pressure, check_log: Callable[[], None]
+    ) -> None:
+        """Looks every so often whether somebody else has changed the store, or memory is short.
+
+        And whether there is something to do about the log.
+        """
         store = self._vfs.repository.store
         last = store.transaction_id()
         while True:
             await trio.sleep(seconds)
+            check_log()
             if pressure.is_high():
                 await self._shed(messages.Shed())
             elif self._vfs.shrink():

@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import structlog
 import trio
@@ -29,6 +29,7 @@ from fsdriver.client import socket_path
 from fsdriver.control import Control, listen
 from fsdriver.housekeeping import LOOK_SECONDS, Housekeeping, Schedule
 from fsdriver.launch import default_log
+from fsdriver.logs import Logging
 from fsdriver.messages import Status
 from fsdriver.operations import Operations
 from fsdriver.own_directory import remove_own_directory
@@ -36,6 +37,8 @@ from fsdriver.pressure import Pressure, sources
 from fsdriver.readahead import ReadAhead
 
 WATCH_SECONDS = 1.0
+AGAIN_SECONDS = 10.0
+"""How long what looks after the mount pauses after a failure, of the store or the system."""
 SWITCH_SECONDS = 0.0005
 """How long a request may have to wait for a thread to give the interpreter up."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -49,6 +52,7 @@ def main(argv: list[str]) -> int:
     """Runs a daemon in this process; returns its exit status."""
     options = _parser().parse_args(argv)
     _prepare_process()
+    logging = Logging(options.log)
     try:
         with _mounted(options) as (vfs, channel, control, listener):
 
@@ -61,7 +65,9 @@ def main(argv: list[str]) -> int:
                 Schedule(options.gc_every, options.gc_below, options.gc_look),
                 control.requests,
             )
-            trio.run(_serve, channel, control, house, listener, ready, options.life_fd)
+            trio.run(
+                _serve, channel, control, house, listener, ready, options.life_fd, logging.check
+            )
             del vfs
         if options.life_fd >= 0:
             remove_own_directory(options.mountpoint)
@@ -70,6 +76,8 @@ def main(argv: list[str]) -> int:
         log.error("cannot serve", kind=type(error).__name__, error=str(error))
         _tell(options.ready_fd, {"kind": type(error).__name__, "message": str(error)})
         return FAILED
+    finally:
+        logging.end()
     return 0
 
 
@@ -94,15 +102,6 @@ def _prepare_process() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
 def _tell(fd: int, facts: dict[str, object]) -> None:
@@ -167,16 +166,28 @@ async def _serve(
     listener: socket.socket,
     ready: Callable[[], None],
     life: int,
+    check_log: Callable[[], None],
 ) -> None:
+    pressure = Pressure(sources())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(control.serve, listener)
-        nursery.start_soon(control.watch, WATCH_SECONDS, Pressure(sources()))
-        nursery.start_soon(house.run)
+        nursery.start_soon(_again, "watch", control.watch, WATCH_SECONDS, pressure, check_log)
+        nursery.start_soon(_again, "housekeeping", house.run)
         nursery.start_soon(_end_on_signal, channel)
         if life >= 0:
             nursery.start_soon(_end_with, life, channel)
         await channel.serve(ready)
         nursery.cancel_scope.cancel()
+
+
+async def _again(name: str, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    """Runs what only looks after the mount: a failure is logged, and a while later it goes on."""
+    while True:
+        try:
+            return await task(*arguments)
+        except (EngineError, OSError) as error:
+            log.error("interrupted", task=name, kind=type(error).__name__, error=str(error))
+        await trio.sleep(AGAIN_SECONDS)
 
 
 async def _end_with(life: int, channel: Channel) -> None:

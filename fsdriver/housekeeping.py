@@ -83,12 +83,13 @@ class Housekeeping:
     async def _collect(self, reason: str) -> None:
         path, store = self._repository.path, self._repository.store
         log.info("collecting", reason=reason)
-        done = await trio.run_process(
-            [sys.executable, "-m", "fsdriver.collector", path],
-            capture_stdout=True, check=False, cwd="/",
-        )  # fmt: skip
         self._started = time.time()  # what failed is tried again when it is due again
         try:
+            done = await trio.run_process(
+                [sys.executable, "-m", "fsdriver.collector", path],
+                capture_stdout=True, check=False, cwd="/",
+            )  # fmt: skip
+            self._started = time.time()
             log.info("collected", status=done.returncode, **json.loads(done.stdout or b"{}"))
             facts = store.statistics()
             free = facts.file_bytes - facts.used_bytes

@@ -4,6 +4,7 @@ The daemon is a fresh interpreter in a session of its own, because a process wit
 environment or threads must not fork. It tells through a pipe that it serves, or why not.
 """
 
+import errno
 import json
 import os
 import select
@@ -38,6 +39,16 @@ class LaunchError(EngineError):
 def default_log(store_path: str) -> str:
     """Returns where a store's daemon logs."""
     return os.path.join(store_path, "log", "mount.log")
+
+
+def open_log(path: str) -> int:
+    """Opens a log to append to, and makes it and its directory if need be. Raises OSError.
+
+    A pipe is not waited for.
+    """
+    os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    return os.open(path, flags, 0o600)
 
 
 def daemon_command(
@@ -82,13 +93,10 @@ def launch(
     With `life`, the reading end of a pipe, the mount ends when the other end is closed by all
     who have it, and the mount point is removed. Raises LaunchError; nothing is left running then.
     """
+    _check_device(log or default_log(store_path))
+    no_log = why_no_log(store_path, log)
     log = log or default_log(store_path)
-    _check_device(log)
-    try:
-        os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(store_path, f"cannot write the log {log!r}: {error.strerror}") from error
+    output = os.memfd_create("errors", os.MFD_CLOEXEC)  # until it has opened its log
     ready, told = os.pipe2(os.O_CLOEXEC)
     command = daemon_command(
         store_path, mountpoint,
@@ -99,16 +107,20 @@ def launch(
         command += ["--life-fd", str(life)]
     try:
         daemon = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output,
             pass_fds=(told,) if life is None else (told, life), start_new_session=True, cwd="/",
         )  # fmt: skip
+    except BaseException:
+        os.close(output)
+        raise
     finally:
         os.close(told)
-        os.close(output)
     try:
         answer = _wait(ready)
+        answer.setdefault("message", _last_words(output))
     finally:
         os.close(ready)
+        os.close(output)
     if "pid" in answer:
         daemon.returncode = 0  # it outlives us: nobody waits for it
         return int(answer["pid"])
@@ -118,9 +130,31 @@ def launch(
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()
-    raise LaunchError(
-        str(answer.get("kind", "")), str(answer.get("message", "the daemon ended at once")), log
-    )
+    where = f"none ({no_log})" if no_log else log
+    raise LaunchError(str(answer.get("kind", "")), str(answer["message"]), where)
+
+
+def why_no_log(store_path: str, log: str | None) -> str:
+    """Returns why nothing can be logged for now; empty if it can.
+
+    That fails no mount: the daemon writes once it can. Raises StoreError where a log that was
+    asked for can never be.
+    """
+    try:
+        os.close(open_log(log or default_log(store_path)))
+    except OSError as error:
+        if log is not None and error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise StoreError(
+                store_path, f"cannot write the log {log!r}: {error.strerror}"
+            ) from error
+        return error.strerror or str(error)
+    return ""
+
+
+def _last_words(output: int) -> str:
+    """Returns why a daemon ended that did not tell."""
+    text = os.pread(output, 1 << 16, 0).decode("utf-8", "replace").strip()
+    return "the daemon ended at once" + (f": {text.splitlines()[-1]}" if text else "")
 
 
 def _check_device(log: str) -> None:

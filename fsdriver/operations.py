@@ -35,6 +35,11 @@ P = ParamSpec("P")
 COPY_IN_THREAD = 1 << 20
 """A file of more bytes than this is copied up in a thread, while others are served."""
 
+OURS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Answers that are errors of the daemon, or of what it stands on. All others are ordinary."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Answers that programs are prepared for, and who looks after the disk wants to know of."""
+
 _DOTS = (b".", b"..")
 """What every listing begins with. The kernel takes the names, and counts no reference."""
 
@@ -56,12 +61,18 @@ def _answered(
             raise
         except OSError as error:
             code = error.errno or errno.EIO
-            if code in {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC}:
+            if code in OURS:
                 log.error("failed", operation=name, error=str(error))
+            elif code in NO_ROOM:
+                log.warning("no room", error=os.strerror(code))
             raise FUSEError(code) from error
         except EngineError as error:
-            log.error("failed", operation=name, kind=type(error).__name__, error=str(error))
-            raise FUSEError(errno_of(error)) from error
+            code = errno_of(error)
+            if code in NO_ROOM:
+                log.warning("no room", error=os.strerror(code))
+            elif code in OURS:
+                log.error("failed", operation=name, kind=type(error).__name__, error=str(error))
+            raise FUSEError(code) from error
         except Exception as error:
             log.exception("crashed", operation=name)
             raise FUSEError(errno.EIO) from error

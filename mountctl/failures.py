@@ -203,10 +203,8 @@ ROWS = {
     "UnmountError": Row(
         BUSY, "leave the directory in every shell and end what has files open there, then try again"
     ),
-    "LaunchError": Row(DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"),
-    "MountRefusedError": Row(
-        DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"
-    ),
+    "LaunchError": Row(DAEMON, "`mountctl doctor` checks this machine; its log: {log}"),
+    "MountRefusedError": Row(DAEMON, "`mountctl doctor` checks this machine; its log: {log}"),
     # run
     "ModeRefusedError": Row(
         REFUSED, "`--mode auto` takes another one; `mountctl doctor` may know why"

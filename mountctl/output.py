@@ -39,6 +39,16 @@ def _is_terminal(stream: IO[str] | None) -> bool:
     return stream is not None and stream.isatty()
 
 
+def _tell(text: str, colour: bool | None = None) -> None:
+    """Writes to stderr. A full disk, or nobody who reads it, changes nothing of what was done."""
+    try:
+        click.echo(text, err=True, color=colour)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)  # what was not written yet would fail again at the end
+        os.close(nowhere)
+
+
 class Output:
     """Where a command writes. `json` and `quiet` are what the command line said."""
 
@@ -131,7 +141,7 @@ class Output:
         if self.json:
             self._say("note", text, "")
         else:
-            click.echo(visible(text, keep="\n").removesuffix("\n"), err=True)
+            _tell(visible(text, keep="\n").removesuffix("\n"))
 
     def last(self, label: str, value: Any) -> None:
         """Writes, under `--json`, what came of a command whose stdout is another program's."""
@@ -140,18 +150,18 @@ class Output:
     def failure(self, failure: Failure) -> None:
         """Tells why the command ends, and what to do."""
         if self.json:
-            click.echo(json.dumps({"error": plain(failure._asdict())}), err=True)
+            _tell(json.dumps({"error": plain(failure._asdict())}))
             return
         self._say("error", failure.message, "red")
         self._say("hint", failure.hint, "cyan")
 
     def _say(self, label: str, text: str, colour: str) -> None:
         if self.json:
-            click.echo(json.dumps({label: plain(text)}), err=True)
+            _tell(json.dumps({label: plain(text)}))
             return
         if label != "note":
             text = f"{click.style(label + ':', fg=colour)} {text}"
-        click.echo(text, err=True, color=self._error_colour)
+        _tell(text, self._error_colour)
 
     @contextmanager
     def progress(

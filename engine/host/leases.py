@@ -70,8 +70,9 @@ class Lease(OfOneProcess):
         self.check()
         text = json.dumps({"pid": self._pid, **facts}).encode()
         with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, text, 0)
+            # Over what the last holder wrote: its block on the disk, given up, may not come back.
+            os.pwrite(self._fd, text.ljust(os.fstat(self._fd).st_size), 0)
+            os.ftruncate(self._fd, len(text))
 
     def fileno(self) -> int:
         """Returns its descriptor: a process that inherits it keeps the lease alive."""

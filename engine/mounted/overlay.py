@@ -18,10 +18,11 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 
+from engine.errors import EngineError
 from engine.host.forks import Inherited, OfOneProcess
 from engine.host.hostfs import OVERLAY_PREFIX, kind_of, read_xattrs
 from engine.ids import InodeNo
@@ -49,6 +50,13 @@ OPEN_FILES = 256
 
 OPEN_DIRECTORIES = 8
 """How many of the upper's directories are kept open, to start a path from."""
+
+
+class Lost(NamedTuple):
+    """What could not be moved from one upper to the next: its path, and why."""
+
+    path: bytes
+    why: str
 
 
 class OverlayStatistics(msgspec.Struct, frozen=True):
@@ -193,11 +201,12 @@ class Overlay(OfOneProcess):
         if self.changed is not None:
             self.changed.count += 1
 
-    def rebase(self, base: Entry, upper: Upper, left_out: list[bytes]) -> None:
+    def rebase(self, base: Entry, upper: Upper, left_out: list[bytes]) -> list[Lost]:
         """Takes over what a commit made: everything now is in `base`, `upper` is empty.
 
         Numbers, names and open files stay as they are. Files that lost their last name keep
         their descriptors. What `base` lacks, at the paths `left_out`, moves to the new upper.
+        Returns what could not: that is still in the old one.
         """
         kept = [self.root.find(path) for path in left_out]
         self._leave_all()
@@ -206,28 +215,33 @@ class Overlay(OfOneProcess):
         self.root.become_pristine(base)
         self.root.copied = True
         self.by_group = {group: file for group, file in self.by_group.items() if file.shows(group)}
+        lost = []
         for path, (parent, name, file) in zip(left_out, kept, strict=True):
-            with contextlib.suppress(OSError):  # the commit is done; these were only left out
+            try:
                 parent.copy_up()
                 install_quietly(upper, parent, name, old.at(path))
                 parent.children[name] = file
-        if left_out:
-            with contextlib.suppress(OSError):
-                upper.follow(False)
+            except OSError as error:
+                lost.append(Lost(path, str(error)))
+        return lost
 
-    def bring_over(self, old: Upper) -> None:
+    def bring_over(self, old: Upper) -> list[Lost]:
         """Does the rest of a commit whose process was killed: moves what the base lacks.
 
-        `old` is the upper of the generation before.
+        `old` is the upper of the generation before. Returns what could not be moved.
         """
+        lost = []
         for path in _left_out(old, b""):
             above, _, name = path.rpartition(b"/")
-            with contextlib.suppress(OSError):
+            try:
                 parent = self.root.find_directory(above)
-                if parent.lookup(name) is None:
-                    parent.copy_up()
-                    install_quietly(self.upper, parent, name, old.at(path))
-        self.upper.follow(False)
+                if parent.lookup(name) is not None:
+                    raise fail(errno.EEXIST)
+                parent.copy_up()
+                install_quietly(self.upper, parent, name, old.at(path))
+            except (OSError, EngineError) as error:
+                lost.append(Lost(path, str(error)))
+        return lost
 
     def finish_copies(self) -> None:
         """Finishes copying linked files up where a killed holder was at it.
@@ -238,7 +252,7 @@ class Overlay(OfOneProcess):
             names = list(self.root.names_of_group(group))
             for parent, _ in names:
                 parent.copy_up()
-            join_names(self.upper, aside, names)
+            join_names(self.upper, aside, names, again=True)
 
     def statistics(self) -> OverlayStatistics:
         """Returns what is held in memory."""
@@ -395,22 +409,31 @@ def _left_out(upper: Upper, path: bytes) -> Iterator[bytes]:
             yield join(path, name)
 
 
-def join_names(upper: Upper, aside: bytes, names: list[tuple["SessionDirectory", bytes]]) -> None:
-    """Gives a copy in the work directory all of its names, or none, and takes it from there."""
+def join_names(
+    upper: Upper,
+    aside: bytes,
+    names: list[tuple["SessionDirectory", bytes]],
+    *,
+    again: bool = False,
+) -> None:
+    """Gives a copy in the work directory all of its names, or none, and takes it from there.
+
+    Where some could not be taken away, or have it from before (`again`), it stays there: the
+    session's next holder goes on.
+    """
     done = []
     try:
         for parent, name in names:
-            spare = upper.scratch()
-            os.link(aside, spare, follow_symlinks=False)
-            install_quietly(upper, parent, name, spare)
+            with upper.making() as spare:
+                os.link(aside, spare, follow_symlinks=False)
+                install_quietly(upper, parent, name, spare)
             done.append((parent, name))
     except OSError:
-        for parent, name in done:
-            uninstall_quietly(upper, parent, name)
+        undone = [uninstall_quietly(upper, parent, name) for parent, name in done]
+        if all(undone) and not again:
+            upper.discard(aside)
         raise
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(aside)
+    upper.discard(aside)
 
 
 def install_quietly(
@@ -424,13 +447,17 @@ def install_quietly(
         os.utime(where, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def uninstall_quietly(upper: Upper, parent: "SessionDirectory", name: bytes) -> None:
-    """Takes a copy away again, as far as that can be done; the base's file shows once more."""
-    with contextlib.suppress(OSError):
+def uninstall_quietly(upper: Upper, parent: "SessionDirectory", name: bytes) -> bool:
+    """Takes a copy away again, so that the base's file shows once more; tells whether it could."""
+    try:
         where = parent.absolute()
         before = os.lstat(where)
         os.unlink(upper.at(join(parent.path(), name)))
+    except OSError:
+        return False
+    with contextlib.suppress(OSError):
         os.utime(where, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return True
 
 
 def join(path: bytes, name: bytes) -> bytes:

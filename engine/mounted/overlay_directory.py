@@ -243,10 +243,10 @@ class SessionDirectory(SessionInode):
         if entry is None or parent is None:
             raise fail(errno.ESTALE)
         parent.copy_up()
-        temporary = upper.scratch()
-        os.mkdir(temporary, 0o700)
-        upper.dress(temporary, entry)
-        install_quietly(upper, parent, self.name, temporary)
+        with upper.making() as temporary:
+            os.mkdir(temporary, 0o700)
+            upper.dress(temporary, entry)
+            install_quietly(upper, parent, self.name, temporary)
         self.copied = True
         self.mode = entry.mode
 

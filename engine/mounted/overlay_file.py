@@ -193,22 +193,30 @@ class SessionFile(SessionInode):
         else:
             self._unstage()
             temporary = self._fill(entry, empty=empty)
+        try:
+            self._put_into_place(entry, temporary)
+        except BaseException:
+            upper.discard(temporary)
+            raise
+        self.copied, self.mode = True, entry.mode
+        if len(self.names) > 1:
+            self.join_host(self.status().st_ino)
+
+    def _put_into_place(self, entry: Entry, temporary: bytes) -> None:
+        """Gives a complete copy its names, or keeps it open where it has none any more."""
+        upper = self.overlay.upper
         if not self.names:
             fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
             os.unlink(temporary)
-            self.fd, self.copied, self.mode = fd, True, entry.mode
+            self.fd = fd
             self.overlay.keep_orphan(self)
-            return
-        if len(self.names) > 1:
+        elif len(self.names) > 1:
             # Killed in between, the session's next holder finds it by this name, and goes on.
             aside = upper.copying(entry.link.group if entry.link is not None else b"")
             os.rename(temporary, aside)
             join_names(upper, aside, self.names)
         else:
             install_quietly(upper, *self.names[0], temporary)
-        self.copied, self.mode = True, entry.mode
-        if len(self.names) > 1:
-            self.join_host(self.status().st_ino)
 
     def _fill(self, entry: Entry, *, empty: bool) -> bytes:
         """Makes a complete copy of the base's file in the work directory; durable.
@@ -216,24 +224,20 @@ class SessionFile(SessionInode):
         Synced before it hides the base's, as overlayfs does: after a power cut there must not
         be an empty file where the base has a good one.
         """
-        upper = self.overlay.upper
-        temporary = upper.scratch()
-        if entry.kind == Kind.SYMLINK:
-            os.symlink(entry.content if isinstance(entry.content, bytes) else b"", temporary)
-        elif entry.kind == Kind.FIFO:
-            os.mkfifo(temporary, 0o600)
-        else:
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                if not empty:
-                    content.write_out(self.overlay.objects, entry, fd)
-                    os.fdatasync(fd)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-            finally:
-                os.close(fd)
-        upper.dress(temporary, entry)
+        with self.overlay.upper.making() as temporary:
+            if entry.kind == Kind.SYMLINK:
+                os.symlink(entry.content if isinstance(entry.content, bytes) else b"", temporary)
+            elif entry.kind == Kind.FIFO:
+                os.mkfifo(temporary, 0o600)
+            else:
+                fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    if not empty:
+                        content.write_out(self.overlay.objects, entry, fd)
+                        os.fdatasync(fd)
+                finally:
+                    os.close(fd)
+            self.overlay.upper.dress(temporary, entry)
         return temporary
 
     def _find_other_names(self, group: bytes) -> None:

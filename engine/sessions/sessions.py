@@ -4,7 +4,8 @@ A session's record, database `sessions` under its name, MessagePack: its uid (16
 digits, the directory `sessions/<uid>` beside the database), the snapshot that its next commit
 has as parent, its layers, the root of its base tree, and the generation of its upper. The
 upper is `sessions/<uid>/upper.<generation>`; beside it lies `work`, and while a command runs in
-a full checkout of the session, that, as `tree` (see `session_tree`).
+a full checkout of the session, that, as `tree` (see `session_tree`). `kept.<generation>` is an
+earlier upper with something that no tree carries, as a socket, and that could not be moved.
 
 A commit writes objects, snapshot and a record with the next generation, whose upper is empty,
 in one transaction; the upper of the generation before is garbage from then on. So a process
@@ -35,7 +36,7 @@ from engine.host.leases import Lease, LeaseHeldError, acquire, is_held
 from engine.host.removing import remove_tree
 from engine.ids import SnapshotId, check_name, digest
 from engine.mounted.inodes import Owner
-from engine.mounted.overlay import Overlay
+from engine.mounted.overlay import Lost, Overlay
 from engine.mounted.overlay_directory import open_overlay
 from engine.sessions.freezing import Changed, Freeze, Known, Sign
 from engine.sessions.upper import Upper, attribute
@@ -49,6 +50,8 @@ _ADD_WAIT = 30.0
 _COMPLETE = b"user.overlay.amalgam.complete"
 """On a full tree in which programs may have written: the generation of the session that it was
 made of, and since when the machine runs."""
+_KEPT = b"kept."
+"""Begins the name of an earlier generation's upper that still has what could not be moved."""
 _UID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -160,8 +163,6 @@ class Sessions:
             return self._add_alone(session, save)
 
     def _add_alone(self, session: Session, save: Callable[[Writer], None]) -> Session:
-        self._make_upper(session)
-
         def change(writer: Writer) -> None:
             if writer.has(Db.SESSIONS, session.name.encode()):
                 raise NameTakenError("session", session.name)
@@ -170,6 +171,7 @@ class Sessions:
             put_record(writer, session)
 
         try:
+            self._make_upper(session)
             self._store.write(change)
         except BaseException:
             shutil.rmtree(self._home(session), ignore_errors=True)
@@ -233,23 +235,91 @@ class Sessions:
             # Killed between the transaction and this: nothing was written to it yet.
             self._make_upper(session)
         upper.take_back()  # before its note goes from `work`
-        if upper.follows():
-            before = msgspec.structs.replace(session, generation=session.generation - 1)
-            with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
-                self._look(session).bring_over(self.upper(before))
-        current = os.path.basename(upper.root)
+        # What fails here stays, for the session is to be had anyway; `left_over` names it.
+        with contextlib.suppress(OSError, EngineError):
+            self._bring_over(session)
+        kept = self._kept_uppers(session)
         for name in os.listdir(os.fsencode(home)):
-            if name not in {current, b"work"}:
+            if name not in kept and name != b"work":
                 remove_tree(os.path.join(os.fsencode(home), name))
         if next(upper.all_copying(), None) is not None:
-            with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
+            with contextlib.suppress(OSError, EngineError):
                 self._look(session).finish_copies()
+        copying = {path for _, path in upper.all_copying()}
         for name in os.listdir(upper.work):
             path = upper.work + b"/" + name
+            if path in copying:
+                continue
             if os.path.isdir(path) and not os.path.islink(path):
                 remove_tree(path)
             else:
                 os.unlink(path)
+
+    def _before(self, session: Session) -> Upper:
+        """Returns the upper of the generation before."""
+        return self.upper(msgspec.structs.replace(session, generation=session.generation - 1))
+
+    def _kept_uppers(self, session: Session) -> set[bytes]:
+        """Returns the names of the uppers, beside `work`, that may not be removed."""
+        upper = self.upper(session)
+        names = {name for name in os.listdir(os.path.dirname(upper.root)) if name.startswith(_KEPT)}
+        names.add(os.path.basename(upper.root))
+        if upper.follows():
+            names.add(os.path.basename(self._before(session).root))
+        return names
+
+    def _bring_over(self, session: Session) -> None:
+        """Does the rest of commits: moves what no tree carries into the upper. Raises OSError."""
+        upper, before = self.upper(session), self._before(session)
+        home = os.path.dirname(upper.root)
+        for name in sorted(name for name in os.listdir(home) if name.startswith(_KEPT)):
+            old = Upper(os.fsdecode(os.path.join(home, name)), os.fsdecode(upper.work))
+            if not self._look(session).bring_over(old):
+                remove_tree(old.root)
+        if upper.follows():
+            lost = self._look(session).bring_over(before) if os.path.isdir(before.root) else []
+            self._settle(session, lost)
+
+    def _settle(self, session: Session, lost: list[Lost]) -> tuple[str, ...]:
+        """Ends a commit's moves; sets the upper before aside if something there did not go.
+
+        Returns warnings that name it, as `CommitReport` has them. Raises OSError.
+        """
+        upper, before = self.upper(session), self._before(session).root
+        kept = os.path.join(os.path.dirname(before), _KEPT + b"%d" % (session.generation - 1))
+        if lost:
+            os.rename(before, kept)
+        upper.follow(False)
+        return tuple(
+            f"{os.fsdecode(path)!r} could not be carried over ({why}): it is in {os.fsdecode(kept)}"
+            for path, why in lost
+        )
+
+    def _settle_before(self, session: Session) -> None:
+        """Sets aside what is still to be moved, before another generation begins. Raises OSError.
+
+        Only a disk on which not even a directory could be renamed has left any.
+        """
+        if self.upper(session).follows() and os.path.isdir(self._before(session).root):
+            self._settle(session, [Lost(b"", "")])
+
+    def left_over(self, session: Session) -> list[str]:
+        """Returns the paths of what an interrupted commit or copy has left and nobody could finish.
+
+        Whoever holds the session next tries again.
+        """
+        upper = self.upper(session)
+        try:
+            names = os.listdir(os.path.dirname(upper.root))
+            kept = [
+                os.path.join(os.path.dirname(upper.root), name)
+                for name in sorted(names)
+                if name.startswith(_KEPT)
+            ]
+            kept += [path for _, path in upper.all_copying()]
+        except FileNotFoundError:  # nobody has held it yet, or it has just gone
+            return []
+        return [os.fsdecode(path) for path in kept]
 
     def _look(self, session: Session) -> Overlay:
         """Opens a view of a session that is held, for what the programs in it do not see."""
@@ -354,6 +424,7 @@ class HeldSession(OfOneProcess):
         Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
         """
         old = self.session
+        self._sessions._settle_before(old)
         root = self.peek_root(freeze, overlay)
         if overlay is None and freeze.left_out:
             overlay = self._sessions._look(old)
@@ -382,17 +453,25 @@ class HeldSession(OfOneProcess):
                 writer.put(Db.REFS, ref.encode(), identifier)
 
         session = self._go_on(session, change)
-        if overlay is not None:
-            overlay.rebase(session.root, self.upper(), freeze.left_out)
-        return CommitReport(
-            identifier, not unchanged, freeze.stored_bytes, tuple(freeze.warnings)
-        )  # fmt: skip
+        warnings = (*freeze.warnings, *self._rebase(overlay, freeze))
+        return CommitReport(identifier, not unchanged, freeze.stored_bytes, warnings)
+
+    def _rebase(self, overlay: Overlay | None, freeze: Freeze) -> tuple[str, ...]:
+        """Shows the next state, and moves what its tree lacks; returns warnings."""
+        if overlay is None:
+            return ()
+        lost = overlay.rebase(self.session.root, self.upper(), freeze.left_out)
+        if freeze.left_out:
+            with contextlib.suppress(OSError):  # it is done: the next holder does the rest
+                return self._sessions._settle(self.session, lost)
+        return ()
 
     def fold(self, freeze: Freeze) -> Session:
         """Makes what was frozen the base, with an empty upper; the parent stays.
 
         Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
         """
+        self._sessions._settle_before(self.session)
         root = self.peek_root(freeze)
         overlay = self._sessions._look(self.session) if freeze.left_out else None
         session = msgspec.structs.replace(
@@ -402,8 +481,7 @@ class HeldSession(OfOneProcess):
         if freeze.left_out:
             self._sessions.upper(session).follow(True)
         session = self._go_on(session, freeze.save)
-        if overlay is not None:
-            overlay.rebase(session.root, self.upper(), freeze.left_out)
+        self._rebase(overlay, freeze)
         return session
 
     # The full tree beside the upper; `session_tree` says what it is for.
@@ -484,8 +562,10 @@ class HeldSession(OfOneProcess):
             old, parent=target, layers=layers, root=root, generation=old.generation + 1
         )
         self._sessions._make_upper(session)
-
-        return self._go_on(session, nodes.flush)
+        done = self._go_on(session, nodes.flush)
+        for path in self._sessions.left_over(done):
+            self.upper().discard(os.fsencode(path))
+        return done
 
     def _go_on(self, session: Session, save: Callable[[Writer], None]) -> Session:
         """Stores the next state of the session, under the name that it has by then."""
@@ -511,10 +591,11 @@ class HeldSession(OfOneProcess):
         """
         upper = self.upper()
         home = os.path.dirname(upper.root)
-        current = os.path.basename(upper.root)
-        for name in os.listdir(home):
-            if name.startswith(b"upper.") and name != current:
-                upper.discard(os.path.join(home, name))
+        with contextlib.suppress(OSError):
+            kept = self._sessions._kept_uppers(self.session)
+            for name in os.listdir(home):
+                if name.startswith(b"upper.") and name not in kept:
+                    upper.discard(os.path.join(home, name))
 
 
 def _run_lease(session: Session) -> str:

@@ -61,7 +61,7 @@ def command(
     service = mounts.Service(allow_other, plain, gc_every, gc_below)
     if foreground:
         mounts.become_daemon(prepared, service, log)
-    pid = mounts.start(prepared, service, log)
+    pid = mounts.start(prepared, service, log, output)
     if output.json:
         output.result(
             {
