@@ -46,9 +46,17 @@ import trio
 from engine import InodeNo
 from fsdriver import protocol
 from fsdriver.abilities import Abilities
-from fsdriver.device import MountRefusedError, mount
+from fsdriver.device import MountRefusedError, mount, mount_part
+from fsdriver.errand import Errand
 from fsdriver.guard import Guard
-from fsdriver.mountpoint import UnmountError, mounts, unmount
+from fsdriver.mountpoint import (
+    UnmountError,
+    check_unmounted,
+    mounts,
+    parts_in,
+    unmount,
+    unmount_command,
+)
 from fsdriver.seat import Seat
 
 log = structlog.get_logger("channel")
@@ -87,6 +95,9 @@ To be woken takes as long: who asks in a loop is answered in two thirds of the t
 """
 
 _PAGE = 4096
+
+_NOTICE_SECONDS = 10.0
+"""How long a notification may wait in the kernel; its thread is left there then."""
 
 
 class Part(NamedTuple):
@@ -157,7 +168,7 @@ class Channel:
             return
         self._agreed = trio.Event()
         self._connections: list[_Connection] = []
-        self._reading = self._stopping = self._unmounting = False
+        self._reading = self._stopping = self._unmounting = self._gone = False
         self._readers = trio.lowlevel.ParkingLot()
         self._turns = self._slept = 0
         self._in_a_loop = False
@@ -167,7 +178,8 @@ class Channel:
         """A request that comes after what was forgotten, and is still in its inbox."""
         self._guard = Guard()
         try:
-            self._whole = self._connect(mountpoint, _ROOT)
+            device = mount(mountpoint, source=source, allow_other=allow_other)
+            self._whole = self._connection(device, mountpoint, _ROOT)
         except BaseException:
             self._guard.close()
             raise
@@ -184,11 +196,8 @@ class Channel:
             self._give_up()
             raise
 
-    def _connect(self, where: str, root: int) -> _Connection:
-        """Mounts the whole, or a part of it. Raises MountRefusedError, or OSError."""
-        device = mount(
-            where, source=self._source, allow_other=self._allow_other, part=root != _ROOT
-        )
+    def _connection(self, device: int, where: str, root: int) -> _Connection:
+        """Takes what was mounted, the whole or a part of it. Raises OSError."""
         try:
             return _Connection(device, where, root, self._guard)
         except BaseException:
@@ -233,28 +242,32 @@ class Channel:
                 await pyfuse3.main(min_tasks=2, max_tasks=99)
             finally:
                 pyfuse3.trio = trio  # type: ignore[attr-defined]  # likewise
+                # Before a task is waited for that may wait for the mount.
+                self._give_up()
+                self.seat.put(-1, answered=False)
             nursery.cancel_scope.cancel()
 
     async def _complete(self, ready: Callable[[], None]) -> None:
         """Mounts the part once the whole is served."""
         await self._agreed.wait()
-        await trio.to_thread.run_sync(self._mount_part)
+        await self._mount_part()
         ready()
 
-    def _mount_part(self) -> None:
-        """Mounts the part if it can be; else the whole shows it. May be called from a thread."""
+    async def _mount_part(self) -> None:
+        """Mounts the part if it can be; else the whole shows it."""
         wanted = self._wanted
         if wanted is None:
             return
         where = os.path.join(self._mountpoint, wanted.name)
         wanted.elsewhere(True)
         try:
-            self._part = self._connect(where, wanted.root)
+            device = await mount_part(where, source=self._source, allow_other=self._allow_other)
+            self._part = self._connection(device, where, wanted.root)
         except (MountRefusedError, OSError) as error:
             log.info("one mount for all", error=str(error))
             wanted.elsewhere(False)
             self._wanted = None
-            self._whole.notify(protocol.INVAL_ENTRY, _ROOT, _name(os.fsencode(wanted.name)))
+            await self.forget_entry(InodeNo(_ROOT), os.fsencode(wanted.name))
             return
         self._listen(self._part)
         self.abilities.no_open = bool(self._kernel_flags & protocol.NO_OPEN_SUPPORT)
@@ -271,14 +284,17 @@ class Channel:
         """Makes `serve` return; the mount stays until `close`."""
         pyfuse3.terminate()
 
-    def unmount(self) -> None:
-        """Ends the mount unless it is busy (UnmountError); `serve` returns then. From a thread."""
+    async def unmount(self) -> None:
+        """Ends the mount unless it is busy (UnmountError); `serve` returns then."""
         part, self._unmounting = self._part, True
         try:
-            unmount(self._mountpoint)
+            for where in (*parts_in(self._mountpoint), self._mountpoint):
+                with Errand(unmount_command(where)) as errand:
+                    await trio.lowlevel.wait_readable(errand.fileno())
+                    check_unmounted(where, *errand.done())
         except UnmountError:
             if part is not None and not any(mount.path == part.mountpoint for mount in mounts()):
-                self._mount_part()
+                await self._mount_part()
             raise
         finally:
             self._unmounting = False
@@ -291,16 +307,33 @@ class Channel:
         pyfuse3.close(unmount=True)
         if not self._plain:
             self._events.close()
+            for connection in {*self._connections, self._whole}:
+                os.close(connection.device)
             self._ours.close()
             with contextlib.suppress(OSError):  # pyfuse3 has closed it
                 os.close(self._theirs.detach())
 
     def _give_up(self) -> None:
-        with contextlib.suppress(UnmountError):  # it was unmounted already
-            unmount(self._mountpoint, lazy=True)  # and what is mounted inside
+        """Lets whoever waits for the mount fail, and unmounts even a busy one; again is harmless.
+
+        Nothing here waits for the mount: from now on the guard refuses what comes, and without a
+        guard the kernel, for nobody has the devices open. Their numbers stay ours, because a
+        thread may be about to write to one.
+        """
+        if self._gone:
+            return
+        self._gone = True
+        self._guard.close()
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for connection in {*self._connections, self._whole}:
-            os.close(connection.device)
-        self._guard.close()  # which has them, too
+            os.dup2(nothing, connection.device, inheritable=False)
+        os.close(nothing)
+        here = [mount for mount in mounts() if mount.path == self._mountpoint]
+        if here and here[-1].source == self._source:  # else it was unmounted already
+            try:
+                unmount(self._mountpoint, lazy=True)  # and what is mounted inside
+            except UnmountError as error:
+                log.error("the mount was left", error=str(error))
 
     async def _keep_guard(self) -> None:
         """Starts another guard when somebody has ended it, but not again and again."""
@@ -312,6 +345,8 @@ class Channel:
             except OSError as error:
                 log.error("there is no guard any more", error=str(error))
                 return
+        await trio.lowlevel.wait_readable(self._guard.fileno())
+        log.error("the guard has ended too often: killed, the daemon may leave programs waiting")
 
     # From the kernel.
 
@@ -595,7 +630,11 @@ async def _quietly(function: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(OSError):
             function(*arguments)
 
-    await trio.to_thread.run_sync(notify)
+    with trio.move_on_after(_NOTICE_SECONDS) as patience:
+        # The thread may be left: in the kernel it can wait for a request that we answer.
+        await trio.to_thread.run_sync(notify, abandon_on_cancel=True)
+    if patience.cancelled_caught:
+        log.warning("the kernel takes no notice", seconds=_NOTICE_SECONDS)
 
 
 def _options(source: str, allow_other: bool) -> set[str]:

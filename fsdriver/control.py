@@ -285,7 +285,7 @@ class Control:
         """
         for session in self._vfs.lent:
             self._vfs.check_not_lent(session)
-        await trio.to_thread.run_sync(self._channel.unmount)
+        await self._channel.unmount()
         self._channel.stop()
         return messages.Done()
 

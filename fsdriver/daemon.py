@@ -24,6 +24,7 @@ from engine import EngineError, Repository
 from engine.host.leases import acquire
 from engine.mounted.inodes import Owner
 from engine.mounted.vfs import SNAPSHOTS, Vfs
+from fsdriver.apart import keep_apart
 from fsdriver.channel import Channel, Part
 from fsdriver.client import socket_path
 from fsdriver.control import Control, listen
@@ -51,14 +52,18 @@ log = structlog.get_logger("daemon")
 def main(argv: list[str]) -> int:
     """Runs a daemon in this process; returns its exit status."""
     options = _parser().parse_args(argv)
-    _prepare_process()
+    options.store = os.path.abspath(options.store)
+    options.mountpoint = os.path.realpath(options.mountpoint)
+    _prepare_process(options.mountpoint)
     logging = Logging(options.log)
     try:
         with _mounted(options) as (vfs, channel, control, listener):
 
             def ready() -> None:
-                _tell(options.ready_fd, {"pid": os.getpid()})
                 log.info("mounted", mountpoint=options.mountpoint, store=options.store)
+                if not _tell(options.ready_fd, {"pid": os.getpid()}):
+                    log.info("ending", reason="whoever started it is gone")
+                    channel.stop()
 
             house = Housekeeping(
                 vfs.repository,
@@ -96,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare_process() -> None:
+def _prepare_process(mountpoint: str) -> None:
+    keep_apart(mountpoint)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it as SIGTERM does, while nothing is served
     os.umask(0)
     sys.setswitchinterval(SWITCH_SECONDS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -104,12 +111,16 @@ def _prepare_process() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _tell(fd: int, facts: dict[str, object]) -> None:
-    """Tells whoever started us, once."""
+def _tell(fd: int, facts: dict[str, object]) -> bool:
+    """Tells whoever started us, once; False if nobody hears it any more."""
     if fd >= 0:
-        with contextlib.suppress(OSError):
+        try:
             os.write(fd, json.dumps(facts).encode() + b"\n")
+        except BrokenPipeError:
+            return False
+        finally:
             os.close(fd)
+    return True
 
 
 @contextlib.contextmanager
@@ -117,7 +128,7 @@ def _mounted(
     options: argparse.Namespace,
 ) -> Iterator[tuple[Vfs, Channel, Control, socket.socket]]:
     """Holds the lease, the store, the socket and the mount, and lets go in reverse."""
-    store, mountpoint = os.path.abspath(options.store), os.path.abspath(options.mountpoint)
+    store, mountpoint = options.store, options.mountpoint
     where = socket_path(store)
     with contextlib.ExitStack() as stack:
         repository = stack.enter_context(Repository.open(store))

@@ -86,7 +86,7 @@ class Housekeeping:
         self._started = time.time()  # what failed is tried again when it is due again
         try:
             done = await trio.run_process(
-                [sys.executable, "-m", "fsdriver.collector", path],
+                [sys.executable, "-P", "-m", "fsdriver.collector", path],
                 capture_stdout=True, check=False, cwd="/",
             )  # fmt: skip
             self._started = time.time()

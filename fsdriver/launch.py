@@ -65,7 +65,8 @@ def daemon_command(
     It collects garbage every `gc_every` seconds, and when less than the share `gc_below` of the
     disk is free; 0 is never.
     """
-    command = [sys.executable, "-m", "fsdriver.daemon", store_path, mountpoint]
+    # -P: what lies in the directory where it starts is no module of ours.
+    command = [sys.executable, "-P", "-m", "fsdriver.daemon", store_path, mountpoint]
     if allow_other:
         command.append("--allow-other")
     if plain:
