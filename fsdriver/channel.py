@@ -46,7 +46,7 @@ import trio
 from engine import InodeNo
 from fsdriver import protocol
 from fsdriver.abilities import Abilities
-from fsdriver.device import MountRefusedError, mount
+from fsdriver.device import Access, MountRefusedError, mount
 from fsdriver.guard import Guard
 from fsdriver.mountpoint import UnmountError, mounts, unmount
 from fsdriver.seat import Seat
@@ -87,6 +87,9 @@ To be woken takes as long: who asks in a loop is answered in two thirds of the t
 """
 
 _PAGE = 4096
+
+_ATTRIBUTES_ONLY = struct.pack("=qq", -1, 0)
+"""The range of a notification that is about no page: a negative offset."""
 
 
 class Part(NamedTuple):
@@ -138,7 +141,7 @@ class Channel:
         mountpoint: str,
         *,
         source: str,
-        allow_other: bool,
+        access: Access,
         plain: bool = False,
         part: Part | None = None,
     ) -> None:
@@ -148,12 +151,12 @@ class Channel:
         """
         self.abilities = abilities
         self._counts = [0] * 256
-        self._mountpoint, self._source, self._allow_other = mountpoint, source, allow_other
+        self._mountpoint, self._source, self._access = mountpoint, source, access
         self._plain = plain
         self._wanted = None if plain else part
         self._part: _Connection | None = None
         if plain:
-            self._start(operations, mountpoint, _options(source, allow_other))
+            self._start(operations, mountpoint, _options(source, access))
             return
         self._agreed = trio.Event()
         self._connections: list[_Connection] = []
@@ -179,16 +182,14 @@ class Channel:
             self._bound_messages()
             self.seat = Seat(self._theirs.fileno())
             self._events = select.epoll()
-            self._start(operations, f"/dev/fd/{self._theirs.fileno()}", _options(source, False))
+            self._start(operations, f"/dev/fd/{self._theirs.fileno()}", _options(source, Access()))
         except BaseException:
             self._give_up()
             raise
 
     def _connect(self, where: str, root: int) -> _Connection:
         """Mounts the whole, or a part of it. Raises MountRefusedError, or OSError."""
-        device = mount(
-            where, source=self._source, allow_other=self._allow_other, part=root != _ROOT
-        )
+        device = mount(where, source=self._source, access=self._access, part=root != _ROOT)
         try:
             return _Connection(device, where, root, self._guard)
         except BaseException:
@@ -525,6 +526,13 @@ class Channel:
             return
         await _quietly(self._notify, protocol.INVAL_INODE, ino, struct.pack("=qq", 0, 0))
 
+    def attributes_changed(self, ino: InodeNo) -> None:
+        """Makes the kernel ask for a session's inode's attributes again, at once.
+
+        May be called while a request is answered: no page is touched, so nothing is waited for.
+        """
+        self._whole.notify(protocol.INVAL_INODE, ino, _ATTRIBUTES_ONLY)
+
     def give(self, ino: int, offset: int, data: Sequence[bytes | memoryview]) -> None:
         """Puts bytes of a file into the kernel's page cache. Not from the serving thread.
 
@@ -594,13 +602,13 @@ async def _quietly(function: Callable[..., None], *arguments: object) -> None:
     await trio.to_thread.run_sync(notify)
 
 
-def _options(source: str, allow_other: bool) -> set[str]:
+def _options(source: str, access: Access) -> set[str]:
     options = set(pyfuse3.default_options)
     name = os.fsencode(source).decode("ascii", "backslashreplace")
     name = name.replace("\\", "\\\\").replace(",", "\\,")
     options |= {f"fsname={name}", "subtype=amalgamfs"}
-    if os.geteuid() == 0:
-        options |= {"dev", "suid"}
-    if allow_other:
+    # libfuse, as root, mounts with neither unless it is asked.
+    options |= {"suid" if access.suid else "nosuid", "dev" if access.dev else "nodev"}
+    if access.allow_other:
         options.add("allow_other")
     return options
