@@ -41,8 +41,13 @@ def describe(mode: int) -> str:
     return names.get(stat.S_IFMT(mode), "file of unknown kind")
 
 
-def read_xattrs(where: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Returns the `user.*` attributes of a descriptor or path, sorted; links not followed."""
+def read_xattrs(
+    where: int | bytes, others: list[bytes] | None = None
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Returns the `user.*` attributes of a descriptor or path, sorted; links not followed.
+
+    The names of attributes that are not kept are added to `others`.
+    """
     try:
         follow = isinstance(where, int)
         names = os.listxattr(where, follow_symlinks=follow)
@@ -56,6 +61,8 @@ def read_xattrs(where: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
         if _is_kept(name):
             with contextlib.suppress(FileNotFoundError):
                 pairs.append((name, os.getxattr(where, name, follow_symlinks=follow)))
+        elif others is not None:
+            others.append(name)
     return tuple(sorted(pairs))
 
 
@@ -69,6 +76,11 @@ def kept_xattrs(pairs: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, by
 
 def _is_kept(name: bytes) -> bool:
     return name.startswith(b"user.") and not name.startswith(_NOT_KEPT)
+
+
+def is_in_range(time_ns: int) -> bool:
+    """Tells whether a tree can keep a time: those from 1677 to 2262."""
+    return EARLIEST_NS <= time_ns <= LATEST_NS
 
 
 def mtime_of(status: os.stat_result) -> int:

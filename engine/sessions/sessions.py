@@ -74,6 +74,8 @@ class CommitReport(msgspec.Struct, frozen=True):
     changed: bool
     new_bytes: int
     warnings: tuple[str, ...]
+    lost: dict[str, int] = {}
+    """How many files lost what; see `losses`."""
 
 
 class Sessions:
@@ -379,7 +381,7 @@ class HeldSession:
         if overlay is not None:
             overlay.rebase(session.root, self.upper(), freeze.left_out)
         return CommitReport(
-            identifier, not unchanged, freeze.stored_bytes, tuple(freeze.warnings)
+            identifier, not unchanged, freeze.stored_bytes, tuple(freeze.warnings), freeze.lost
         )  # fmt: skip
 
     def fold(self, freeze: Freeze) -> Session:

@@ -120,6 +120,7 @@ def command(
                 "read_bytes": report.read_bytes,
                 "new_bytes": report.new_bytes,
                 "warnings": report.warnings,
+                "lost": report.lost,
             }
         )
         return
