@@ -180,7 +180,10 @@ class Control:
             )
             await trio.to_thread.run_sync(live.held.clean)
         return messages.Committed(
-            report.snapshot.hex(), report.changed, report.new_bytes, list(report.warnings),
+            report.snapshot.hex(),
+            report.changed,
+            report.new_bytes,
+            list(report.warnings),
             report.lost,
         )
 

@@ -2,7 +2,7 @@
 
 import errno
 
-from engine.archives.bundle_applying import BundleBaseError
+from engine.archives.bundle_applying import BundleBaseError, BundleSetIdError
 from engine.archives.bundles import (
     BundleFormatError,
     BundleTooLargeError,
@@ -68,6 +68,7 @@ ERRNOS: dict[type[EngineError], int] = {
     ArchiveRefusedError: errno.EINVAL,
     BundleBaseError: errno.ENOENT,
     BundleFormatError: errno.EINVAL,
+    BundleSetIdError: errno.EPERM,
     BundleTooLargeError: errno.EFBIG,
     BundleTruncatedError: errno.EINVAL,
     BundleVersionError: errno.EINVAL,

@@ -100,7 +100,8 @@ def launch(
     ready, told = os.pipe2(os.O_CLOEXEC)
     command = daemon_command(
         store_path, mountpoint,
-        allow_other=allow_other, suid=suid, dev=dev, plain=plain, gc_every=gc_every, gc_below=gc_below,
+        allow_other=allow_other, suid=suid, dev=dev, plain=plain,
+        gc_every=gc_every, gc_below=gc_below,
     )  # fmt: skip
     command += ["--ready-fd", str(told), "--log", log]
     if life is not None:

@@ -165,7 +165,7 @@ def _bind(job: Job) -> None:
 
 
 def _take_privileges(place: bytes) -> None:
-    """Makes set-id bits and devices have no effect at a mount; only adds, so what is locked stays."""
+    """Makes set-id bits and devices have no effect at a mount. Only adds: what is locked stays."""
     attributes = _MOUNT_ATTR.pack(_MS_NOSUID | _MS_NODEV, 0, 0, 0)
     at, flags = ctypes.c_int(_AT_FDCWD), ctypes.c_uint(_AT_RECURSIVE)
     size = ctypes.c_size_t(len(attributes))

@@ -58,7 +58,7 @@ def read_xattrs(
     pairs = []
     for text in names:
         name = os.fsencode(text)
-        if _is_kept(name):
+        if is_kept(name):
             with contextlib.suppress(FileNotFoundError):
                 pairs.append((name, os.getxattr(where, name, follow_symlinks=follow)))
         elif others is not None:
@@ -71,10 +71,11 @@ def kept_xattrs(pairs: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, by
 
     What gives a program privileges, or means something to this one, no tree brings along.
     """
-    return tuple(pair for pair in pairs if _is_kept(pair[0]))
+    return tuple(pair for pair in pairs if is_kept(pair[0]))
 
 
-def _is_kept(name: bytes) -> bool:
+def is_kept(name: bytes) -> bool:
+    """Tells whether a tree keeps an extended attribute."""
     return name.startswith(b"user.") and not name.startswith(_NOT_KEPT)
 
 

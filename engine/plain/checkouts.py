@@ -112,9 +112,7 @@ class Checkouts:
         if inside.startswith(os.path.realpath(self._repository.path) + os.sep):
             raise CheckoutRefusedError(target, "it is inside of the store")
         if root.kind != Kind.DIRECTORY:
-            return check_out_file(
-                self._objects, root, target, set_id=options.get("set_id", False)
-            )
+            return check_out_file(self._objects, root, target, set_id=options.get("set_id", False))
         check_target(target)
         identifier = new_id()
         tracked = options.get("tracked", True)

@@ -23,6 +23,7 @@ import msgspec
 from engine.errors import CorruptObjectError, EngineError
 from engine.host.hostfs import describe, is_in_range, kind_of, mtime_of, read_xattrs
 from engine.host.losses import SET_ID, TIME, Losses, is_lost
+from engine.host.set_id import SET_ID as SET_ID_BITS
 from engine.host.set_id import arriving, has_set_id, is_ours
 from engine.ids import NodeId
 from engine.plain.stat_cache import (
@@ -104,13 +105,13 @@ class _Folder:
 class _Import:
     def __init__(self, store: Store, objects: Objects, root: str, *, use_cache: bool,
                  progress: Progress | None, sink: ChunkSink | None = None,
-                 nodes: NodeBuffer | None = None) -> None:  # fmt: skip
+                 nodes: NodeBuffer | None = None, set_id: bool = False) -> None:  # fmt: skip
         self.store, self.objects, self.root = store, objects, root
         self.sink = sink or ChunkSink(store, check=not use_cache)
         self.nodes = nodes or NodeBuffer()
         self.report = ImportReport()
         self.losses = Losses()
-        self.use_cache = use_cache
+        self.use_cache, self.set_id = use_cache, set_id
         self.asked, self.progress = progress is not None, progress or unheard
         self.prefix = cache_prefix(root)
         self.fresh = time.time_ns() - FRESH_NS
@@ -244,7 +245,7 @@ class _Import:
                 elif kind_of(mode) is None:
                     self._warn(_join(folder.path, name), f"is a {describe(mode)}")
                     continue
-                elif mode & 0o6000 and has_set_id(mode) and not is_ours(status):
+                elif mode & SET_ID_BITS and not self._keeps_set_id(status):
                     self.losses.note(_join(folder.path, name), SET_ID)
                     ctime = FRESH  # the cache may have it from when it was ours
                 if ctime > self.fresh:
@@ -385,10 +386,7 @@ class _Import:
                 break
             if attempt == _TRIES - 1:
                 raise SourceChangedError(path)
-        entry = Entry(
-            row[0], Kind.FILE, arriving(stat.S_IMODE(after.st_mode), after), mtime_of(after), size,
-            content, xattrs,
-        )  # fmt: skip
+        entry = Entry(row[0], Kind.FILE, self._bits(after), mtime_of(after), size, content, xattrs)
         fresh = after.st_ctime_ns != row[5] or after.st_ctime_ns > self.fresh or not complete
         folder.rows[at] = (
             row[0], after.st_mode, after.st_ino, size, mtime_of(after),
@@ -396,6 +394,13 @@ class _Import:
         )  # fmt: skip
         folder.entries[row[0]] = entry
         return size
+
+    def _keeps_set_id(self, status: os.stat_result) -> bool:
+        return self.set_id or not has_set_id(status.st_mode) or is_ours(status)
+
+    def _bits(self, status: os.stat_result) -> int:
+        mode = stat.S_IMODE(status.st_mode)
+        return mode if self.set_id else arriving(mode, status)
 
     def _read_xattrs(self, fd: int, path: bytes) -> tuple[tuple[tuple[bytes, bytes], ...], bool]:
         """Returns the attributes that the tree keeps, and whether nobody misses another."""
@@ -471,6 +476,7 @@ def import_directory(
     finish: Callable[[Writer, Entry], T],
     store_path: str | None = None,
     use_cache: bool = True,
+    set_id: bool = False,
     progress: Progress | None = None,
 ) -> tuple[T, Entry, ImportReport]:
     """Imports the directory at `path`; returns what `finish` said, the root and a report.
@@ -478,11 +484,15 @@ def import_directory(
     `finish` runs in the transaction that stores the tree, and makes something refer to it. The
     caller holds the lease on objects. A store inside of the directory (`store_path`, or another
     AmalgamFS mount) is left out with a warning. Without `use_cache` every file is read, and what
-    the store has of it is checked, and stored again if it is damaged.
+    the store has of it is checked, and stored again if it is damaged. Set-id bits are kept of the
+    user's own files, and with `set_id` of all.
 
     Raises ImportSourceError, SourceChangedError.
     """
-    job = _Import(store, objects, os.path.abspath(path), use_cache=use_cache, progress=progress)
+    job = _Import(
+        store, objects, os.path.abspath(path),
+        use_cache=use_cache, progress=progress, set_id=set_id,
+    )  # fmt: skip
     job.leave_out(store_path)
     root = job.run()
 
