@@ -352,9 +352,10 @@ class Repository(OfOneProcess):
         parents: tuple[SnapshotId, ...] = (),
         metadata: dict[str, Any] | None = None,
         use_cache: bool = True,
+        set_id: bool = False,
         progress: Progress | None = None,
     ) -> ImportResult:
-        """Imports a directory as a snapshot.
+        """Imports a directory as a snapshot; `set_id` keeps set-id bits of others' files, too.
 
         Without `parents`, the parent is what `ref` names, else the last import of the same
         directory. If the tree is that one's, no snapshot is made and its id is returned.
@@ -390,7 +391,7 @@ class Repository(OfOneProcess):
         with self.storing():
             (identifier, changed), root, report = import_directory(
                 self.store, self.objects, source, finish=finish, store_path=self.path,
-                use_cache=use_cache, progress=progress,
+                use_cache=use_cache, set_id=set_id, progress=progress,
             )  # fmt: skip
         return ImportResult(identifier, root, changed, report)
 
@@ -491,17 +492,21 @@ class Repository(OfOneProcess):
         message: str = "",
         parents: tuple[SnapshotId, ...] = (),
         metadata: dict[str, Any] | None = None,
+        set_id: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> ImportResult:
         """Imports a tar archive from a stream, compressed or not, as a snapshot.
+
+        Set-id bits are kept with `set_id` only; see `engine.host.set_id`.
 
         Without `parents`, the parent is what `ref` names; if the tree is that one's, no snapshot
         is made. `progress` is told bytes of the archive. Raises ArchiveDamagedError,
         ArchiveRefusedError; nothing can be seen then.
         """
         return self._import_archive(
-            lambda reader: reader.read(stream, progress), False, ref, message, parents, metadata
-        )
+            lambda reader: reader.read(stream, progress), False, ref, message, parents, metadata,
+            set_id,
+        )  # fmt: skip
 
     def _import_archive(
         self,
@@ -511,13 +516,14 @@ class Repository(OfOneProcess):
         message: str,
         parents: tuple[SnapshotId, ...],
         metadata: dict[str, Any] | None,
+        set_id: bool,
     ) -> ImportResult:
         if ref is not None:
             check_name("ref", ref)
         self.commits.flush()
         with self.storing():
             sink, nodes = ChunkSink(self.store), NodeBuffer()
-            reader = TarReader(sink, nodes, layered=layered)
+            reader = TarReader(sink, nodes, layered=layered, set_id=set_id)
             read(reader)
             root = reader.draft.build(nodes)
             sink.flush()
@@ -542,6 +548,7 @@ class Repository(OfOneProcess):
             identifier, changed = self.store.write(finish)
         reader.report.files = root.totals.entries if root.totals else 0
         reader.report.new_bytes = sink.stored_bytes
+        reader.report.warnings = reader.warnings()
         return ImportResult(identifier, root, changed, reader.report)
 
     def import_oci(
@@ -553,6 +560,7 @@ class Repository(OfOneProcess):
         message: str = "",
         parents: tuple[SnapshotId, ...] = (),
         metadata: dict[str, Any] | None = None,
+        set_id: bool = False,
         progress: Progress | None = None,
     ) -> ImportResult:
         """Imports an image of an OCI layout, its layers merged, as a snapshot.
@@ -563,7 +571,7 @@ class Repository(OfOneProcess):
         def read(reader: TarReader) -> None:
             read_image(path, reader, image=image, progress=progress)
 
-        return self._import_archive(read, True, ref, message, parents, metadata)
+        return self._import_archive(read, True, ref, message, parents, metadata, set_id)
 
     def layers_of(self, name: str) -> list[State]:
         """Returns the trees that the layers of `@session` make, each with those below it.
@@ -590,11 +598,13 @@ class Repository(OfOneProcess):
         *,
         image: str = "latest",
         architecture: str = "amd64",
+        set_id: bool = False,
         progress: Progress | None = None,
     ) -> OciReport:
         """Makes an OCI layout at `target`: a layer for each state of `layers`, and for `root`.
 
-        States that equal the one before make no layer. See `oci_writing`.
+        States that equal the one before make no layer; set-id bits are written with `set_id` only.
+        See `oci_writing`.
         """
         states: list[State] = []
         for label, state in [*layers, ("session" if layers else "snapshot", root)]:
@@ -602,22 +612,24 @@ class Repository(OfOneProcess):
                 states.append((label, state))
         return write_image(
             self.objects, states, target,
-            image=image, architecture=architecture, progress=progress,
+            image=image, architecture=architecture, set_id=set_id, progress=progress,
         )  # fmt: skip
 
     def export_tar(
-        self, root: Entry, out: IO[bytes], *, progress: Progress | None = None
-    ) -> TarReport:
+        self, root: Entry, out: IO[bytes], *, set_id: bool = False,
+        progress: Progress | None = None,
+    ) -> TarReport:  # fmt: skip
         """Writes a tree as a tar archive, uncompressed; the same bytes for the same tree.
 
-        With other processes where that is faster; see `tar_crew`.
+        Set-id bits are written with `set_id` only, for the archive gives every file to root. With
+        other processes where that is faster; see `tar_crew`.
         """
         if workers := workers_for(root):
             with Crew(self.path, workers) as crew:
-                return write_tree(self.objects, root, out, crew, progress=progress)
+                return write_tree(self.objects, root, out, crew, set_id=set_id, progress=progress)
         total = root.totals.entries + 1 if root.totals else None
         members = everything(self.objects, root)
-        return write_tar(self.objects, members, out, total=total, progress=progress)
+        return write_tar(self.objects, members, out, total=total, set_id=set_id, progress=progress)
 
     def create_bundle(
         self,
@@ -652,6 +664,7 @@ class Repository(OfOneProcess):
         *,
         take_refs: bool = True,
         move_refs: bool = False,
+        set_id: bool = False,
         progress: Progress | None = None,
     ) -> ApplyReport:
         """Takes in what a bundle carries, all or nothing visible; see `bundle_applying`."""
@@ -659,7 +672,7 @@ class Repository(OfOneProcess):
         with self.storing():
             return apply_bundle(
                 self.store, self.objects, stream,
-                take_refs=take_refs, move_refs=move_refs, progress=progress,
+                take_refs=take_refs, move_refs=move_refs, set_id=set_id, progress=progress,
             )  # fmt: skip
 
     def collect(self, *, dry_run: bool = False, progress: Progress | None = None) -> CollectReport:

@@ -46,7 +46,7 @@ import trio
 from engine import InodeNo
 from fsdriver import protocol
 from fsdriver.abilities import Abilities
-from fsdriver.device import MountRefusedError, mount, mount_part
+from fsdriver.device import Access, MountRefusedError, mount, mount_part
 from fsdriver.errand import Errand
 from fsdriver.guard import Guard
 from fsdriver.mountpoint import (
@@ -99,6 +99,9 @@ _PAGE = 4096
 _NOTICE_SECONDS = 10.0
 """How long a notification may wait in the kernel; its thread is left there then."""
 
+_ATTRIBUTES_ONLY = struct.pack("=qq", -1, 0)
+"""The range of a notification that is about no page: a negative offset."""
+
 
 class Part(NamedTuple):
     """A directory of the mount's root that is mounted by itself, read-only for the kernel.
@@ -149,7 +152,7 @@ class Channel:
         mountpoint: str,
         *,
         source: str,
-        allow_other: bool,
+        access: Access,
         plain: bool = False,
         part: Part | None = None,
     ) -> None:
@@ -159,12 +162,12 @@ class Channel:
         """
         self.abilities = abilities
         self._counts = [0] * 256
-        self._mountpoint, self._source, self._allow_other = mountpoint, source, allow_other
+        self._mountpoint, self._source, self._access = mountpoint, source, access
         self._plain = plain
         self._wanted = None if plain else part
         self._part: _Connection | None = None
         if plain:
-            self._start(operations, mountpoint, _options(source, allow_other))
+            self._start(operations, mountpoint, _options(source, access))
             return
         self._agreed = trio.Event()
         self._connections: list[_Connection] = []
@@ -178,7 +181,7 @@ class Channel:
         """A request that comes after what was forgotten, and is still in its inbox."""
         self._guard = Guard()
         try:
-            device = mount(mountpoint, source=source, allow_other=allow_other)
+            device = mount(mountpoint, source=source, access=access)
             self._whole = self._connection(device, mountpoint, _ROOT)
         except BaseException:
             self._guard.close()
@@ -191,7 +194,7 @@ class Channel:
             self._bound_messages()
             self.seat = Seat(self._theirs.fileno())
             self._events = select.epoll()
-            self._start(operations, f"/dev/fd/{self._theirs.fileno()}", _options(source, False))
+            self._start(operations, f"/dev/fd/{self._theirs.fileno()}", _options(source, Access()))
         except BaseException:
             self._give_up()
             raise
@@ -261,7 +264,7 @@ class Channel:
         where = os.path.join(self._mountpoint, wanted.name)
         wanted.elsewhere(True)
         try:
-            device = await mount_part(where, source=self._source, allow_other=self._allow_other)
+            device = await mount_part(where, source=self._source, access=self._access)
             self._part = self._connection(device, where, wanted.root)
         except (MountRefusedError, OSError) as error:
             log.info("one mount for all", error=str(error))
@@ -564,6 +567,13 @@ class Channel:
             return
         await _quietly(self._notify, protocol.INVAL_INODE, ino, struct.pack("=qq", 0, 0))
 
+    def attributes_changed(self, ino: InodeNo) -> None:
+        """Makes the kernel ask for a session's inode's attributes again, at once.
+
+        May be called while a request is answered: no page is touched, so nothing is waited for.
+        """
+        self._whole.notify(protocol.INVAL_INODE, ino, _ATTRIBUTES_ONLY)
+
     def give(self, ino: int, offset: int, data: Sequence[bytes | memoryview]) -> None:
         """Puts bytes of a file into the kernel's page cache. Not from the serving thread.
 
@@ -637,13 +647,13 @@ async def _quietly(function: Callable[..., None], *arguments: object) -> None:
         log.warning("the kernel takes no notice", seconds=_NOTICE_SECONDS)
 
 
-def _options(source: str, allow_other: bool) -> set[str]:
+def _options(source: str, access: Access) -> set[str]:
     options = set(pyfuse3.default_options)
     name = os.fsencode(source).decode("ascii", "backslashreplace")
     name = name.replace("\\", "\\\\").replace(",", "\\,")
     options |= {f"fsname={name}", "subtype=amalgamfs"}
-    if os.geteuid() == 0:
-        options |= {"dev", "suid"}
-    if allow_other:
+    # libfuse, as root, mounts with neither unless it is asked.
+    options |= {"suid" if access.suid else "nosuid", "dev" if access.dev else "nodev"}
+    if access.allow_other:
         options.add("allow_other")
     return options

@@ -181,7 +181,11 @@ class Control:
             )
             await trio.to_thread.run_sync(live.held.clean)
         return messages.Committed(
-            report.snapshot.hex(), report.changed, report.new_bytes, list(report.warnings)
+            report.snapshot.hex(),
+            report.changed,
+            report.new_bytes,
+            list(report.warnings),
+            report.lost,
         )
 
     async def _fork(self, request: messages.Fork) -> messages.AnyReply:

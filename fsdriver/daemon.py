@@ -28,6 +28,7 @@ from fsdriver.apart import keep_apart
 from fsdriver.channel import Channel, Part
 from fsdriver.client import socket_path
 from fsdriver.control import Control, listen
+from fsdriver.device import Access
 from fsdriver.housekeeping import LOOK_SECONDS, Housekeeping, Schedule
 from fsdriver.launch import default_log
 from fsdriver.logs import Logging
@@ -91,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("store")
     parser.add_argument("mountpoint")
     parser.add_argument("--allow-other", action="store_true")
+    parser.add_argument("--suid", action="store_true")
+    parser.add_argument("--dev", action="store_true")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--log", default=None)
     parser.add_argument("--ready-fd", type=int, default=-1)
@@ -151,12 +154,13 @@ def _mounted(
 
         channel = Channel(
             operations, operations.abilities, mountpoint, source=store,
-            allow_other=options.allow_other, plain=options.plain,
+            access=Access(options.allow_other, options.suid, options.dev), plain=options.plain,
             part=Part("snapshots", SNAPSHOTS, elsewhere),
         )  # fmt: skip
         stack.callback(channel.close)
         if not options.plain:
             operations.seat = channel.seat
+            operations.attributes_changed = channel.attributes_changed
             operations.ahead = ReadAhead(channel.give)
             stack.callback(operations.ahead.close)
         status = Status(

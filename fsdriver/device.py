@@ -3,6 +3,7 @@
 As root, or as root of a user namespace, mount(2). Otherwise fusermount3, which is setuid, mounts
 and hands the descriptor over a socket (`_FUSE_COMMFD`, see libfuse's lib/mount.c). What is mounted
 inside of a mount of this process is mounted by an errand: the way there leads through that.
+fusermount3 mounts with `nosuid,nodev`; mount(2) is asked for that unless `Access` says otherwise.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import trio
 
@@ -23,32 +25,46 @@ SUBTYPE = "amalgamfs"
 PART_SUBTYPE = "amalgamfs.part"
 """Of a mount that shows a part of another one, read-only for the kernel."""
 
-_MS_RDONLY = 1
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV = 1, 2, 4
 
 
 class MountRefusedError(EngineError):
     """The kernel or fusermount3 refused the mount."""
 
 
-def mount(mountpoint: str, *, source: str, allow_other: bool) -> int:
+class Access(NamedTuple):
+    """Who may use a mount, and what files may do there. fusermount3 ignores `suid` and `dev`."""
+
+    allow_other: bool = False
+    suid: bool = False
+    """Whether set-user-ID and set-group-ID bits work."""
+    dev: bool = False
+    """Whether device nodes work."""
+
+    def flags(self) -> int:
+        """Returns the flags for mount(2)."""
+        return (0 if self.suid else _MS_NOSUID) | (0 if self.dev else _MS_NODEV)
+
+
+def mount(mountpoint: str, *, source: str, access: Access) -> int:
     """Mounts and returns the descriptor of the connection. Raises MountRefusedError."""
     if os.geteuid() == 0:
         fd = _open_device()
         kind = stat.S_IFMT(os.stat(mountpoint).st_mode)
-        *texts, flags, options = _arguments(mountpoint, source, allow_other, False, fd, kind)
+        *texts, flags, options = _arguments(mountpoint, source, access, False, fd, kind)
         libc = ctypes.CDLL(None, use_errno=True)
         arguments = [os.fsencode(text) for text in texts]
         if libc.mount(*arguments, ctypes.c_ulong(int(flags)), options.encode()):
             os.close(fd)
             _refuse(ctypes.get_errno())
         return fd
-    with _helper(mountpoint, source, allow_other, False) as (errand, ours):
+    with _helper(mountpoint, source, access, False) as (errand, ours):
         if not errand.wait():
             raise MountRefusedError(f"fusermount3 has not mounted within {PATIENCE:.0f} seconds")
         return _handed_over(errand, ours)
 
 
-async def mount_part(where: str, *, source: str, allow_other: bool) -> int:
+async def mount_part(where: str, *, source: str, access: Access) -> int:
     """Mounts inside of a mount of this process, read-only for the kernel; as `mount`.
 
     Waits as long as it takes, and can be cancelled while the outer mount answers nobody.
@@ -56,12 +72,12 @@ async def mount_part(where: str, *, source: str, allow_other: bool) -> int:
     who is effective, which is root.
     """
     if os.geteuid() != 0:
-        with _helper(where, source, allow_other, True) as (errand, ours):
+        with _helper(where, source, access, True) as (errand, ours):
             await trio.lowlevel.wait_readable(errand.fileno())
             return _handed_over(errand, ours)
     fd = _open_device()
     try:
-        words = _arguments(where, source, allow_other, True, fd, stat.S_IFDIR)
+        words = _arguments(where, source, access, True, fd, stat.S_IFDIR)
         with Errand(call("mount", *words), pass_fds=(fd,)) as errand:
             await trio.lowlevel.wait_readable(errand.fileno())
             status, _ = errand.done()
@@ -81,12 +97,12 @@ def _open_device() -> int:
 
 
 def _arguments(
-    where: str, source: str, allow_other: bool, part: bool, fd: int, kind: int
+    where: str, source: str, access: Access, part: bool, fd: int, kind: int
 ) -> list[str]:
     """Returns what mount(2) takes, in its order; `kind` is the type in the mode of `where`."""
     options = f"fd={fd},rootmode={kind:o},user_id={os.getuid()},group_id={os.getgid()}"
-    options += ",default_permissions" + (",allow_other" if allow_other else "")
-    flags = _MS_RDONLY if part else 0
+    options += ",default_permissions" + (",allow_other" if access.allow_other else "")
+    flags = access.flags() | (_MS_RDONLY if part else 0)
     return [source, where, f"fuse.{PART_SUBTYPE if part else SUBTYPE}", str(flags), options]
 
 
@@ -97,7 +113,7 @@ def _refuse(code: int) -> None:
 
 @contextmanager
 def _helper(
-    where: str, source: str, allow_other: bool, part: bool
+    where: str, source: str, access: Access, part: bool
 ) -> Iterator[tuple[Errand, socket.socket]]:
     """Sends fusermount3; gives it, and where it hands the descriptor over."""
     tool = shutil.which("fusermount3")
@@ -105,7 +121,7 @@ def _helper(
         raise MountRefusedError("fusermount3 is not installed, and only root can mount without it")
     name = source.replace("\\", "\\\\").replace(",", "\\,")
     options = f"default_permissions,fsname={name},subtype={PART_SUBTYPE if part else SUBTYPE}"
-    options += (",allow_other" if allow_other else "") + (",ro" if part else "")
+    options += (",allow_other" if access.allow_other else "") + (",ro" if part else "")
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         command = [tool, "-o", options, "--", where]

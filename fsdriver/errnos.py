@@ -2,7 +2,7 @@
 
 import errno
 
-from engine.archives.bundle_applying import BundleBaseError
+from engine.archives.bundle_applying import BundleBaseError, BundleSetIdError
 from engine.archives.bundles import (
     BundleFormatError,
     BundleTooLargeError,
@@ -69,6 +69,7 @@ ERRNOS: dict[type[EngineError], int] = {
     ArchiveRefusedError: errno.EINVAL,
     BundleBaseError: errno.ENOENT,
     BundleFormatError: errno.EINVAL,
+    BundleSetIdError: errno.EPERM,
     BundleTooLargeError: errno.EFBIG,
     BundleTruncatedError: errno.EINVAL,
     BundleVersionError: errno.EINVAL,

@@ -56,6 +56,8 @@ def daemon_command(
     mountpoint: str,
     *,
     allow_other: bool = False,
+    suid: bool = False,
+    dev: bool = False,
     plain: bool = False,
     gc_every: float = 0.0,
     gc_below: float = 0.0,
@@ -63,12 +65,16 @@ def daemon_command(
     """Returns the command that serves a checked mount point, in the foreground.
 
     It collects garbage every `gc_every` seconds, and when less than the share `gc_below` of the
-    disk is free; 0 is never.
+    disk is free; 0 is never. Set-id bits and device nodes work there only with `suid` and `dev`.
     """
     # -P: what lies in the directory where it starts is no module of ours.
     command = [sys.executable, "-P", "-m", "fsdriver.daemon", store_path, mountpoint]
     if allow_other:
         command.append("--allow-other")
+    if suid:
+        command.append("--suid")
+    if dev:
+        command.append("--dev")
     if plain:
         command.append("--plain")
     if gc_every:
@@ -83,6 +89,8 @@ def launch(
     mountpoint: str,
     *,
     allow_other: bool = False,
+    suid: bool = False,
+    dev: bool = False,
     plain: bool = False,
     log: str | None = None,
     life: int | None = None,
@@ -101,7 +109,8 @@ def launch(
     ready, told = os.pipe2(os.O_CLOEXEC)
     command = daemon_command(
         store_path, mountpoint,
-        allow_other=allow_other, plain=plain, gc_every=gc_every, gc_below=gc_below,
+        allow_other=allow_other, suid=suid, dev=dev, plain=plain,
+        gc_every=gc_every, gc_below=gc_below,
     )  # fmt: skip
     command += ["--ready-fd", str(told), "--log", log]
     if life is not None:

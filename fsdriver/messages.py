@@ -130,6 +130,7 @@ class Committed(Reply, frozen=True, tag=True):
     changed: bool
     new_bytes: int
     warnings: list[str]
+    lost: dict[str, int] = {}
 
 
 class Frozen(Reply, frozen=True, tag=True):

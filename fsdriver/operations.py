@@ -121,6 +121,8 @@ class Operations(pyfuse3.Operations):
         self.abilities = Abilities()
         self.ahead: ReadAhead | None = None
         self.seat: Seat | None = None
+        self.attributes_changed: Callable[[InodeNo], None] | None = None
+        """Tells the kernel that it has old attributes. Not needed by a mount that is `plain`."""
 
     async def _stage(self, inode: Inode, changes: Changes | None = None) -> None:
         """Copies a large file up in a thread before it is changed; others wait for that."""
@@ -254,8 +256,9 @@ class Operations(pyfuse3.Operations):
         inode = self.vfs.inode(fh & ~KILL_SUIDGID)
         if inode.to_copy():
             await self._stage(inode)
-        if fh & KILL_SUIDGID:
-            inode.drop_set_id()
+        if fh & KILL_SUIDGID and inode.drop_set_id() and self.attributes_changed is not None:
+            # The kernel has the old mode, which execve(2) looks at, and WRITE's reply has none.
+            self.attributes_changed(inode.ino)
         return inode.write(off, buf)
 
     async def flush(self, fh: int) -> None:

@@ -108,7 +108,11 @@ class StoreAccess:
         reply = self._daemon.ask(messages.Commit(session, message, ref, metadata or {}))
         assert isinstance(reply, messages.Committed)
         return CommitReport(
-            bytes.fromhex(reply.snapshot), reply.changed, reply.new_bytes, tuple(reply.warnings)
+            bytes.fromhex(reply.snapshot),
+            reply.changed,
+            reply.new_bytes,
+            tuple(reply.warnings),
+            reply.lost,
         )
 
     def fork(self, session: str, name: str) -> None:

@@ -144,6 +144,9 @@ ROWS = {
     "BundleBaseError": Row(
         UNKNOWN, "apply a bundle with those first, or have this one made without --have"
     ),
+    "BundleSetIdError": Row(
+        REFUSED, "--set-id takes it; such a program runs as whoever writes it out"
+    ),
     "BundleTooLargeError": Row(REFUSED, "name fewer snapshots"),
     # git
     "GitMissingError": Row(

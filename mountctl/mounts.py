@@ -37,6 +37,8 @@ class Service(NamedTuple):
     """How a mount is to be served."""
 
     allow_other: bool
+    suid: bool
+    dev: bool
     plain: bool
     gc_every: float
     gc_below: float

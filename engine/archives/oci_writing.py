@@ -46,11 +46,15 @@ class ImageRefusedError(EngineError):
 
 
 class OciReport(msgspec.Struct, frozen=True):
-    """What was made: digests of the manifest and the layers, and bytes of all blobs."""
+    """What was made: digests of the manifest and the layers, and bytes of all blobs.
+
+    `set_id_dropped` members lost their set-id bits.
+    """
 
     manifest: str
     layers: tuple[str, ...]
     bytes: int
+    set_id_dropped: int = 0
 
 
 def write_image(
@@ -60,9 +64,12 @@ def write_image(
     *,
     image: str = "latest",
     architecture: str = "amd64",
+    set_id: bool = False,
     progress: Progress | None = None,
 ) -> OciReport:
     """Makes an image layout at `target`, which must not exist or be an empty directory.
+
+    An image's files are root's: set-id bits are written with `set_id` only.
 
     Raises ImageRefusedError, OSError, and damage of objects; then there is nothing new.
     """
@@ -74,7 +81,7 @@ def write_image(
     os.makedirs(os.path.join(temporary, "blobs", "sha256"))
     maker = os.getpid()
     try:
-        report = _Image(objects, temporary, progress).make(states, image, architecture)
+        report = _Image(objects, temporary, progress, set_id).make(states, image, architecture)
         os.rename(temporary, target)
     except BaseException:
         if os.getpid() == maker:  # not in a child that `progress` has forked
@@ -84,8 +91,11 @@ def write_image(
 
 
 class _Image:
-    def __init__(self, objects: Objects, path: str, progress: Progress | None) -> None:
-        self.objects, self.path = objects, path
+    def __init__(
+        self, objects: Objects, path: str, progress: Progress | None, set_id: bool
+    ) -> None:
+        self.objects, self.path, self.set_id = objects, path, set_id
+        self.dropped = 0
         self.tell = progress or unheard
         self.bytes = self.members = self.plain_bytes = 0
 
@@ -113,7 +123,7 @@ class _Image:
                 out.flush()
                 os.fsync(out.fileno())
         digests = tuple(str(layer["digest"]) for layer in layers)
-        return OciReport(str(manifest["digest"]), digests, self.bytes)
+        return OciReport(str(manifest["digest"]), digests, self.bytes, self.dropped)
 
     def layer(self, before: Entry | None, state: Entry) -> tuple[dict[str, Any], str]:
         """Writes a layer and returns its descriptor, and the digest of what is compressed."""
@@ -128,7 +138,9 @@ class _Image:
                 self.plain_bytes = before_bytes + writer.report.bytes
                 self.tell(self.members, None, self.plain_bytes)
 
-            writer = TarWriter(self.objects, plain, tell)  # type: ignore[arg-type]  # likewise
+            writer = TarWriter(
+                self.objects, plain, tell, set_id=self.set_id,  # type: ignore[arg-type]  # likewise
+            )  # fmt: skip
             members = everything(self.objects, state) if before is None else (
                 difference(self.objects, before, state))  # fmt: skip
             for where, entry in members:
@@ -144,6 +156,7 @@ class _Image:
                 self.members += 1
                 tell()
             writer.end()
+            self.dropped += writer.report.set_id_dropped
             zipped.close()
             file.flush()
             os.fsync(file.fileno())

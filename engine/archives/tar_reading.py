@@ -2,8 +2,9 @@
 
 Python's tarfile knows the formats: ustar, pax, GNU. What is here guards it: it takes a damaged
 header for the archive's end, and reads headers as long as they say they are. Compression (gzip,
-bzip2, xz, zstd) is told by the first bytes. Owners are left out; of attributes only `user.*` is
-kept; devices are left out with a warning. The holes of GNU's sparse files are holes.
+bzip2, xz, zstd) is told by the first bytes. Owners are left out, and set-id bits with them unless
+they are asked for; of attributes only `user.*` is kept; devices are left out with a warning. The
+holes of GNU's sparse files are holes.
 """
 
 import bz2
@@ -23,7 +24,10 @@ from typing import IO, Any
 import zstandard
 
 from engine.errors import EngineError
-from engine.host.hostfs import OVERLAY_PREFIX
+from engine.host.hostfs import is_in_range, is_kept
+from engine.host.losses import ACLS, SET_ID, TIME, Losses, is_lost
+from engine.host.set_id import EVERY_BIT
+from engine.host.set_id import SET_ID as SET_ID_BITS
 from engine.ids import ChunkId, digest
 from engine.plain.importing import ImportReport
 from engine.storage.chunking import SMALLEST_CHUNK
@@ -33,6 +37,7 @@ from engine.storage.objects import ChunkSink, NodeBuffer
 from engine.trees.drafts import ArchiveRefusedError, Draft, Xattrs
 
 XATTR = "SCHILY.xattr."
+_ACL = "SCHILY.acl."
 WHITEOUT, OPAQUE = b".wh.", b".wh..wh..opq"
 
 LONGEST_HEADER = 8 << 20
@@ -238,10 +243,15 @@ class _Packer:
 class TarReader:
     """Reads archives into a draft: one, or with `layered` one layer over the other.
 
-    The contents go to `sink`, lists of long files to `nodes`. Who calls it flushes both.
+    The contents go to `sink`, lists of long files to `nodes`. Who calls it flushes both. Files
+    have set-id bits with `set_id` only: an archive's owners are not those who get its files.
     """
 
-    def __init__(self, sink: ChunkSink, nodes: NodeBuffer, *, layered: bool = False) -> None:
+    def __init__(
+        self, sink: ChunkSink, nodes: NodeBuffer, *, layered: bool = False, set_id: bool = False
+    ) -> None:
+        self._losses = Losses()
+        self._dropped = 0 if set_id else SET_ID_BITS
         self._sink, self._nodes = sink, nodes
         self.draft = Draft()
         self.draft.layered = layered
@@ -269,14 +279,19 @@ class TarReader:
         finally:
             packer.close()
         self.draft.layer += 1
+        self.report.lost = self._losses.counts()
+
+    def warnings(self) -> list[str]:
+        """Returns what was left out of all that was read, and what files lost."""
+        return [*self.report.warnings, *self._losses.warnings()]
 
     def _take(self, member: tarfile.TarInfo, forward: _Forward) -> None:
         path = os.fsencode(member.name)
-        mode, mtime_ns = member.mode & 0o7777, _mtime(member)
+        mode, mtime_ns = member.mode & EVERY_BIT, self._mtime(path, member)
         if self.draft.layered and self._whiteout(path):
             return
         if member.isdir():
-            self.draft.put_directory(path, mode, mtime_ns, _xattrs(path, member))
+            self.draft.put_directory(path, mode, mtime_ns, self._xattrs(path, member))
             return
         kind, size = Kind.FILE, 0
         content: Content = b""
@@ -305,8 +320,33 @@ class TarReader:
             content, size = self._content(member, forward)
             self.report.read_files += 1
             self.report.read_bytes += size
-        xattrs = _xattrs(path, member)
+            if mode & self._dropped:
+                mode &= ~self._dropped
+                self._losses.note(path, SET_ID)
+        xattrs = self._xattrs(path, member)
         self.draft.put(path, Entry(b"", kind, mode, mtime_ns, size, content, xattrs))
+
+    def _mtime(self, path: bytes, member: tarfile.TarInfo) -> int:
+        """Returns the time in ns, or the nearest that a tree can keep."""
+        ns = _mtime(member)
+        if is_in_range(ns):
+            return ns
+        self._losses.note(path, TIME)
+        return min(max(ns, EARLIEST_NS), LATEST_NS)
+
+    def _xattrs(self, path: bytes, member: tarfile.TarInfo) -> Xattrs:
+        """Returns the attributes that a tree keeps, and notes what somebody will miss."""
+        if not member.pax_headers:
+            return ()
+        names = [
+            os.fsencode(_xattr_name(key)) for key in member.pax_headers if key.startswith(XATTR)
+        ]
+        others = [name for name in names if not is_kept(name) and is_lost(name)]
+        if others:
+            self._losses.note_attributes(path, others)
+        if any(key.startswith(_ACL) for key in member.pax_headers):
+            self._losses.note(path, ACLS)
+        return _xattrs(path, member)
 
     def _content(self, member: tarfile.TarInfo, forward: _Forward) -> tuple[Content, int]:
         size = member.size
@@ -443,16 +483,20 @@ def _mtime(member: tarfile.TarInfo) -> int:
         sign, whole, fraction = found.groups()
         ns = int(whole) * 1_000_000_000 + int((fraction or "")[:9].ljust(9, "0"))
         ns = -ns if sign else ns
-    return min(max(ns, EARLIEST_NS), LATEST_NS)
+    return ns
+
+
+def _xattr_name(key: str) -> str:
+    """Returns the attribute that a pax record is of."""
+    return key[len(XATTR) :].replace("%3D", "=").replace("%25", "%")
 
 
 def _xattrs(path: bytes, member: tarfile.TarInfo) -> Xattrs:
     pairs = []
     for key, value in member.pax_headers.items():
         if key.startswith(XATTR + "user."):
-            text = key[len(XATTR) :].replace("%3D", "=").replace("%25", "%")
-            name, data = os.fsencode(text), os.fsencode(value)
-            if name.startswith(OVERLAY_PREFIX):
+            name, data = os.fsencode(_xattr_name(key)), os.fsencode(value)
+            if not is_kept(name):
                 continue
             if b"\0" in name or len(name) > 255 or len(data) > 65536:
                 raise ArchiveRefusedError(path, "has an impossible attribute")

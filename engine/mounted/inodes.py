@@ -148,11 +148,13 @@ class Inode:
         """Writes all of `data` and returns its length."""
         raise fail(errno.EROFS)
 
-    def drop_set_id(self) -> None:
+    def drop_set_id(self) -> bool:
         """Takes away set-user-ID, and set-group-ID where the group may execute.
 
-        As Linux does at a write or truncation by whoever lacks CAP_FSETID.
+        As Linux does at a write or truncation by whoever lacks CAP_FSETID. Returns True if the
+        file had such a bit.
         """
+        return False
 
     def create(self, name: bytes, mode: int, owner: Owner, device: int = 0) -> "Inode":
         """Makes a regular file (or a fifo, socket or device, by `mode`'s type bits)."""

@@ -12,6 +12,7 @@ import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
+from engine.host.set_id import SET_ID
 from engine.ids import InodeNo
 from engine.mounted.inodes import (
     LAST_NAME,
@@ -261,16 +262,22 @@ class SessionDirectory(SessionInode):
         self.copy_up()
         return join(self.path(), name), name in self.children
 
-    def _own(self, absolute: bytes, owner: Owner) -> None:
-        """Gives a new file to who made it, or to the group of a setgid directory."""
+    def _own(self, absolute: bytes, owner: Owner) -> bool:
+        """Gives a new file to who made it, or to the group of a setgid directory.
+
+        False if it stays ours, which only root can change.
+        """
         if self.mode is None:
             self.attributes()
         if (self.mode or 0) & stat.S_ISGID:
             owner = Owner(owner.uid, self.status().st_gid)
         elif owner == self.overlay.owner:
-            return
-        with contextlib.suppress(PermissionError):
+            return True
+        try:
             os.chown(absolute, owner.uid, owner.gid, follow_symlinks=False)
+        except PermissionError:
+            return owner.uid == self.overlay.owner.uid
+        return True
 
     @contextlib.contextmanager
     def _making(self, name: bytes) -> Iterator[bytes]:
@@ -302,7 +309,8 @@ class SessionDirectory(SessionInode):
                     fd = os.open(absolute, flags, first)
                 else:
                     os.mknod(absolute, kind | first, device)
-                self._own(absolute, owner)
+                if not self._own(absolute, owner):
+                    mode &= ~SET_ID  # else it would run as us what another user writes
                 if fd < 0 or stat.S_IMODE(os.fstat(fd).st_mode) != mode:  # by a umask, or an owner
                     upper.chmod(absolute, mode, directory=False, new=True)
         except OSError:

@@ -125,14 +125,16 @@ class SessionFile(SessionInode):
             done += os.pwrite(fd, data[done:] if done else data, offset + done)
         return done
 
-    def drop_set_id(self) -> None:
+    def drop_set_id(self) -> bool:
         mode = self.mode if self.copied and self.mode is not None else self.attributes().mode
         mode = stat.S_IMODE(mode)
         kept = mode & ~stat.S_ISUID
         if mode & stat.S_IXGRP:
             kept &= ~stat.S_ISGID
-        if kept != mode:
-            self.change(Changes(mode=kept))
+        if kept == mode:
+            return False
+        self.change(Changes(mode=kept))
+        return True
 
     def readlink(self) -> bytes:
         if not self.copied and self.entry is not None:

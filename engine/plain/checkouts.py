@@ -90,6 +90,7 @@ class CheckoutOptions(TypedDict, total=False):
     within: bytes
     tracked: bool
     outside_links: bool
+    set_id: bool
     progress: Progress | None
 
 
@@ -111,7 +112,7 @@ class Checkouts:
         if inside.startswith(os.path.realpath(self._repository.path) + os.sep):
             raise CheckoutRefusedError(target, "it is inside of the store")
         if root.kind != Kind.DIRECTORY:
-            return check_out_file(self._objects, root, target)
+            return check_out_file(self._objects, root, target, set_id=options.get("set_id", False))
         check_target(target)
         identifier = new_id()
         tracked = options.get("tracked", True)
@@ -145,6 +146,7 @@ class Checkouts:
                     self._objects, root, target, identifier=identifier, record=record,
                     tracked=tracked,
                     outside_links=options.get("outside_links", False),
+                    set_id=options.get("set_id", False),
                     progress=options.get("progress"),
                 )  # fmt: skip
                 known = report.tracked
@@ -259,6 +261,7 @@ class Checkouts:
         within: bytes | None = None,
         edits: EditPolicy = "refuse",
         outside_links: bool = False,
+        set_id: bool = False,
         progress: Progress | None = None,
     ) -> SwitchReport:
         """Makes a checkout show another tree, whose `within` is as before if None; see `switching`.
@@ -278,7 +281,7 @@ class Checkouts:
             root = msgspec.structs.replace(root, name=b"")
             job = Switch(
                 self._objects, cache_prefix(path), identifier, fd, path, olds, root,
-                edits=edits, outside_links=outside_links, progress=progress,
+                edits=edits, outside_links=outside_links, set_id=set_id, progress=progress,
             )  # fmt: skip
             if len(olds) == 2 and root not in olds:
                 # Three trees would be one too many to tell apart: first to the end of the old way.

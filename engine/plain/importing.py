@@ -21,7 +21,10 @@ from typing import TypeVar
 import msgspec
 
 from engine.errors import CorruptObjectError, EngineError
-from engine.host.hostfs import describe, kind_of, mtime_of, read_xattrs
+from engine.host.hostfs import describe, is_in_range, kind_of, mtime_of, read_xattrs
+from engine.host.losses import SET_ID, TIME, Losses, is_lost
+from engine.host.set_id import SET_ID as SET_ID_BITS
+from engine.host.set_id import arriving, has_set_id, is_ours
 from engine.ids import NodeId
 from engine.plain.stat_cache import (
     FRESH,
@@ -63,13 +66,14 @@ class ImportSourceError(EngineError):
 
 
 class ImportReport(msgspec.Struct):
-    """What an import did. `warnings` name what was left out."""
+    """What an import did. `warnings` name what was left out; `lost` counts what files lost."""
 
     files: int = 0
     read_files: int = 0
     read_bytes: int = 0
     new_bytes: int = 0
     warnings: list[str] = []
+    lost: dict[str, int] = {}
 
 
 class ImportResult(msgspec.Struct, frozen=True):
@@ -101,12 +105,13 @@ class _Folder:
 class _Import:
     def __init__(self, store: Store, objects: Objects, root: str, *, use_cache: bool,
                  progress: Progress | None, sink: ChunkSink | None = None,
-                 nodes: NodeBuffer | None = None) -> None:  # fmt: skip
+                 nodes: NodeBuffer | None = None, set_id: bool = False) -> None:  # fmt: skip
         self.store, self.objects, self.root = store, objects, root
         self.sink = sink or ChunkSink(store, check=not use_cache)
         self.nodes = nodes or NodeBuffer()
         self.report = ImportReport()
-        self.use_cache = use_cache
+        self.losses = Losses()
+        self.use_cache, self.set_id = use_cache, set_id
         self.asked, self.progress = progress is not None, progress or unheard
         self.prefix = cache_prefix(root)
         self.fresh = time.time_ns() - FRESH_NS
@@ -144,6 +149,8 @@ class _Import:
             raise ImportSourceError(self.root, why) from error
         try:
             root = _Folder(None, b"", os.fstat(self.root_fd))
+            if not is_in_range(root.status.st_mtime_ns):
+                self.losses.note(b"", TIME)
             with self.store.read() as reader:
                 self.scan(self.root_fd, root, 0, reader)
             self.submit()
@@ -164,6 +171,8 @@ class _Import:
         entry = self.build(root)
         self.report.files = entry.totals.entries if entry.totals else 0
         self.report.new_bytes = self.sink.stored_bytes
+        self.report.lost = self.losses.counts()
+        self.report.warnings += self.losses.warnings(self._name)
         return entry
 
     def save(self, writer: Writer) -> None:
@@ -180,7 +189,7 @@ class _Import:
         rows, below = self._rows(fd, folder)
         rows.sort()
         encoded = encode_rows(rows)
-        folder.xattrs = read_xattrs(fd)
+        folder.xattrs = self._read_xattrs(fd, folder.path)[0]
         same = self._load_cached(folder, encoded, reader)
         same = same and all(row[5] != FRESH for row in rows)
         clean = same
@@ -236,9 +245,15 @@ class _Import:
                 elif kind_of(mode) is None:
                     self._warn(_join(folder.path, name), f"is a {describe(mode)}")
                     continue
+                elif mode & SET_ID_BITS and not self._keeps_set_id(status):
+                    self.losses.note(_join(folder.path, name), SET_ID)
+                    ctime = FRESH  # the cache may have it from when it was ours
                 if ctime > self.fresh:
                     ctime = FRESH
-                size, mtime = status.st_size, mtime_of(status)
+                size, mtime = status.st_size, status.st_mtime_ns
+                if not is_in_range(mtime):
+                    self.losses.note(_join(folder.path, name), TIME)
+                    mtime = mtime_of(status)
                 rows.append((name, mode, status.st_ino, size, mtime, ctime, status.st_nlink))
         return rows, below
 
@@ -362,7 +377,7 @@ class _Import:
                 if not stat.S_ISREG(before.st_mode):
                     raise SourceChangedError(path)
                 content, size = ingest(fd, before, self.sink, self.nodes.put)
-                xattrs = read_xattrs(fd)
+                xattrs, complete = self._read_xattrs(fd, path)
                 after = os.fstat(fd)
             finally:
                 os.close(fd)
@@ -371,16 +386,31 @@ class _Import:
                 break
             if attempt == _TRIES - 1:
                 raise SourceChangedError(path)
-        entry = Entry(
-            row[0], Kind.FILE, stat.S_IMODE(after.st_mode), mtime_of(after), size, content, xattrs
-        )  # fmt: skip
-        fresh = after.st_ctime_ns != row[5] or after.st_ctime_ns > self.fresh
+        entry = Entry(row[0], Kind.FILE, self._bits(after), mtime_of(after), size, content, xattrs)
+        fresh = after.st_ctime_ns != row[5] or after.st_ctime_ns > self.fresh or not complete
         folder.rows[at] = (
             row[0], after.st_mode, after.st_ino, size, mtime_of(after),
             FRESH if fresh else after.st_ctime_ns, after.st_nlink,
         )  # fmt: skip
         folder.entries[row[0]] = entry
         return size
+
+    def _keeps_set_id(self, status: os.stat_result) -> bool:
+        return self.set_id or not has_set_id(status.st_mode) or is_ours(status)
+
+    def _bits(self, status: os.stat_result) -> int:
+        mode = stat.S_IMODE(status.st_mode)
+        return mode if self.set_id else arriving(mode, status)
+
+    def _read_xattrs(self, fd: int, path: bytes) -> tuple[tuple[tuple[bytes, bytes], ...], bool]:
+        """Returns the attributes that the tree keeps, and whether nobody misses another."""
+        others: list[bytes] = []
+        xattrs = read_xattrs(fd, others)
+        if not others:
+            return xattrs, True
+        lost = [name for name in others if is_lost(name)]
+        self.losses.note_attributes(path, lost)
+        return xattrs, not lost
 
     # Building.
 
@@ -446,6 +476,7 @@ def import_directory(
     finish: Callable[[Writer, Entry], T],
     store_path: str | None = None,
     use_cache: bool = True,
+    set_id: bool = False,
     progress: Progress | None = None,
 ) -> tuple[T, Entry, ImportReport]:
     """Imports the directory at `path`; returns what `finish` said, the root and a report.
@@ -453,11 +484,15 @@ def import_directory(
     `finish` runs in the transaction that stores the tree, and makes something refer to it. The
     caller holds the lease on objects. A store inside of the directory (`store_path`, or another
     AmalgamFS mount) is left out with a warning. Without `use_cache` every file is read, and what
-    the store has of it is checked, and stored again if it is damaged.
+    the store has of it is checked, and stored again if it is damaged. Set-id bits are kept of the
+    user's own files, and with `set_id` of all.
 
     Raises ImportSourceError, SourceChangedError.
     """
-    job = _Import(store, objects, os.path.abspath(path), use_cache=use_cache, progress=progress)
+    job = _Import(
+        store, objects, os.path.abspath(path),
+        use_cache=use_cache, progress=progress, set_id=set_id,
+    )  # fmt: skip
     job.leave_out(store_path)
     root = job.run()
 

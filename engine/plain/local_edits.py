@@ -11,6 +11,7 @@ import msgspec
 
 from engine.errors import CorruptObjectError, EngineError
 from engine.host.hostfs import kept_xattrs, kind_of, mtime_of, read_xattrs
+from engine.host.set_id import SET_ID
 from engine.ids import NodeId
 from engine.plain.filling import opened
 from engine.plain.stat_cache import FolderResult, Row, cache_key, decode_rows, row_of, split_folder
@@ -64,6 +65,11 @@ class Known:
             except (msgspec.DecodeError, CorruptObjectError):  # then everything is read
                 self.rows, self.result = {}, None
 
+    def mode(self, name: bytes) -> int | None:
+        """Returns the permission bits that a file had when it was written or imported."""
+        row = self.rows.get(name)
+        return None if row is None else stat.S_IMODE(row[1])
+
     def entry(self, name: bytes, status: os.stat_result) -> Entry | None:
         """Returns what a file is, if its row says that it is as it was."""
         if self._directory is None or self.rows.get(name) != row_of(name, status):
@@ -98,8 +104,14 @@ def difference(
     attributes = (stat.S_IMODE(status.st_mode), mtime_of(status), xattrs)
     if kind == Kind.SYMLINK:
         return None if attributes[1] == entry.mtime_ns else ChangeKind.METADATA
-    wanted = (entry.mode, entry.mtime_ns, kept_xattrs(entry.xattrs))
-    return None if attributes == wanted else ChangeKind.METADATA
+    if attributes[1:] != (entry.mtime_ns, kept_xattrs(entry.xattrs)):
+        return ChangeKind.METADATA
+    # Where root wrote a file out, its set-id bits are not an edit but for when they were there.
+    without = entry.mode & ~SET_ID if kind == Kind.FILE else entry.mode
+    same = attributes[0] == entry.mode or (
+        attributes[0] == without and known.mode(entry.name) in {None, without}
+    )
+    return None if same else ChangeKind.METADATA
 
 
 def _without_link(entry: Entry) -> Entry:

@@ -20,6 +20,7 @@ import msgspec
 
 from engine.errors import CorruptObjectError
 from engine.host.hostfs import kept_xattrs, mtime_of, read_xattrs
+from engine.host.set_id import leaving
 from engine.plain.filling import dress_directory, open_way, opened, write_entry
 from engine.plain.local_edits import Edit, Known, LocalEditsError, difference, listing
 from engine.plain.stat_cache import (
@@ -55,6 +56,7 @@ class SwitchReport(msgspec.Struct):
     bytes: int = 0
     kept: list[Edit] = []
     overwritten: list[Edit] = []
+    set_id_dropped: int = 0
 
 
 class _Step(msgspec.Struct):
@@ -88,13 +90,15 @@ class Switch:
     def __init__(
         self, objects: Objects, prefix: bytes, identifier: bytes, fd: int, path: str,
         olds: list[Entry], new: Entry, *, edits: EditPolicy = "refuse",
-        outside_links: bool = False, progress: Progress | None = None,
+        outside_links: bool = False, set_id: bool = False, progress: Progress | None = None,
     ) -> None:  # fmt: skip
+        """Gets ready. Files of root's get no set-id bits unless `set_id`."""
         self.objects, self.prefix, self.fd, self.path = objects, prefix, fd, path
         self.report = SwitchReport()
         self.values: dict[bytes, bytes | None] = {}
         self._temporary = TEMPORARY + identifier[:8] + b"-"
         self._count = 0
+        self._bits = leaving(asked=set_id)
         self._edits: EditPolicy = edits
         self._outside_links = outside_links
         self._progress = progress or unheard
@@ -373,7 +377,9 @@ class Switch:
             if group is not None and group in self._groups:
                 self._link(fd, temporary, *self._groups[group])
             else:
-                write_entry(self.objects, fd, step.new, temporary)
+                write_entry(self.objects, fd, step.new, temporary, bits=self._bits)
+                if step.new.kind == Kind.FILE and step.new.mode & ~self._bits:
+                    self.report.set_id_dropped += 1
             os.rename(temporary, step.name, src_dir_fd=fd, dst_dir_fd=fd)
             if group is not None:  # a rename of a file to a name that it has leaves both
                 self._groups.setdefault(group, (list(way), step.name))

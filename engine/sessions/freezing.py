@@ -13,7 +13,16 @@ import stat
 from collections.abc import Iterator
 
 from engine.errors import EngineError
-from engine.host.hostfs import describe, kind_of, mtime_of, read_xattrs
+from engine.host.hostfs import (
+    OVERLAY_PREFIX,
+    describe,
+    is_in_range,
+    kind_of,
+    mtime_of,
+    read_xattrs,
+)
+from engine.host.losses import SET_ID, TIME, Losses, is_lost
+from engine.host.set_id import arriving
 from engine.sessions.upper import Upper
 from engine.storage.content import Content, SourceChangedError, ingest
 from engine.storage.nodes import DEEPEST, Entry, Kind
@@ -76,8 +85,15 @@ class Freeze:
         self._scans: dict[bytes, list[tuple[bytes, os.stat_result | None]]] = {}
         self._marked = 0
         self._ahead: Entry | None = None
+        self._losses = Losses()
+        self._others: dict[bytes, list[bytes]] = {}
         self.warnings: list[str] = []
         self.left_out: list[bytes] = []
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Returns what files of the built tree lost, and how many; see `losses`."""
+        return self._losses.counts()
 
     def prepare(self) -> None:
         """Stores the contents of what has changed so far. Blocks on the disk."""
@@ -122,7 +138,7 @@ class Freeze:
     def _build(self) -> Entry:
         self._files, self._scans = {}, {}
         self._nodes = NodeBuffer()
-        self.warnings, self.left_out = [], []
+        self.warnings, self.left_out, self._losses = [], [], Losses()
         groups: dict[int, list[tuple[bytes, Entry]]] = {}
         for path, status in self._walk(b"", 0):
             entry = self._entry(path, status)
@@ -140,6 +156,7 @@ class Freeze:
         self._files.update(number_groups(ordered, taken))
         root = self._directory(b"", b"", self._base)
         self._files, self._scans = {}, {}
+        self.warnings += self._losses.warnings()
         return root
 
     def save(self, writer: Writer) -> None:
@@ -179,7 +196,7 @@ class Freeze:
                 if known is not None:
                     return before, known
                 content, size = ingest(fd, before, self._sink, self._lists.put)
-                known = (content, self._upper.mode(fd, before), read_xattrs(fd))
+                known = (content, self._upper.mode(fd, before), self._read_xattrs(fd, path))
                 after = os.fstat(fd)
                 if sign == sign_of(after) and size == after.st_size:
                     self._known[sign] = known
@@ -193,16 +210,43 @@ class Freeze:
         name = path.rpartition(b"/")[2]
         if kind is None:
             return None
+        if not is_in_range(status.st_mtime_ns):
+            self._losses.note(path, TIME)
         if kind == Kind.FILE:
             known = self._known.get(sign_of(status))
             if known is None:
                 status, known = self._read(path)
             content, mode, xattrs = known
             size = status.st_size
-            return Entry(name, kind, mode, mtime_of(status), size, content, xattrs)
+            if (kept := arriving(mode, status)) != mode:
+                self._losses.note(path, SET_ID)
+            if path in self._others:
+                self._losses.note_attributes(path, self._others[path])
+            return Entry(name, kind, kept, mtime_of(status), size, content, xattrs)
         target = os.readlink(self._upper.at(path)) if kind == Kind.SYMLINK else b""
         mode = stat.S_IMODE(status.st_mode)
         return Entry(name, kind, mode, mtime_of(status), len(target), target)
+
+    def _read_xattrs(self, where: int | bytes, path: bytes) -> tuple[tuple[bytes, bytes], ...]:
+        """Returns the attributes that the tree keeps, and notes what somebody will miss."""
+        others: list[bytes] = []
+        xattrs = read_xattrs(where, others)
+        self._others.pop(path, None)
+        if others and (lost := [name for name in others if self._is_lost(name)]):
+            self._others[path] = lost
+        return xattrs
+
+    def _is_lost(self, name: bytes) -> bool:
+        """Tells whether an attribute is a program's, and not of the upper's own format.
+
+        There the kernel's overlayfs keeps a program's `user.overlay.x` as `user.overlay.overlay.x`.
+        A full tree, which has no base, was no overlayfs's.
+        """
+        if name.startswith(OVERLAY_PREFIX):
+            if self._base is None:
+                return not name.startswith(OVERLAY_PREFIX + b"amalgam.")
+            return name.startswith(OVERLAY_PREFIX + b"overlay.")
+        return is_lost(name)
 
     def _directory(self, path: bytes, name: bytes, base: Entry | None) -> Entry:
         upper = self._upper
@@ -218,7 +262,11 @@ class Freeze:
         absolute = upper.at(path)
         status = os.lstat(absolute)
         mode, mtime_ns = upper.mode(absolute, status), mtime_of(status)
-        xattrs = read_xattrs(absolute)
+        xattrs = self._read_xattrs(absolute, path)
+        if path in self._others:
+            self._losses.note_attributes(path, self._others[path])
+        if not is_in_range(status.st_mtime_ns):
+            self._losses.note(path, TIME)
         if base is not None:
             return edit_directory(
                 self._objects, self._nodes, base, edits,

@@ -78,6 +78,8 @@ class CommitReport(msgspec.Struct, frozen=True):
     changed: bool
     new_bytes: int
     warnings: tuple[str, ...]
+    lost: dict[str, int] = {}
+    """How many files lost what; see `losses`."""
 
 
 class Sessions:
@@ -454,7 +456,9 @@ class HeldSession(OfOneProcess):
 
         session = self._go_on(session, change)
         warnings = (*freeze.warnings, *self._rebase(overlay, freeze))
-        return CommitReport(identifier, not unchanged, freeze.stored_bytes, warnings)
+        return CommitReport(
+            identifier, not unchanged, freeze.stored_bytes, warnings, freeze.lost
+        )  # fmt: skip
 
     def _rebase(self, overlay: Overlay | None, freeze: Freeze) -> tuple[str, ...]:
         """Shows the next state, and moves what its tree lacks; returns warnings."""

@@ -57,6 +57,7 @@ def command(
                 "ref": ref,
                 "new_bytes": report.new_bytes,
                 "warnings": report.warnings,
+                "lost": report.lost,
             }
         )
         return
@@ -89,6 +90,7 @@ def _commit_checkout(
                 "ref": ref,
                 "new_bytes": result.report.new_bytes,
                 "warnings": result.report.warnings,
+                "lost": result.report.lost,
             }
         )
         return

@@ -43,6 +43,7 @@ from mountctl.text import count, short, size
     help="What it came from; else what --ref names, else the last import of DIR. Repeatable.",
 )  # fmt: skip
 @metadata_option()
+@click.option("--set-id", is_flag=True, help="Keep set-id bits of files that are not yours, too.")
 @click.option(
     "--no-cache",
     is_flag=True,
@@ -59,13 +60,18 @@ def command(
     message: str,
     parents: tuple[str, ...],
     metadata: dict[str, Any],
+    set_id: bool,
     no_cache: bool,
 ) -> None:
     """Store a directory as a snapshot.
 
     Or what an archive or image holds, whole or not at all. Writes the snapshot's id. Files that
     have not changed since the last import of DIR are not read again; if nothing has changed, the
-    snapshot is the last one. Sockets and devices are left out, with a warning each.
+    snapshot is the last one. Sockets and devices are left out, with a warning each, and so are
+    attributes and times that a snapshot cannot keep.
+
+    A file with a set-user-ID or set-group-ID bit keeps it if it is yours; one of an archive or
+    image loses it, with a warning.
     """
     from engine.storage.chunking import compiled
     from mountctl.streams import opened
@@ -88,7 +94,7 @@ def command(
             with output.progress("importing", "files") as progress:
                 result = store.repository.import_directory(
                     directory, ref=ref, message=message, parents=above, metadata=metadata,
-                    use_cache=not no_cache, progress=progress,
+                    use_cache=not no_cache, set_id=set_id, progress=progress,
                 )  # fmt: skip
         elif tar is not None:
             with (
@@ -97,14 +103,14 @@ def command(
             ):
                 result = store.repository.import_tar(
                     stream, ref=ref, message=message, parents=above, metadata=metadata,
-                    progress=lambda done: progress(done, None),
+                    set_id=set_id, progress=lambda done: progress(done, None),
                 )  # fmt: skip
         else:
             assert oci is not None
             with output.progress("reading layers", in_bytes=True) as progress:
                 result = store.repository.import_oci(
                     oci, image=image, ref=ref, message=message, parents=above,
-                    metadata=metadata, progress=progress,
+                    metadata=metadata, set_id=set_id, progress=progress,
                 )  # fmt: skip
         store.refresh()
     report = result.report
@@ -120,6 +126,7 @@ def command(
                 "read_bytes": report.read_bytes,
                 "new_bytes": report.new_bytes,
                 "warnings": report.warnings,
+                "lost": report.lost,
             }
         )
         return
