@@ -121,7 +121,7 @@ def _mounted(
     store, mountpoint = os.path.abspath(options.store), os.path.abspath(options.mountpoint)
     where = socket_path(store)
     with contextlib.ExitStack() as stack:
-        repository = stack.enter_context(Repository.open(store))
+        repository = stack.enter_context(Repository.open(store, trusted=True))
         lease = stack.enter_context(acquire(store, "mount", what=f"mounted on {mountpoint}"))
         lease.describe(what=f"mounted on {mountpoint}", mountpoint=mountpoint, socket=where)
         facts = {"mountpoint": mountpoint, "socket": where}

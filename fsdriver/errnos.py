@@ -27,6 +27,7 @@ from engine.errors import (
 from engine.git.git_repository import GitMissingError, GitRefusedError, GitSourceError
 from engine.host.forks import ForkedError
 from engine.host.leases import LeaseHeldError
+from engine.host.own_files import StrangeFileError
 from engine.merging.snapshot_merging import NoMergeBaseError
 from engine.patches.patch_parsing import PatchFormatError
 from engine.patches.patching import PatchRefusedError
@@ -47,6 +48,7 @@ from engine.storage.store import (
     StoreError,
     StoreExistsError,
     StoreFullError,
+    StoreOwnerError,
     StorePermissionError,
 )
 from engine.trees.diffing import DiffTooLargeError
@@ -116,7 +118,9 @@ ERRNOS: dict[type[EngineError], int] = {
     StoreExistsError: errno.EEXIST,
     StoreFullError: errno.ENOSPC,
     TreeTooLargeError: errno.ENOSPC,
+    StoreOwnerError: errno.EACCES,
     StorePermissionError: errno.EACCES,
+    StrangeFileError: errno.EACCES,
     TooDeepError: errno.ENAMETOOLONG,
 }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from engine.errors import EngineError
 from engine.host.leases import is_held
+from engine.host.own_files import open_own, own_folder
 from engine.storage.store import StoreError
 
 DEVICE = "/dev/fuse"
@@ -82,11 +83,16 @@ def launch(
     With `life`, the reading end of a pipe, the mount ends when the other end is closed by all
     who have it, and the mount point is removed. Raises LaunchError; nothing is left running then.
     """
-    log = log or default_log(store_path)
+    own_log, log = log is None, log or default_log(store_path)
     _check_device(log)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
     try:
-        os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        if own_log:
+            own_folder(store_path, "log")
+            output = open_own(store_path, os.path.relpath(log, store_path), flags)
+        else:
+            os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
+            output = os.open(log, flags, 0o600)
     except OSError as error:
         raise StoreError(store_path, f"cannot write the log {log!r}: {error.strerror}") from error
     ready, told = os.pipe2(os.O_CLOEXEC)

@@ -49,14 +49,14 @@ class Check(NamedTuple):
     hint: str = ""
 
 
-def run_checks(store: str) -> Iterator[Check]:
+def run_checks(store: str, *, trusted: bool) -> Iterator[Check]:
     """Yields all checks; `store` is the path of the store, which need not be there."""
     for check in (_python, _chunker, _pyfuse3, _device, _fusermount, _user_namespaces):
         yield check()
     yield _allow_other(FUSE_CONFIGURATION)
     yield _open_files()
     yield _dead_mounts()
-    yield _store(store)
+    yield _store(store, trusted)
     where = _existing(os.path.join(store, "sessions"))
     yield from _room(where)
     if os.access(where, os.W_OK):
@@ -202,13 +202,13 @@ def _dead_mounts() -> Check:
 def _is_served(store: str) -> bool:
     try:
         return is_held(store, "mount")
-    except OSError:
+    except (EngineError, OSError):
         return False
 
 
-def _store(path: str) -> Check:
+def _store(path: str, trusted: bool) -> Check:
     try:
-        with Repository.open(path) as repository:
+        with Repository.open(path, trusted=trusted) as repository:
             counts = repository.store.statistics().counts
     except NotAStoreError:
         return Check("store", WARN, f"there is none at {quoted(path)}", "make it: `mountctl init`")

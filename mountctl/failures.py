@@ -85,6 +85,14 @@ ROWS = {
     "StorePermissionError": Row(
         PERMISSION, "run it as the store's owner, or name a store of yours with --store"
     ),
+    "StoreOwnerError": Row(
+        PERMISSION,
+        "run it as user {owner}; or, if you trust who can write there, with --trust-store, or name "
+        "{path} in AMALGAMFS_TRUST_STORE",
+    ),
+    "StrangeFileError": Row(
+        REFUSED, "look at it with `ls -l`; if you do not know what it is for, remove or move it"
+    ),
     "StoreDamagedError": Row(
         DAMAGED, "restore its folder `db` from a copy; what sessions changed is in `sessions`"
     ),

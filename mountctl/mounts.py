@@ -49,12 +49,12 @@ class Prepared(NamedTuple):
     mountpoint: str
 
 
-def prepare(store: str, mountpoint: str, output: Output) -> Prepared:
+def prepare(store: str, mountpoint: str, output: Output, *, trusted: bool) -> Prepared:
     """Checks all that can be checked before a daemon starts, and removes dead mounts.
 
-    Raises a StoreError, AlreadyMountedError, MountPointError.
+    Raises what `Repository.open` does, AlreadyMountedError, MountPointError.
     """
-    Repository.open(store).close()
+    Repository.open(store, trusted=trusted).close()
     last = _place_of(store)
     if is_held(store, "mount"):
         raise AlreadyMountedError(store, last, holder_of(store, "mount").get("pid", 0))

@@ -25,6 +25,7 @@ import lmdb
 
 from engine.host.forks import ForkedError, Inherited, OfOneProcess
 from engine.host.leases import acquire, share_unseen, sharers
+from engine.storage.ownership import check_owner
 from engine.storage.store import (
     CompactionRefusedError,
     Db,
@@ -176,11 +177,18 @@ class LmdbStore(Store, OfOneProcess):
 
     _is_inherited = False
 
-    def __init__(self, path: str, *, create: bool = False, map_bytes: int = FIRST_MAP_BYTES):
+    def __init__(
+        self,
+        path: str,
+        *,
+        create: bool = False,
+        map_bytes: int = FIRST_MAP_BYTES,
+        trusted: bool = False,
+    ):
         """Opens the store at `path`, or makes one there with `create`.
 
-        Raises NotAStoreError, StoreExistsError, NewerFormatError, StorePermissionError,
-        StoreDamagedError or StoreFullError.
+        Raises what `check_owner` does, NotAStoreError, StoreExistsError, NewerFormatError,
+        StorePermissionError, StoreDamagedError or StoreFullError.
         """
         self.path = path
         self._env: lmdb.Environment
@@ -193,6 +201,7 @@ class LmdbStore(Store, OfOneProcess):
         directory = os.path.join(path, "db")
         data = self._data = os.path.join(os.path.realpath(directory), "data.mdb")
         try:
+            check_owner(path, trusted=trusted)
             if create:
                 _prepare(path)
             size = 0 if create and not os.path.exists(data) else os.stat(data).st_size
@@ -542,17 +551,18 @@ def _prepare(path: str) -> None:
 
 
 @contextmanager
-def look(path: str) -> Iterator[_LmdbTransaction]:
+def look(path: str, *, trusted: bool = False) -> Iterator[_LmdbTransaction]:
     """Gives a view of a store without opening it for use: writes nothing, waits for nobody.
 
     For a glance by a process that has not opened it. No format is brought up and no file made
     whole or anew. LMDB's table of readers has one more entry meanwhile. Raises LeaseHeldError
-    while a compacted file is put in place, a StoreError for a store of another format, one that
-    is damaged, or was never opened where it is now.
+    while a compacted file is put in place, what `check_owner` does, a StoreError for a store of
+    another format, one that is damaged, or was never opened where it is now.
     """
     directory = os.path.join(path, "db")
     data = os.path.join(directory, "data.mdb")
     try:
+        check_owner(path, trusted=trusted)
         size = os.stat(data).st_size
         os.stat(os.path.join(directory, "lock.mdb"))  # else LMDB would make it
         with share_unseen(path, "store"), _translated(path):

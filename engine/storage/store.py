@@ -168,6 +168,15 @@ class StorePermissionError(StoreError):
         super().__init__(path, f"no permission to use the store at {path}: {detail}")
 
 
+class StoreOwnerError(StoreError):
+    """The store, or `part` of it, belongs to another user, and was not said to be trusted."""
+
+    def __init__(self, path: str, part: str, owner: str) -> None:
+        what = "it" if part == path else repr(part)
+        super().__init__(path, f"the store at {path} is not yours: {what} belongs to user {owner}")
+        self.part, self.owner = part, owner
+
+
 class StoreDamagedError(StoreError):
     """The store's file is damaged as a whole."""
 

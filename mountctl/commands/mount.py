@@ -55,7 +55,8 @@ def command(
     from mountctl import mounts
 
     output = invocation.output
-    prepared = mounts.prepare(invocation.store_path, mountpoint, output)
+    store = invocation.store_path
+    prepared = mounts.prepare(store, mountpoint, output, trusted=invocation.trusts(store))
     if log is not None:
         log = os.path.abspath(log)
     service = mounts.Service(allow_other, plain, gc_every, gc_below)

@@ -39,7 +39,8 @@ def command(
     repaired = dropped = 0
     with invocation.open() as store, output.progress("reading", "chunks") as progress:
         if repair:
-            done = store.repository.repair(source, progress)
+            trusted = source is not None and invocation.trusts(source)
+            done = store.repository.repair(source, progress, trusted=trusted)
             report, repaired, dropped = done.left, done.repaired, done.dropped
         else:
             report = store.repository.verify(progress)
