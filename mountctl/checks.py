@@ -21,6 +21,7 @@ from engine.errors import EngineError
 from engine.host.leases import is_held
 from engine.repository import Repository
 from engine.storage.chunking import compiled
+from engine.storage.ownership import check_owner
 from engine.storage.store import NotAStoreError
 from fsdriver.mountpoint import FILESYSTEM, is_dead, mounts
 from mountctl.failures import describe
@@ -59,7 +60,7 @@ def run_checks(store: str, *, trusted: bool) -> Iterator[Check]:
     yield _store(store, trusted)
     where = _existing(os.path.join(store, "sessions"))
     yield from _room(where)
-    if os.access(where, os.W_OK):
+    if os.access(where, os.W_OK) and _may_try(store, trusted):
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=where) as scratch:
             yield _attributes(scratch)
             yield _whiteouts(scratch)
@@ -216,6 +217,15 @@ def _store(path: str, trusted: bool) -> Check:
         failure = describe(error)
         return Check("store", FAIL, failure.message, failure.hint)
     return Check("store", OK, f"{quoted(path)}, {count(counts['snapshots'], 'snapshot')}")
+
+
+def _may_try(store: str, trusted: bool) -> bool:
+    """Tells whether something may be written to the store's directory, if there is one."""
+    try:
+        check_owner(store, trusted=trusted)
+    except (EngineError, OSError):
+        return False
+    return True
 
 
 def _existing(path: str) -> str:

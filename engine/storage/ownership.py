@@ -40,7 +40,7 @@ def check_owner(path: str, *, trusted: bool = False) -> None:
 
 def _is_usable(path: str) -> bool:
     """Tells whether the system would let us open what is there, or make what is not."""
-    if not os.access(path, os.W_OK | os.X_OK):
-        return False
-    files = (os.path.join(path, "db", name) for name in ("data.mdb", "lock.mdb"))
-    return all(os.access(each, os.R_OK | os.W_OK) for each in files if os.path.lexists(each))
+    needed = {"": os.W_OK | os.X_OK, "db": os.W_OK | os.X_OK,
+              "db/data.mdb": os.R_OK | os.W_OK, "db/lock.mdb": os.R_OK | os.W_OK}  # fmt: skip
+    parts = {os.path.join(path, part): mode for part, mode in needed.items()}
+    return all(os.access(part, mode) for part, mode in parts.items() if os.path.lexists(part))
