@@ -24,7 +24,12 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
-from engine.git.git_repository import GitMissingError, GitRefusedError, GitSourceError
+from engine.git.git_repository import (
+    GitMissingError,
+    GitOwnerError,
+    GitRefusedError,
+    GitSourceError,
+)
 from engine.host.forks import ForkedError
 from engine.host.leases import LeaseHeldError
 from engine.host.own_files import StrangeFileError
@@ -50,6 +55,7 @@ from engine.storage.store import (
     StoreFullError,
     StoreOwnerError,
     StorePermissionError,
+    StorePlaceError,
 )
 from engine.trees.diffing import DiffTooLargeError
 from engine.trees.drafts import ArchiveRefusedError
@@ -85,6 +91,7 @@ ERRNOS: dict[type[EngineError], int] = {
     ImageDamagedError: errno.EIO,
     ImageRefusedError: errno.EINVAL,
     GitMissingError: errno.EIO,
+    GitOwnerError: errno.EACCES,
     GitRefusedError: errno.EIO,
     GitSourceError: errno.EIO,
     ImportSourceError: errno.EIO,
@@ -120,6 +127,7 @@ ERRNOS: dict[type[EngineError], int] = {
     TreeTooLargeError: errno.ENOSPC,
     StoreOwnerError: errno.EACCES,
     StorePermissionError: errno.EACCES,
+    StorePlaceError: errno.EACCES,
     StrangeFileError: errno.EACCES,
     TooDeepError: errno.ENAMETOOLONG,
 }

@@ -7,6 +7,7 @@ endpoint is not connected"); such a one of ours is unmounted when its place is w
 import ctypes
 import errno
 import os
+import shlex
 import shutil
 import subprocess
 from typing import NamedTuple
@@ -34,6 +35,14 @@ class UnmountError(EngineError):
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"cannot unmount {path!r}: {why}")
         self.path, self.why = path, why
+
+
+class UnmountRefusedError(UnmountError):
+    """A mount cannot be ended, and not because it is in use. `target` is for a shell."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.target = shlex.quote(path)
 
 
 class Mount(NamedTuple):
@@ -117,7 +126,9 @@ def check(path: str, store_path: str) -> str:
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:
-    """Ends a mount, as root or with fusermount3. Raises UnmountError (busy, not yours).
+    """Ends a mount, as root or with fusermount3.
+
+    Raises UnmountError while it is in use, UnmountRefusedError for any other reason.
 
     What of ours is mounted inside goes first, or together with a dead mount: no path may
     lead through that any more.
@@ -136,13 +147,15 @@ def unmount(path: str, *, lazy: bool = False) -> None:
         if libc.umount2(os.fsencode(path), _MNT_DETACH if lazy else 0) == 0:
             return
         code = ctypes.get_errno()
-        raise UnmountError(path, os.strerror(code))
+        kind = UnmountError if code == errno.EBUSY else UnmountRefusedError
+        raise kind(path, os.strerror(code))
     tool = shutil.which("fusermount3") or shutil.which("fusermount")
     if tool is None:
-        raise UnmountError(path, "fusermount3 is not installed")
+        raise UnmountRefusedError(path, "fusermount3 is not installed")
     done = subprocess.run(
         [tool, "-u", *(["-z"] if lazy else []), "--", path],
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise UnmountError(path, done.stderr.strip() or f"fusermount3 failed ({done.returncode})")
+        why = done.stderr.strip() or f"fusermount3 failed ({done.returncode})"
+        raise (UnmountError if os.strerror(errno.EBUSY) in why else UnmountRefusedError)(path, why)

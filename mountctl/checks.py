@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import resource
+import shlex
 import shutil
 import stat
 import subprocess
@@ -32,6 +33,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 DEVICE = "/dev/fuse"
 FUSE_CONFIGURATION = "/etc/fuse.conf"
 
+_PIP = f"{shlex.quote(sys.executable)} -m pip install"
 _LITTLE_ROOM = 1 << 30
 _FEW_INODES = 10_000
 _FEW_FILES = 1024
@@ -68,7 +70,7 @@ def run_checks(store: str, *, trusted: bool) -> Iterator[Check]:
     else:
         yield Check(
             "store's disk", FAIL, f"you may not write to {quoted(where)}",
-            "name a store of yours with --store, or run it as its owner",
+            "name a store in a directory that you can write to: --store DIR or AMALGAMFS_STORE",
         )  # fmt: skip
 
 
@@ -82,13 +84,13 @@ def _chunker() -> Check:
         return Check("fastcdc", OK, "compiled")
     return Check(
         "fastcdc", WARN, "not compiled: large files are read 200 times slower",
-        "install a C compiler, then `pip install --force-reinstall --no-binary fastcdc fastcdc`",
+        f"install a C compiler, then `{_PIP} --force-reinstall --no-binary fastcdc fastcdc`",
     )  # fmt: skip
 
 
 def _pyfuse3() -> Check:
     if importlib.util.find_spec("pyfuse3") is None:
-        return Check("pyfuse3", FAIL, "not installed", "install it: `pip install pyfuse3`")
+        return Check("pyfuse3", FAIL, "not installed", f"install it: `{_PIP} pyfuse3`")
     for library in ("libfuse3.so.3", "libfuse3.so.4"):
         try:
             ctypes.CDLL(library)

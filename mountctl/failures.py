@@ -83,7 +83,11 @@ ROWS = {
         NO_STORE, "use a later version of AmalgamFS for it; nothing was changed"
     ),
     "StorePermissionError": Row(
-        PERMISSION, "run it as the store's owner, or name a store of yours with --store"
+        PERMISSION,
+        "`ls -ld` shows whose it is: run it as that user, or name a store of yours with --store",
+    ),
+    "StorePlaceError": Row(
+        PERMISSION, "name one in a directory that you can write to: --store DIR or AMALGAMFS_STORE"
     ),
     "StoreOwnerError": Row(
         PERMISSION,
@@ -154,10 +158,16 @@ ROWS = {
     # git
     "GitMissingError": Row(
         SYSTEM,
-        "install it beside AmalgamFS: `pip install 'amalgamfs[git]'`, or `pip install pygit2`",
+        "`{python} -m pip install pygit2` installs it where this program finds it",
     ),
     "GitSourceError": Row(
-        REFUSED, "`git fsck` in that repository tells more; what was imported until then is kept"
+        REFUSED,
+        "`git status` there tells whether it is a repository, `git fsck` what is wrong in it; what "
+        "was imported until then is kept",
+    ),
+    "GitOwnerError": Row(
+        REFUSED,
+        "if you trust who owns it: `git config --global --add safe.directory {safe}`",
     ),
     "GitRefusedError": Row(
         REFUSED, "`--author`, another branch (`SNAPSHOT:BRANCH`) or --force may be what you want"
@@ -208,6 +218,9 @@ ROWS = {
     "NotMountedError": Row(UNKNOWN, "`mountctl status` tells whether and where it is mounted"),
     "UnmountError": Row(
         BUSY, "leave the directory in every shell and end what has files open there, then try again"
+    ),
+    "UnmountRefusedError": Row(
+        SYSTEM, "put right what it says, or have root run `umount {target}`: the daemon ends then"
     ),
     "LaunchError": Row(DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"),
     "MountRefusedError": Row(

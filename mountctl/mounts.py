@@ -118,6 +118,8 @@ def end(store: str, mountpoint: str | None, output: Output) -> str:
         try:
             client.ask(Shutdown())
         except DaemonError as error:
+            if error.kind == "UnmountRefusedError":
+                raise places.UnmountRefusedError(path, _reason(str(error))) from error
             if error.kind not in {"UnmountError", "InUseError"}:
                 raise
             why = _why(path) if error.kind == "UnmountError" else str(error)
@@ -132,6 +134,11 @@ def end(store: str, mountpoint: str | None, output: Output) -> str:
 def _place_of(store: str) -> str:
     """Returns where a store is or was mounted last; empty if that is not known."""
     return str(holder_of(store, "mount").get("mountpoint", ""))
+
+
+def _reason(message: str) -> str:
+    """Returns what an error of `mountpoint` says without where it was."""
+    return message.partition("': ")[2] or message
 
 
 def _why(path: str) -> str:

@@ -36,6 +36,7 @@ from engine.storage.store import (
     StoreExistsError,
     StoreFullError,
     StorePermissionError,
+    StorePlaceError,
     StoreStatistics,
 )
 
@@ -218,6 +219,8 @@ class LmdbStore(Store, OfOneProcess):
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotAStoreError(path) from error
         except PermissionError as error:
+            if create and not os.path.exists(data):
+                raise StorePlaceError(path, _existing(path)) from error
             raise StorePermissionError(path, str(error)) from error
         except OSError as error:
             if error.errno in _FULL:
@@ -534,6 +537,13 @@ def _sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _existing(path: str) -> str:
+    """Returns the path, or the nearest directory above it that there is."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
 
 
 def _prepare(path: str) -> None:

@@ -168,6 +168,16 @@ class StorePermissionError(StoreError):
         super().__init__(path, f"no permission to use the store at {path}: {detail}")
 
 
+class StorePlaceError(StorePermissionError):
+    """A store cannot be made there: the user may not write in the directory `place`."""
+
+    def __init__(self, path: str, place: str) -> None:
+        StoreError.__init__(
+            self, path, f"cannot make a store at {path}: you may not write in {place!r}"
+        )
+        self.place = place
+
+
 class StoreOwnerError(StoreError):
     """The store, or `part` of it, belongs to another user, and was not said to be trusted."""
 
