@@ -181,7 +181,10 @@ def _open_files() -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= hard < _FEW_FILES:
         return Check(
-            "open files", WARN, f"at most {hard}", f"raise the hard limit: `ulimit -Hn {4096}`"
+            "open files",
+            WARN,
+            f"at most {hard}",
+            f"have root raise the hard limit to {4096:,} or more: limits.conf(5)",
         )
     return Check("open files", OK, f"{soft:,}, and up to {hard:,} for the mount")
 

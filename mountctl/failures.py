@@ -246,9 +246,9 @@ _SYSTEM = {
     errno.EACCES: Row(PERMISSION, "run it as a user who may, or choose another path"),
     errno.EPERM: Row(PERMISSION, "run it as a user who may, or choose another path"),
     errno.EROFS: Row(PERMISSION, "choose a path on a disk that can be written"),
-    errno.EIO: Row(DAMAGED, "a disk or a mount does not read or write: see `dmesg`"),
+    errno.EIO: Row(DAMAGED, "a disk or a mount does not read or write: see `dmesg`, as root"),
     errno.ENOTCONN: Row(DAEMON, "a mount there has lost its daemon: `mountctl umount` the path"),
-    errno.EMFILE: Row(SYSTEM, "raise the limit of open files: `ulimit -n 4096`"),
+    errno.EMFILE: Row(SYSTEM, "raise the limit of open files: `ulimit -n $(ulimit -Hn)`"),
     errno.ENFILE: Row(SYSTEM, "end programs that hold many files open"),
 }
 _OTHER_SYSTEM = Row(SYSTEM, "look at the path that the message names; `mountctl doctor` may help")
