@@ -97,6 +97,9 @@ ROWS = {
     "StrangeFileError": Row(
         REFUSED, "look at it with `ls -l`; if you do not know what it is for, remove or move it"
     ),
+    "StoreOpenError": Row(
+        BUSY, "use the `Repository` that is there, from every thread, or close it first"
+    ),
     "StoreDamagedError": Row(
         DAMAGED, "restore its folder `db` from a copy; what sessions changed is in `sessions`"
     ),

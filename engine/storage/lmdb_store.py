@@ -35,6 +35,7 @@ from engine.storage.store import (
     StoreDamagedError,
     StoreExistsError,
     StoreFullError,
+    StoreOpenError,
     StorePermissionError,
     StorePlaceError,
     StoreStatistics,
@@ -136,21 +137,34 @@ class _LmdbTransaction:
         return self._txn.delete(key, db=self._dbs[db])
 
 
-class _View:
-    """A view of a store, as a context. Not a generator's: every miss of a cache opens one."""
+class _Reads:
+    """How many views a thread has open, and the transaction of the first."""
 
-    __slots__ = ("_depth", "_is_outer", "_store", "_txn")
+    __slots__ = ("count", "outer")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.outer: lmdb.Transaction[memoryview]
+
+
+class _View:
+    """A view of a store, as a context. Not a generator's: every miss of a cache opens one.
+
+    Another thread may end it: a generator that has one may be closed wherever it is.
+    """
+
+    __slots__ = ("_is_outer", "_reads", "_store", "_txn")
 
     def __init__(self, store: "LmdbStore") -> None:
         self._store = store
 
     def __enter__(self) -> _LmdbTransaction:
         store = self._store
-        self._depth = store._begin_reading()
+        self._reads = store._begin_reading()
         try:
-            self._txn, self._is_outer = store._begin_view(self._depth)
+            self._txn, self._is_outer = store._begin_view(self._reads)
         except BaseException as error:
-            store._end_reading(self._depth)
+            store._end_reading(self._reads)
             if isinstance(error, lmdb.Error):
                 with _translated(store.path):
                     raise
@@ -164,7 +178,7 @@ class _View:
             if not self._is_outer and not self._store._is_inherited:
                 self._txn.abort()  # in a child it would free the parent's slot
         finally:
-            self._store._end_reading(self._depth)
+            self._store._end_reading(self._reads)
         if isinstance(error, lmdb.Error):
             with _translated(self._store.path):
                 raise error
@@ -247,16 +261,21 @@ class LmdbStore(Store, OfOneProcess):
 
     def _open(self, map_bytes: int, create: bool) -> None:
         with _translated(self.path):
-            self._env = lmdb.Environment(
-                os.path.join(self.path, "db"),
-                map_size=map_bytes,
-                max_dbs=len(Db),
-                max_readers=LOCK_BYTES // 64 - 2,
-                mode=0o600,
-                create=create,
-                readahead=False,
-                lib_version=LIBRARY,
-            )
+            try:
+                self._env = lmdb.Environment(
+                    os.path.join(self.path, "db"),
+                    map_size=map_bytes,
+                    max_dbs=len(Db),
+                    max_readers=LOCK_BYTES // 64 - 2,
+                    mode=0o600,
+                    create=create,
+                    readahead=False,
+                    lib_version=LIBRARY,
+                )
+            except lmdb.Error as error:
+                if "already open in this process" in str(error):  # it has no class of its own
+                    raise StoreOpenError(self.path) from error
+                raise
             self._make_whole(self._data)
             # What a later format lacks or adds is not looked at before its number.
             self._dbs = _Databases({Db.META: self._env.open_db(b"meta", create=create)})
@@ -306,32 +325,40 @@ class LmdbStore(Store, OfOneProcess):
     def read(self) -> _View:
         return _View(self)
 
-    def _begin_reading(self) -> int:
-        """Waits until the map does not grow; returns how many views this thread has open."""
-        depth: int = getattr(self._thread, "reads", 0)
+    def _mine(self) -> _Reads:
+        """Returns what this thread reads."""
+        try:
+            reads: _Reads = self._thread.reads
+        except AttributeError:
+            reads = self._thread.reads = _Reads()
+        return reads
+
+    def _begin_reading(self) -> _Reads:
+        """Waits until the map does not grow; counts one more view of this thread."""
+        reads = self._mine()
         with self._gate:
-            while self._growing and not depth:  # whoever holds one already is waited for
+            while self._growing and not reads.count:  # whoever holds one already is waited for
                 self._gate.wait()
             self._readers += 1
-        self._thread.reads = depth + 1
-        return depth
+            reads.count += 1
+        return reads
 
-    def _begin_view(self, depth: int) -> "tuple[lmdb.Transaction[memoryview], bool]":
+    def _begin_view(self, reads: _Reads) -> "tuple[lmdb.Transaction[memoryview], bool]":
         """Begins a transaction, or gives this thread's outer one; tells if it is that."""
         try:
             txn = self._env.begin(buffers=True)
         except lmdb.MapResizedError:
             # The map cannot grow under this thread's own outer view, which serves here.
-            if depth:
-                return self._thread.outer, True
+            if reads.count > 1:
+                return reads.outer, True
             txn = self._adopt_map_and_begin()
-        if not depth:
-            self._thread.outer = txn
+        if reads.count == 1:
+            reads.outer = txn
         return txn, False
 
-    def _end_reading(self, depth: int) -> None:
-        self._thread.reads = depth
+    def _end_reading(self, reads: _Reads) -> None:
         with self._gate:
+            reads.count -= 1
             self._readers -= 1
             if self._growing or self._closing:  # else nobody waits
                 self._gate.notify_all()
@@ -369,7 +396,7 @@ class LmdbStore(Store, OfOneProcess):
             self._env.set_mapsize(map_bytes)
 
     def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
-        if getattr(self._thread, "reads", 0):
+        if self._mine().count:
             raise RuntimeError("a write inside a read could wait for itself when the map grows")
         with self._writer:
             while True:
@@ -421,7 +448,7 @@ class LmdbStore(Store, OfOneProcess):
         transaction is still the one that was copied. Killed at any moment, one whole file has
         the name; what else there is, the next compaction removes.
         """
-        if getattr(self._thread, "reads", 0):
+        if self._mine().count:
             raise RuntimeError("a compaction inside a read would wait for itself")
         home = os.path.join(os.path.dirname(self._data), "new")
         for _ in range(_COPIES):
@@ -500,7 +527,7 @@ class LmdbStore(Store, OfOneProcess):
 
     def close(self) -> None:
         with self._writer:  # another thread's transaction comes to its end
-            ours = getattr(self._thread, "reads", 0)
+            ours = self._mine().count
             with self._gate:  # and so do their views: what they read would be gone from memory
                 self._closing = True
                 self._gate.wait_for(lambda: self._readers <= ours, CLOSE_WAIT)

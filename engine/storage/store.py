@@ -168,6 +168,13 @@ class StorePermissionError(StoreError):
         super().__init__(path, f"no permission to use the store at {path}: {detail}")
 
 
+class StoreOpenError(StoreError):
+    """This process has the store open already, and can have it open once."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, f"the store at {path} is open in this process already")
+
+
 class StorePlaceError(StorePermissionError):
     """A store cannot be made there: the user may not write in the directory `place`."""
 
