@@ -2,12 +2,15 @@
 
 import os
 import pwd
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from engine.host.leases import acquire
 from engine.host.own_files import StrangeFileError
+from fsdriver.client import DaemonLostError, bind, find_daemon
 from fsdriver.cost_model import ELSEWHERE, Outcome, Tree, Work
 from fsdriver.launch import DEVICE, LaunchError, launch
 from fsdriver.run_records import RunRecord, RunRecords
@@ -41,6 +44,22 @@ def test_what_is_no_file_of_the_store_is_not_followed(tmp_path: Path, name: str)
         with pytest.raises(StrangeFileError if os.path.exists(DEVICE) else LaunchError):
             launch(store, str(tmp_path))
     assert precious.read_text() == "precious"
+
+
+def test_nobody_is_led_to_another_socket(tmp_path: Path):
+    store = str(tmp_path / "store")
+    with socket.socket(socket.AF_UNIX) as other, acquire(store, "mount") as lease:
+        bind(other, str(tmp_path / "other"))
+        other.listen()
+        other.settimeout(0)
+        lease.describe(socket=str(tmp_path / "other"))
+        with pytest.raises(DaemonLostError):
+            find_daemon(store)
+        (tmp_path / "store/locks/control").symlink_to(tmp_path / "other")
+        with pytest.raises(DaemonLostError):
+            find_daemon(store)
+        with pytest.raises(BlockingIOError):
+            other.accept()
 
 
 @pytest.fixture
