@@ -120,16 +120,19 @@ class Repository(OfOneProcess):
         self._end = weakref.finalize(self, _end, self.commits, self.pins, os.getpid())
 
     @classmethod
-    def create(cls, path: str) -> "Repository":
+    def create(cls, path: str, *, trusted: bool = False) -> "Repository":
         """Makes an empty store at `path`. Raises StoreExistsError and what `open` raises."""
         path = os.path.abspath(path)
-        return cls(path, LmdbStore(path, create=True))
+        return cls(path, LmdbStore(path, create=True, trusted=trusted))
 
     @classmethod
-    def open(cls, path: str) -> "Repository":
-        """Opens the store at `path`. Raises a StoreError."""
+    def open(cls, path: str, *, trusted: bool = False) -> "Repository":
+        """Opens the store at `path`. Raises a StoreError, StrangeFileError.
+
+        One that belongs to another user is opened only if who can write there is `trusted`.
+        """
         path = os.path.abspath(path)
-        return cls(path, LmdbStore(path))
+        return cls(path, LmdbStore(path, trusted=trusted))
 
     def close(self) -> None:
         """Writes the commits that wait and closes the store. Raises StoreFullError."""
@@ -778,20 +781,28 @@ class Repository(OfOneProcess):
         flaws = self.store.flaws()
         return verify_pages(self.path, flaws, progress) if flaws else verify(self.store, progress)
 
-    def repair(self, source: str | None = None, progress: Progress | None = None) -> RepairReport:
+    def repair(
+        self,
+        source: str | None = None,
+        progress: Progress | None = None,
+        *,
+        trusted: bool = False,
+    ) -> RepairReport:
         """Puts right what can be: from another store, or a directory that holds the bytes.
 
         Damaged objects that no tree needs are removed, and rows of the stat cache that lead to
-        nothing whole. The report says what is damaged afterwards. Raises LeaseHeldError during a
-        collection, StoreDamagedError if the file's own frame is damaged (`repair_store` can mend
-        that), and what opening or reading the source raises.
+        nothing whole. The report says what is damaged afterwards. `trusted` is said of a store
+        that is the source, as in `open`. Raises LeaseHeldError during a collection,
+        StoreDamagedError if the file's own frame is damaged (`repair_store` can mend that), and
+        what opening or reading the source raises.
         """
         self._check_frame()
         what = "repairing"
         with acquire(self.path, "gc", what=what), ExitStack() as stack:
             take: Source | None = None
             if source is not None and os.path.isdir(os.path.join(source, "db")):
-                other = stack.enter_context(closing(LmdbStore(os.path.abspath(source))))
+                opened = LmdbStore(os.path.abspath(source), trusted=trusted)
+                other = stack.enter_context(closing(opened))
                 take = from_store(self.store, other)
             elif source is not None:
                 take = from_directory(self.store, self.objects, source, self.path, progress)

@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     options.store = os.path.abspath(options.store)
     options.mountpoint = os.path.realpath(options.mountpoint)
     _prepare_process(options.mountpoint)
-    logging = Logging(options.log)
+    logging = Logging(options.log, options.store)
     try:
         with _mounted(options) as (vfs, channel, control, listener):
 
@@ -134,7 +134,7 @@ def _mounted(
     store, mountpoint = options.store, options.mountpoint
     where = socket_path(store)
     with contextlib.ExitStack() as stack:
-        repository = stack.enter_context(Repository.open(store))
+        repository = stack.enter_context(Repository.open(store, trusted=True))
         lease = stack.enter_context(acquire(store, "mount", what=f"mounted on {mountpoint}"))
         lease.describe(what=f"mounted on {mountpoint}", mountpoint=mountpoint, socket=where)
         facts = {"mountpoint": mountpoint, "socket": where}

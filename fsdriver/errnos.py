@@ -24,9 +24,15 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
-from engine.git.git_repository import GitMissingError, GitRefusedError, GitSourceError
+from engine.git.git_repository import (
+    GitMissingError,
+    GitOwnerError,
+    GitRefusedError,
+    GitSourceError,
+)
 from engine.host.forks import ForkedError
 from engine.host.leases import LeaseHeldError
+from engine.host.own_files import StrangeFileError
 from engine.merging.snapshot_merging import NoMergeBaseError
 from engine.patches.patch_parsing import PatchFormatError
 from engine.patches.patching import PatchRefusedError
@@ -47,7 +53,10 @@ from engine.storage.store import (
     StoreError,
     StoreExistsError,
     StoreFullError,
+    StoreOpenError,
+    StoreOwnerError,
     StorePermissionError,
+    StorePlaceError,
 )
 from engine.trees.diffing import DiffTooLargeError
 from engine.trees.drafts import ArchiveRefusedError
@@ -84,6 +93,7 @@ ERRNOS: dict[type[EngineError], int] = {
     ImageDamagedError: errno.EIO,
     ImageRefusedError: errno.EINVAL,
     GitMissingError: errno.EIO,
+    GitOwnerError: errno.EACCES,
     GitRefusedError: errno.EIO,
     GitSourceError: errno.EIO,
     ImportSourceError: errno.EIO,
@@ -117,7 +127,11 @@ ERRNOS: dict[type[EngineError], int] = {
     StoreExistsError: errno.EEXIST,
     StoreFullError: errno.ENOSPC,
     TreeTooLargeError: errno.ENOSPC,
+    StoreOpenError: errno.EBUSY,
+    StoreOwnerError: errno.EACCES,
     StorePermissionError: errno.EACCES,
+    StorePlaceError: errno.EACCES,
+    StrangeFileError: errno.EACCES,
     TooDeepError: errno.ENAMETOOLONG,
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from engine.errors import EngineError
 from engine.host.leases import is_held
+from engine.host.own_files import open_own, own_folder
 from engine.storage.store import StoreError
 
 DEVICE = "/dev/fuse"
@@ -41,13 +42,17 @@ def default_log(store_path: str) -> str:
     return os.path.join(store_path, "log", "mount.log")
 
 
-def open_log(path: str) -> int:
+def open_log(path: str, store_path: str | None = None) -> int:
     """Opens a log to append to, and makes it and its directory if need be. Raises OSError.
 
-    A pipe is not waited for.
+    A pipe is not waited for. The log that a store has by default is one of its own files: raises
+    StrangeFileError for what somebody has put there in its place.
     """
-    os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    if store_path is not None and path == default_log(store_path):
+        own_folder(store_path, "log")
+        return open_own(store_path, os.path.relpath(path, store_path), flags)
+    os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
     return os.open(path, flags, 0o600)
 
 
@@ -151,7 +156,7 @@ def why_no_log(store_path: str, log: str | None) -> str:
     asked for can never be.
     """
     try:
-        os.close(open_log(log or default_log(store_path)))
+        os.close(open_log(log or default_log(store_path), store_path))
     except OSError as error:
         if log is not None and error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise StoreError(

@@ -27,6 +27,7 @@ from typing import Any
 
 import structlog
 
+from engine.host.own_files import StrangeFileError
 from fsdriver.launch import open_log
 
 MOST_BYTES = 1 << 20
@@ -43,11 +44,18 @@ class Log(io.TextIOBase):
     """Where a daemon's lines go; as a stream it takes the place of stderr. Raises nothing."""
 
     def __init__(
-        self, path: str | None = None, descriptor: int = 2, most: int = MOST_BYTES
+        self,
+        path: str | None = None,
+        descriptor: int = 2,
+        most: int = MOST_BYTES,
+        store: str | None = None,
     ) -> None:
-        """Writes to the file `path` if it is given, to which `descriptor` then leads as well."""
+        """Writes to the file `path` if it is given, to which `descriptor` then leads as well.
+
+        `store` is the store whose log it is.
+        """
         super().__init__()
-        self._path, self._fd, self._most = path, descriptor, most
+        self._path, self._fd, self._most, self._store = path, descriptor, most, store
         self._opened = path is None
         self._part = ""
         self._torn = False
@@ -91,7 +99,7 @@ class Log(io.TextIOBase):
             while done < len(data):  # a disk that became full takes a part, then refuses
                 self._torn = True
                 done += os.write(self._fd, data[done:])
-        except OSError:
+        except (OSError, StrangeFileError):
             return False
         return True
 
@@ -117,7 +125,7 @@ class Log(io.TextIOBase):
         """Opens the file, or another one in its place, at the descriptor. Raises OSError."""
         if self._path is None:
             return
-        fd = open_log(self._path)
+        fd = open_log(self._path, self._store)
         try:
             os.dup2(fd, self._fd)
         finally:
@@ -130,7 +138,7 @@ class Log(io.TextIOBase):
         try:
             os.rename(self._path, self._path + ".1")
             self._open()
-        except OSError:
+        except (OSError, StrangeFileError):
             os.ftruncate(self._fd, 0)
 
     def check(self) -> None:
@@ -202,12 +210,12 @@ class _ToStructlog(logging.Handler):
 class Logging:
     """The way of a process to its log."""
 
-    def __init__(self, path: str | None) -> None:
+    def __init__(self, path: str | None, store: str) -> None:
         """Sends all lines of structlog and `logging`, and all of stderr, to one log.
 
         It is the file `path`, or descriptor 2 as it is.
         """
-        self.log, self._repeats = Log(path), Repeats()
+        self.log, self._repeats = Log(path, store=store), Repeats()
         sys.stderr = sys.stdout = self.log
         structlog.configure(
             processors=[

@@ -7,6 +7,7 @@ endpoint is not connected"); such a one of ours is unmounted when its place is w
 import ctypes
 import errno
 import os
+import shlex
 import shutil
 from typing import NamedTuple
 
@@ -37,6 +38,14 @@ class UnmountError(EngineError):
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"cannot unmount {path!r}: {why}")
         self.path, self.why = path, why
+
+
+class UnmountRefusedError(UnmountError):
+    """A mount cannot be ended, and not because it is in use. `target` is for a shell."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.target = shlex.quote(path)
 
 
 class Mount(NamedTuple):
@@ -122,7 +131,9 @@ def check(path: str, store_path: str) -> str:
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:
-    """Ends a mount, as root or with fusermount3. Raises UnmountError (busy, not yours).
+    """Ends a mount, as root or with fusermount3.
+
+    Raises UnmountError while it is in use, UnmountRefusedError for any other reason.
 
     What of ours is mounted inside goes first, or together with a dead mount: no path may
     lead through that any more. Waits no longer than `PATIENCE` for a daemon that hangs.
@@ -138,7 +149,7 @@ def unmount(path: str, *, lazy: bool = False) -> None:
     if lazy and os.geteuid() == 0:  # asks nothing of the mount: no path leads into it
         libc = ctypes.CDLL(None, use_errno=True)
         if libc.umount2(os.fsencode(path), _MNT_DETACH):
-            raise UnmountError(path, os.strerror(ctypes.get_errno()))
+            raise UnmountRefusedError(path, os.strerror(ctypes.get_errno()))
         return
     with Errand(unmount_command(path, lazy=lazy)) as errand:
         if not errand.wait():
@@ -156,18 +167,21 @@ def parts_in(path: str) -> list[str]:
 
 
 def unmount_command(path: str, *, lazy: bool = False) -> list[str]:
-    """Returns the errand that ends one mount. Raises UnmountError without fusermount3."""
+    """Returns the errand that ends one mount. Raises UnmountRefusedError without fusermount3."""
     if os.geteuid() == 0:
         return call("umount", path, "lazy" if lazy else "")
     tool = shutil.which("fusermount3") or shutil.which("fusermount")
     if tool is None:
-        raise UnmountError(path, "fusermount3 is not installed")
+        raise UnmountRefusedError(path, "fusermount3 is not installed")
     return [tool, "-u", *(["-z"] if lazy else []), "--", path]
 
 
 def check_unmounted(path: str, status: int, said: str) -> None:
     """Raises UnmountError if that errand failed: with `status`, and what it said."""
-    if status and os.geteuid() == 0 and status > 0:
-        raise UnmountError(path, os.strerror(status))
-    if status:
-        raise UnmountError(path, said.strip() or f"fusermount3 failed ({status})")
+    if not status:
+        return
+    why = said.strip() or f"fusermount3 failed ({status})"
+    if os.geteuid() == 0 and status > 0:
+        why = os.strerror(status)
+    kind = UnmountError if os.strerror(errno.EBUSY) in why else UnmountRefusedError
+    raise kind(path, why)

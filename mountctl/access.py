@@ -28,9 +28,9 @@ from mountctl.text import short
 class StoreAccess:
     """An open store, to be used in a `with` statement."""
 
-    def __init__(self, path: str, output: Output) -> None:
-        """Opens the store at `path`. Raises a StoreError."""
-        self.repository = Repository.open(path)
+    def __init__(self, path: str, output: Output, *, trusted: bool) -> None:
+        """Opens the store at `path`. Raises what `Repository.open` does."""
+        self.repository = Repository.open(path, trusted=trusted)
         self._output = output
         self._client: Client | None = None
 

@@ -83,7 +83,22 @@ ROWS = {
         NO_STORE, "use a later version of AmalgamFS for it; nothing was changed"
     ),
     "StorePermissionError": Row(
-        PERMISSION, "run it as the store's owner, or name a store of yours with --store"
+        PERMISSION,
+        "`ls -ld` shows whose it is: run it as that user, or name a store of yours with --store",
+    ),
+    "StorePlaceError": Row(
+        PERMISSION, "name one in a directory that you can write to: --store DIR or AMALGAMFS_STORE"
+    ),
+    "StoreOwnerError": Row(
+        PERMISSION,
+        "run it as user {owner}; or, if you trust who can write there, with --trust-store, or name "
+        "{path} in AMALGAMFS_TRUST_STORE",
+    ),
+    "StrangeFileError": Row(
+        REFUSED, "look at it with `ls -l`; if you do not know what it is for, remove or move it"
+    ),
+    "StoreOpenError": Row(
+        BUSY, "use the `Repository` that is there, from every thread, or close it first"
     ),
     "StoreDamagedError": Row(
         DAMAGED,
@@ -151,10 +166,16 @@ ROWS = {
     # git
     "GitMissingError": Row(
         SYSTEM,
-        "install it beside AmalgamFS: `pip install 'amalgamfs[git]'`, or `pip install pygit2`",
+        "`{python} -m pip install pygit2` installs it where this program finds it",
     ),
     "GitSourceError": Row(
-        REFUSED, "`git fsck` in that repository tells more; what was imported until then is kept"
+        REFUSED,
+        "`git status` there tells whether it is a repository, `git fsck` what is wrong in it; what "
+        "was imported until then is kept",
+    ),
+    "GitOwnerError": Row(
+        REFUSED,
+        "if you trust who owns it: `git config --global --add safe.directory {safe}`",
     ),
     "GitRefusedError": Row(
         REFUSED, "`--author`, another branch (`SNAPSHOT:BRANCH`) or --force may be what you want"
@@ -206,6 +227,9 @@ ROWS = {
     "UnmountError": Row(
         BUSY, "leave the directory in every shell and end what has files open there, then try again"
     ),
+    "UnmountRefusedError": Row(
+        SYSTEM, "put right what it says, or have root run `umount {target}`: the daemon ends then"
+    ),
     "LaunchError": Row(DAEMON, "`mountctl doctor` checks this machine; its log: {log}"),
     "MountRefusedError": Row(DAEMON, "`mountctl doctor` checks this machine; its log: {log}"),
     # run
@@ -228,9 +252,9 @@ _SYSTEM = {
     errno.EACCES: Row(PERMISSION, "run it as a user who may, or choose another path"),
     errno.EPERM: Row(PERMISSION, "run it as a user who may, or choose another path"),
     errno.EROFS: Row(PERMISSION, "choose a path on a disk that can be written"),
-    errno.EIO: Row(DAMAGED, "a disk or a mount does not read or write: see `dmesg`"),
+    errno.EIO: Row(DAMAGED, "a disk or a mount does not read or write: see `dmesg`, as root"),
     errno.ENOTCONN: Row(DAEMON, "a mount there has lost its daemon: `mountctl umount` the path"),
-    errno.EMFILE: Row(SYSTEM, "raise the limit of open files: `ulimit -n 4096`"),
+    errno.EMFILE: Row(SYSTEM, "raise the limit of open files: `ulimit -n $(ulimit -Hn)`"),
     errno.ENFILE: Row(SYSTEM, "end programs that hold many files open"),
 }
 _OTHER_SYSTEM = Row(SYSTEM, "look at the path that the message names; `mountctl doctor` may help")

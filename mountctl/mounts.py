@@ -51,12 +51,12 @@ class Prepared(NamedTuple):
     mountpoint: str
 
 
-def prepare(store: str, mountpoint: str, output: Output) -> Prepared:
+def prepare(store: str, mountpoint: str, output: Output, *, trusted: bool) -> Prepared:
     """Checks all that can be checked before a daemon starts, and removes dead mounts.
 
-    Raises a StoreError, AlreadyMountedError, MountPointError.
+    Raises what `Repository.open` does, AlreadyMountedError, MountPointError.
     """
-    Repository.open(store).close()
+    Repository.open(store, trusted=trusted).close()
     last = _place_of(store)
     if is_held(store, "mount"):
         raise AlreadyMountedError(store, last, holder_of(store, "mount").get("pid", 0))
@@ -122,6 +122,8 @@ def end(store: str, mountpoint: str | None, output: Output) -> str:
         try:
             client.ask(Shutdown())
         except DaemonError as error:
+            if error.kind == "UnmountRefusedError":
+                raise places.UnmountRefusedError(path, _reason(str(error))) from error
             if error.kind not in {"UnmountError", "InUseError"}:
                 raise
             why = _why(path) if error.kind == "UnmountError" else str(error)
@@ -140,6 +142,11 @@ def _place_of(store: str) -> str:
         ours = [m.path for m in places.mounts() if (m.kind, m.source) == (places.FILESYSTEM, store)]
         return ours[-1] if ours else ""
     return told
+
+
+def _reason(message: str) -> str:
+    """Returns what an error of `mountpoint` says without where it was."""
+    return message.partition("': ")[2] or message
 
 
 def _why(path: str) -> str:

@@ -5,6 +5,9 @@ of the installation. Ids are git's 20 bytes; contents are what git stores, witho
 """
 
 import os
+import re
+import shlex
+import sys
 from collections.abc import Iterator
 from io import RawIOBase
 from types import ModuleType
@@ -15,6 +18,8 @@ from engine.errors import EngineError
 if TYPE_CHECKING:
     import pygit2
 
+_OWNED = re.compile("repository path '(.+?)/?' is not owned by current user")
+"""What libgit2 says of a repository of another user, and has no code of its own for in pygit2."""
 HEADS, TAGS = "refs/heads/", "refs/tags/"
 
 
@@ -23,6 +28,8 @@ class GitMissingError(EngineError):
 
     def __init__(self) -> None:
         super().__init__("the package pygit2 is not installed")
+        self.python = shlex.quote(sys.executable)
+        """The interpreter that needs it, as a shell takes it."""
 
 
 class GitSourceError(EngineError):
@@ -31,6 +38,15 @@ class GitSourceError(EngineError):
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"cannot read the git repository {path!r}: {why}")
         self.path, self.why = path, why
+
+
+class GitOwnerError(GitSourceError):
+    """A git repository belongs to another user. `safe` is its directory, as a shell takes it."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        named = _OWNED.search(why)
+        self.safe = shlex.quote(named[1] if named else os.path.realpath(path))
 
 
 class GitRefusedError(EngineError):
@@ -61,7 +77,10 @@ class GitRepository:
     """An open repository, bare or not. Its work tree and its index are never touched."""
 
     def __init__(self, path: str) -> None:
-        """Opens the repository at `path` itself. Raises GitMissingError, GitSourceError."""
+        """Opens the repository at `path` itself. Raises GitMissingError, GitSourceError.
+
+        That is a GitOwnerError for one of another user that git's configuration does not name.
+        """
         git = _library()
         self.path = os.path.realpath(path)
         self._git = git
@@ -69,7 +88,9 @@ class GitRepository:
             flag = git.enums.RepositoryOpenFlag.NO_SEARCH
             self._repository: pygit2.Repository = git.Repository(path, flag)
         except (git.GitError, KeyError, ValueError, OSError) as error:
-            raise GitSourceError(path, _say(error)) from error
+            why = _say(error)
+            kind = GitOwnerError if _OWNED.search(why) else GitSourceError
+            raise kind(path, why) from error
         self._read = self._repository.odb.read
         self._oid = git.Oid
 

@@ -29,6 +29,7 @@ from typing import Any
 
 from engine.errors import EngineError
 from engine.host.forks import ForkedError, OfOneProcess
+from engine.host.own_files import StrangeFileError, open_own, own_folder
 
 
 class LeaseHeldError(EngineError):
@@ -132,10 +133,9 @@ class Lease(OfOneProcess):
 def acquire(
     store_path: str, name: str, *, shared: bool = False, wait: float = 0.0, what: str = ""
 ) -> Lease:
-    """Takes a lease; waits up to `wait` seconds. Raises LeaseHeldError."""
-    directory = os.path.join(store_path, "locks")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    fd = os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Takes a lease; waits up to `wait` seconds. Raises LeaseHeldError, StrangeFileError."""
+    own_folder(store_path, "locks")
+    fd = _open(store_path, name, os.O_RDWR | os.O_CREAT)
     started = time.monotonic()
     while True:
         try:
@@ -161,6 +161,10 @@ def acquire(
             lease.release()
             raise
         return lease
+
+
+def _open(store_path: str, name: str, flags: int) -> int:
+    return open_own(store_path, f"locks/{name}", flags)
 
 
 def _only_shared(fd: int) -> bool:
@@ -192,9 +196,9 @@ _PLAIN = {
 def holder_of(store_path: str, name: str) -> dict[str, Any]:
     """Returns what the last holder wrote of itself; empty if nothing readable."""
     try:
-        with open(os.path.join(store_path, "locks", name), "rb") as file:
+        with open(_open(store_path, name, os.O_RDONLY), "rb") as file:
             facts = json.loads(file.read() or b"{}")
-    except (OSError, ValueError):
+    except (OSError, StrangeFileError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
@@ -219,9 +223,9 @@ def sharers(store_path: str, name: str) -> list[int]:
 def share_unseen(store_path: str, name: str) -> Iterator[None]:
     """Shares a lease for a moment without making or writing a file.
 
-    Raises LeaseHeldError, FileNotFoundError where nobody ever held it.
+    Raises LeaseHeldError, StrangeFileError, FileNotFoundError where nobody ever held it.
     """
-    fd = os.open(os.path.join(store_path, "locks", name), os.O_RDONLY | os.O_CLOEXEC)
+    fd = _open(store_path, name, os.O_RDONLY)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -233,9 +237,9 @@ def share_unseen(store_path: str, name: str) -> Iterator[None]:
 
 
 def is_held(store_path: str, name: str) -> bool:
-    """Tells whether somebody holds a lease right now."""
+    """Tells whether somebody holds a lease right now. Raises StrangeFileError."""
     try:
-        fd = os.open(os.path.join(store_path, "locks", name), os.O_RDWR | os.O_CLOEXEC)
+        fd = _open(store_path, name, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:

@@ -33,6 +33,7 @@ from engine.errors import (
 )
 from engine.host.forks import OfOneProcess
 from engine.host.leases import Lease, LeaseHeldError, acquire, is_held
+from engine.host.own_files import own_folder
 from engine.host.removing import remove_tree
 from engine.ids import SnapshotId, check_name, digest
 from engine.mounted.inodes import Owner
@@ -191,8 +192,8 @@ class Sessions:
         )  # fmt: skip
 
     def _make_upper(self, session: Session) -> None:
+        own_folder(self._path, "sessions", session.uid, "work")
         upper = self.upper(session)
-        os.makedirs(upper.work, mode=0o700, exist_ok=True)
         if os.path.isdir(upper.root):  # of a commit that did not come to pass
             remove_tree(upper.root)
         os.mkdir(upper.root, 0o700)
@@ -231,6 +232,7 @@ class Sessions:
 
     def _tidy(self, session: Session) -> None:
         """Removes what a killed holder, or the kernel's overlayfs, left beside the upper."""
+        own_folder(self._path, "sessions", session.uid, "work")
         upper = self.upper(session)
         home = self._home(session)
         if not os.path.isdir(upper.root):

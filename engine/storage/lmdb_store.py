@@ -25,6 +25,7 @@ import lmdb
 
 from engine.host.forks import ForkedError, Inherited, OfOneProcess
 from engine.host.leases import acquire, share_unseen, sharers
+from engine.storage.ownership import check_owner
 from engine.storage.pages import BadMetaError, read_metas
 from engine.storage.store import (
     CompactionRefusedError,
@@ -36,7 +37,9 @@ from engine.storage.store import (
     StoreError,
     StoreExistsError,
     StoreFullError,
+    StoreOpenError,
     StorePermissionError,
+    StorePlaceError,
     StoreStatistics,
 )
 from engine.storage.structure import check
@@ -137,21 +140,34 @@ class _LmdbTransaction:
         return self._txn.delete(key, db=self._dbs[db])
 
 
-class _View:
-    """A view of a store, as a context. Not a generator's: every miss of a cache opens one."""
+class _Reads:
+    """How many views a thread has open, and the transaction of the first."""
 
-    __slots__ = ("_depth", "_is_outer", "_store", "_txn")
+    __slots__ = ("count", "outer")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.outer: lmdb.Transaction[memoryview]
+
+
+class _View:
+    """A view of a store, as a context. Not a generator's: every miss of a cache opens one.
+
+    Another thread may end it: a generator that has one may be closed wherever it is.
+    """
+
+    __slots__ = ("_is_outer", "_reads", "_store", "_txn")
 
     def __init__(self, store: "LmdbStore") -> None:
         self._store = store
 
     def __enter__(self) -> _LmdbTransaction:
         store = self._store
-        self._depth = store._begin_reading()
+        self._reads = store._begin_reading()
         try:
-            self._txn, self._is_outer = store._begin_view(self._depth)
+            self._txn, self._is_outer = store._begin_view(self._reads)
         except BaseException as error:
-            store._end_reading(self._depth)
+            store._end_reading(self._reads)
             if isinstance(error, lmdb.Error):
                 with _translated(store.path):
                     raise
@@ -165,7 +181,7 @@ class _View:
             if not self._is_outer and not self._store._is_inherited:
                 self._txn.abort()  # in a child it would free the parent's slot
         finally:
-            self._store._end_reading(self._depth)
+            self._store._end_reading(self._reads)
         if isinstance(error, lmdb.Error):
             with _translated(self._store.path):
                 raise error
@@ -179,11 +195,18 @@ class LmdbStore(Store, OfOneProcess):
 
     _is_inherited = False
 
-    def __init__(self, path: str, *, create: bool = False, map_bytes: int = FIRST_MAP_BYTES):
+    def __init__(
+        self,
+        path: str,
+        *,
+        create: bool = False,
+        map_bytes: int = FIRST_MAP_BYTES,
+        trusted: bool = False,
+    ):
         """Opens the store at `path`, or makes one there with `create`.
 
-        Raises NotAStoreError, StoreExistsError, NewerFormatError, StorePermissionError,
-        StoreDamagedError or StoreFullError.
+        Raises what `check_owner` does, NotAStoreError, StoreExistsError, NewerFormatError,
+        StorePermissionError, StoreDamagedError or StoreFullError.
         """
         self.path = path
         self._env: lmdb.Environment
@@ -196,6 +219,7 @@ class LmdbStore(Store, OfOneProcess):
         directory = os.path.join(path, "db")
         data = self._data = os.path.join(os.path.realpath(directory), "data.mdb")
         try:
+            check_owner(path, trusted=trusted)
             if create:
                 _prepare(path)
             size = 0 if create and not os.path.exists(data) else os.stat(data).st_size
@@ -214,6 +238,8 @@ class LmdbStore(Store, OfOneProcess):
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotAStoreError(path) from error
         except PermissionError as error:
+            if create and not os.path.exists(data):
+                raise StorePlaceError(path, _existing(path)) from error
             raise StorePermissionError(path, str(error)) from error
         except OSError as error:
             if error.errno in _FULL:
@@ -240,16 +266,21 @@ class LmdbStore(Store, OfOneProcess):
 
     def _open(self, map_bytes: int, create: bool) -> None:
         with _translated(self.path):
-            self._env = lmdb.Environment(
-                os.path.join(self.path, "db"),
-                map_size=map_bytes,
-                max_dbs=len(Db),
-                max_readers=LOCK_BYTES // 64 - 2,
-                mode=0o600,
-                create=create,
-                readahead=False,
-                lib_version=LIBRARY,
-            )
+            try:
+                self._env = lmdb.Environment(
+                    os.path.join(self.path, "db"),
+                    map_size=map_bytes,
+                    max_dbs=len(Db),
+                    max_readers=LOCK_BYTES // 64 - 2,
+                    mode=0o600,
+                    create=create,
+                    readahead=False,
+                    lib_version=LIBRARY,
+                )
+            except lmdb.Error as error:
+                if "already open in this process" in str(error):  # it has no class of its own
+                    raise StoreOpenError(self.path) from error
+                raise
             self._make_whole(self._data)
             # What a later format lacks or adds is not looked at before its number.
             self._dbs = _Databases({Db.META: self._env.open_db(b"meta", create=create)})
@@ -299,32 +330,40 @@ class LmdbStore(Store, OfOneProcess):
     def read(self) -> _View:
         return _View(self)
 
-    def _begin_reading(self) -> int:
-        """Waits until the map does not grow; returns how many views this thread has open."""
-        depth: int = getattr(self._thread, "reads", 0)
+    def _mine(self) -> _Reads:
+        """Returns what this thread reads."""
+        try:
+            reads: _Reads = self._thread.reads
+        except AttributeError:
+            reads = self._thread.reads = _Reads()
+        return reads
+
+    def _begin_reading(self) -> _Reads:
+        """Waits until the map does not grow; counts one more view of this thread."""
+        reads = self._mine()
         with self._gate:
-            while self._growing and not depth:  # whoever holds one already is waited for
+            while self._growing and not reads.count:  # whoever holds one already is waited for
                 self._gate.wait()
             self._readers += 1
-        self._thread.reads = depth + 1
-        return depth
+            reads.count += 1
+        return reads
 
-    def _begin_view(self, depth: int) -> "tuple[lmdb.Transaction[memoryview], bool]":
+    def _begin_view(self, reads: _Reads) -> "tuple[lmdb.Transaction[memoryview], bool]":
         """Begins a transaction, or gives this thread's outer one; tells if it is that."""
         try:
             txn = self._env.begin(buffers=True)
         except lmdb.MapResizedError:
             # The map cannot grow under this thread's own outer view, which serves here.
-            if depth:
-                return self._thread.outer, True
+            if reads.count > 1:
+                return reads.outer, True
             txn = self._adopt_map_and_begin()
-        if not depth:
-            self._thread.outer = txn
+        if reads.count == 1:
+            reads.outer = txn
         return txn, False
 
-    def _end_reading(self, depth: int) -> None:
-        self._thread.reads = depth
+    def _end_reading(self, reads: _Reads) -> None:
         with self._gate:
+            reads.count -= 1
             self._readers -= 1
             if self._growing or self._closing:  # else nobody waits
                 self._gate.notify_all()
@@ -362,7 +401,7 @@ class LmdbStore(Store, OfOneProcess):
             self._env.set_mapsize(map_bytes)
 
     def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
-        if getattr(self._thread, "reads", 0):
+        if self._mine().count:
             raise RuntimeError("a write inside a read could wait for itself when the map grows")
         with self._writer:
             while True:
@@ -418,7 +457,7 @@ class LmdbStore(Store, OfOneProcess):
         transaction is still the one that was copied. Killed at any moment, one whole file has
         the name; what else there is, the next compaction removes.
         """
-        if getattr(self._thread, "reads", 0):
+        if self._mine().count:
             raise RuntimeError("a compaction inside a read would wait for itself")
         home = os.path.join(os.path.dirname(self._data), "new")
         for _ in range(_COPIES):
@@ -497,7 +536,7 @@ class LmdbStore(Store, OfOneProcess):
 
     def close(self) -> None:
         with self._writer:  # another thread's transaction comes to its end
-            ours = getattr(self._thread, "reads", 0)
+            ours = self._mine().count
             with self._gate:  # and so do their views: what they read would be gone from memory
                 self._closing = True
                 self._gate.wait_for(lambda: self._readers <= ours, CLOSE_WAIT)
@@ -536,6 +575,13 @@ def _sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def _existing(path: str) -> str:
+    """Returns the path, or the nearest directory above it that there is."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def _prepare(path: str) -> None:
     """Makes the directories of a new store; refuses a folder that holds something else."""
     if os.path.lexists(path) and not os.path.isdir(path):
@@ -551,17 +597,18 @@ def _prepare(path: str) -> None:
 
 
 @contextmanager
-def look(path: str) -> Iterator[_LmdbTransaction]:
+def look(path: str, *, trusted: bool = False) -> Iterator[_LmdbTransaction]:
     """Gives a view of a store without opening it for use: writes nothing, waits for nobody.
 
     For a glance by a process that has not opened it. No format is brought up and no file made
     whole or anew. LMDB's table of readers has one more entry meanwhile. Raises LeaseHeldError
-    while a compacted file is put in place, a StoreError for a store of another format, one that
-    is damaged, or was never opened where it is now.
+    while a compacted file is put in place, what `check_owner` does, a StoreError for a store of
+    another format, one that is damaged, or was never opened where it is now.
     """
     directory = os.path.join(path, "db")
     data = os.path.join(directory, "data.mdb")
     try:
+        check_owner(path, trusted=trusted)
         size = os.stat(data).st_size
         os.stat(os.path.join(directory, "lock.mdb"))  # else LMDB would make it
         with share_unseen(path, "store"), _translated(path):

@@ -175,6 +175,32 @@ class StorePermissionError(StoreError):
         super().__init__(path, f"no permission to use the store at {path}: {detail}")
 
 
+class StoreOpenError(StoreError):
+    """This process has the store open already, and can have it open once."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, f"the store at {path} is open in this process already")
+
+
+class StorePlaceError(StorePermissionError):
+    """A store cannot be made there: the user may not write in the directory `place`."""
+
+    def __init__(self, path: str, place: str) -> None:
+        StoreError.__init__(
+            self, path, f"cannot make a store at {path}: you may not write in {place!r}"
+        )
+        self.place = place
+
+
+class StoreOwnerError(StoreError):
+    """The store, or `part` of it, belongs to another user, and was not said to be trusted."""
+
+    def __init__(self, path: str, part: str, owner: str) -> None:
+        what = "it" if part == path else repr(part)
+        super().__init__(path, f"the store at {path} is not yours: {what} belongs to user {owner}")
+        self.part, self.owner = part, owner
+
+
 class StoreDamagedError(StoreError):
     """The store's file is damaged as a whole."""
 

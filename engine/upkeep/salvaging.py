@@ -203,8 +203,8 @@ def _fits(db: Db, key: bytes, raw: memoryview) -> bool:
 
 
 def _take_names(new: LmdbStore, other: str, lost: list[Db], report: Salvage) -> None:
-    """Takes what the other store has of names that cannot be read here."""
-    with closing(LmdbStore(os.path.abspath(other))) as store:
+    """Takes what the other store, which the caller trusts, has of names that cannot be read."""
+    with closing(LmdbStore(os.path.abspath(other), trusted=True)) as store:
         for db in lost:
             with store.read() as theirs, new.read() as ours:
                 pairs = [

@@ -22,9 +22,11 @@ from collections import deque
 from typing import cast
 
 from engine.host.forks import Inherited, OfOneProcess
+from engine.host.own_files import open_own, own_folder
 from engine.ids import NodeId
 from engine.storage.store import StoreFullError
 
+_FOLDERS = ("locks", "pins")
 _LINE = 65
 _BLANK = b" " * 64 + b"\n"
 
@@ -46,7 +48,6 @@ class Pins(OfOneProcess):
 
     def __init__(self, store_path: str) -> None:
         """Touches no file before the first pin."""
-        self._directory = os.path.join(store_path, "locks", "pins")
         self._store_path = store_path
         self._lock = threading.Lock()
         self._given_up: deque[NodeId] = deque()
@@ -111,10 +112,11 @@ class Pins(OfOneProcess):
             raise
 
     def _open(self) -> None:
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        own_folder(self._store_path, *_FOLDERS)
         while True:
-            path = os.path.join(self._directory, secrets.token_hex(8))
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            name = os.path.join(*_FOLDERS, secrets.token_hex(8))
+            path = os.path.join(self._store_path, name)
+            fd = open_own(self._store_path, name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # `live_pins` takes it for a dead one
@@ -142,7 +144,7 @@ def live_pins(store_path: str) -> set[NodeId]:
 
     May be called inside of a write transaction, and for a collection has to be (see above).
     """
-    directory = os.path.join(store_path, "locks", "pins")
+    directory = os.path.join(store_path, *_FOLDERS)
     roots: set[NodeId] = set()
     try:
         names = os.listdir(directory)
@@ -151,7 +153,7 @@ def live_pins(store_path: str) -> set[NodeId]:
     for name in names:
         path = os.path.join(directory, name)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_own(store_path, os.path.join(*_FOLDERS, name), os.O_RDONLY)
         except FileNotFoundError:  # its process ended meanwhile
             continue
         try:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def command() -> None:
     """Snapshots from git's commits, and commits from snapshots.
 
-    Needs the package pygit2: `pip install 'amalgamfs[git]'`.
+    Needs the package pygit2, which `scripts/setup` installs.
     """
 
 

@@ -64,7 +64,8 @@ def command(
     output = invocation.output
     if (suid or dev) and os.geteuid() != 0:
         raise click.UsageError("--suid and --dev are for root; fusermount3 lets nobody else")
-    prepared = mounts.prepare(invocation.store_path, mountpoint, output)
+    store = invocation.store_path
+    prepared = mounts.prepare(store, mountpoint, output, trusted=invocation.trusts(store))
     if log is not None:
         log = os.path.abspath(log)
     service = mounts.Service(allow_other, suid, dev, plain, gc_every, gc_below)

@@ -47,12 +47,17 @@ def command(
     output = invocation.output
     repaired = dropped = 0
     salvaged: Salvage | None = None
+    path = invocation.store_path
+    trusted = invocation.trusts(path)
     with output.progress("reading", "chunks") as progress:
         if repair:
-            done, salvaged = repair_store(invocation.store_path, source, progress)
+            trusts_source = source is not None and invocation.trusts(source)
+            done, salvaged = repair_store(
+                path, source, progress, trusted=trusted, trusts_source=trusts_source
+            )
             report, repaired, dropped = done.left, done.repaired, done.dropped
         else:
-            report = verify_store(invocation.store_path, progress)
+            report = verify_store(path, progress, trusted=trusted)
     if output.json:
         output.result(
             {

@@ -27,6 +27,9 @@ from engine.workspaces.pins import live_pins
 from tests.conftest import PATIENCE, ROOT
 from tests.engine.forking import in_child
 
+# That a process with threads forks, since Python 3.12; other tests may have left some.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+
 COMPACT = "import sys; from engine import Repository; Repository.open(sys.argv[1]).compact(0)"
 
 
@@ -357,8 +360,6 @@ def test_what_belongs_to_a_process_says_so_when_it_is_pickled(repository: Reposi
                 copy.copy(each)
     with multiprocessing.get_context("spawn").Pool(1) as pool, pytest.raises(TypeError):
         pool.map(repr, [repository])
-    known = pickle.loads(pickle.dumps(repository.sessions.get(session)))
-    assert known == repository.sessions.get(session)
 
 
 def fail(path: str) -> None:
@@ -372,3 +373,31 @@ def test_an_error_of_a_worker_arrives(repository: Repository, method: str):
     with context.Pool(1) as pool, pytest.raises(NotFoundError) as caught:
         pool.map(fail, [repository.path])
     assert caught.value.name == "nothing"
+
+
+def test_values_cross_to_other_processes(repository: Repository, session: str, first: SnapshotId):
+    record = repository.sessions.get(session)
+    values = [first, record, record.root, repository.snapshot(first), repository.collect()]
+    assert pickle.loads(pickle.dumps(values)) == values
+
+
+def test_a_workspace_in_a_child_has_what_is_in_memory(repository: Repository, first: SnapshotId):
+    workspace = repository.workspace(first)
+    workspace.write("new", "new")
+
+    def in_memory() -> tuple[str, bool]:
+        workspace.write("new", "newer")
+        return workspace.read_text("new"), workspace.is_changed()
+
+    assert in_child(in_memory) == ("newer", True)
+    for use in (
+        workspace.commit,
+        lambda: workspace.commit(durable=False),
+        lambda: workspace.restore(first),
+        lambda: workspace.diff(first),
+        lambda: list(workspace.walk()),
+    ):
+        error = in_child(use)
+        assert isinstance(error, ForkedError), error
+    assert workspace.read_text("new") == "new"
+    workspace.commit("the parent's")
