@@ -61,6 +61,7 @@ from engine.upkeep.repairing import (
     drop_unneeded,
     from_directory,
     from_store,
+    restore_refs,
     wanted_of,
 )
 from engine.upkeep.salvaging import verify_pages
@@ -773,6 +774,7 @@ class Repository:
         what = "repairing"
         with acquire(self.path, "gc", what=what), ExitStack() as stack:
             take: Source | None = None
+            other: Store | None = None
             if source is not None and os.path.isdir(os.path.join(source, "db")):
                 other = stack.enter_context(closing(LmdbStore(os.path.abspath(source))))
                 take = from_store(self.store, other)
@@ -788,6 +790,9 @@ class Repository:
                     break
                 self.objects.shed()
                 repaired += taken
+                report = self.verify(progress)
+            if other is not None and (found := restore_refs(self.store, other)):
+                repaired += found
                 report = self.verify(progress)
             if any(not damage.where for damage in report.damage):
                 with acquire(self.path, "objects", wait=GC_WAIT, what=what):

@@ -42,10 +42,13 @@ from engine.storage.store import (
     CompactionRefusedError,
     NewerFormatError,
     NotAStoreError,
+    StoreBusyError,
     StoreDamagedError,
     StoreError,
     StoreExistsError,
     StoreFullError,
+    StoreInternalError,
+    StoreMemoryError,
     StorePermissionError,
 )
 from engine.trees.diffing import DiffTooLargeError
@@ -113,6 +116,9 @@ ERRNOS: dict[type[EngineError], int] = {
     StoreError: errno.EIO,
     StoreExistsError: errno.EEXIST,
     StoreFullError: errno.ENOSPC,
+    StoreBusyError: errno.EAGAIN,
+    StoreMemoryError: errno.ENOMEM,
+    StoreInternalError: errno.EIO,
     TreeTooLargeError: errno.ENOSPC,
     StorePermissionError: errno.EACCES,
     TooDeepError: errno.ENAMETOOLONG,

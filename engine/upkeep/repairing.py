@@ -96,6 +96,22 @@ def _batches(other: Store, wanted: Wanted) -> Iterator[list[tuple[Db, bytes, byt
         yield batch
 
 
+def restore_refs(store: Store, other: Store) -> int:
+    """Sets refs that name no snapshot to what another store has of them; returns how many."""
+    with store.read() as ours, other.read() as theirs:
+        wrong = [key for key, raw in ours.items(Db.REFS) if not ours.has(Db.SNAPSHOTS, bytes(raw))]
+        right = [(key, bytes(raw)) for key in wrong if (raw := theirs.get(Db.REFS, key))]
+        pairs = [(key, raw) for key, raw in right if ours.has(Db.SNAPSHOTS, raw)]
+
+    def change(writer: Writer) -> None:
+        for key, raw in pairs:
+            writer.put(Db.REFS, key, raw)
+
+    if pairs:
+        store.write(change)
+    return len(pairs)
+
+
 def from_directory(
     store: Store, objects: Objects, path: str, store_path: str, progress: Progress | None = None
 ) -> Source:

@@ -39,6 +39,8 @@ _BATCH_BYTES = 4 << 20
 _OBJECTS = tuple(DATABASES.values())
 _NAMED = (Db.REFS, Db.SESSIONS, Db.EPISODES)
 """Databases whose values no id vouches for, and that nothing else in the store has."""
+_MADE_ANEW = {*_OBJECTS, Db.IMPORTS}
+"""What nobody need be told of here: `verify` names objects, and a cache fills again."""
 
 Pair = tuple[Db, bytes, bytes]
 
@@ -110,7 +112,7 @@ def salvage(path: str, flaws: list[str], other: str | None) -> Salvage:
             with closing(PageStore(path)) as old, closing(LmdbStore(home, create=True)) as new:
                 _check_format(old)
                 _fill(new, _pairs(old))
-                report.lost = {db.value: n for db, n in old.lost.items() if db is not Db.IMPORTS}
+                report.lost = {db.value: n for db, n in old.lost.items() if db not in _MADE_ANEW}
                 lost = [db for db in _NAMED if db in old.lost]
                 if other is not None and lost:
                     _take_names(new, other, lost, report)
