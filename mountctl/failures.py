@@ -94,7 +94,7 @@ ROWS = {
     "StoreMemoryError": Row(
         SYSTEM, "raise the limit: `ulimit -v unlimited`, or end what takes this process's memory"
     ),
-    "StoreInternalError": Row(BUG, "please report it; nothing was changed"),
+    "StoreInternalError": Row(SYSTEM, "run the command again; if it stays, report it"),
     "StoreFullError": Row(FULL, "make room on that disk, then run the command again"),
     "CompactionRefusedError": Row(
         BUSY, "end what has the store open, then run it again; what was collected is collected"

@@ -87,12 +87,24 @@ class HealingTree(Tree):
         return node if 2 <= first <= len(self.used) - pages else None
 
 
+def _frame(raw: bytes) -> Iterator[int]:
+    """Yields where the bytes of a page are that say what is where in it."""
+    lower = struct.unpack_from("=H", raw, 12)[0]
+    yield from range(HEADER)
+    if not HEADER < lower <= len(raw) or lower % 2:
+        return  # the flipped bit is one of those
+    yield from range(HEADER, lower)
+    for start in set(struct.unpack_from(f"={(lower - HEADER) // 2}H", raw, HEADER)):
+        if lower <= start <= len(raw) - 8:
+            yield from range(start, start + 8)
+
+
 def healed_page(
     page: int, raw: bytes, fits: pages.Fits
 ) -> tuple[int, bytes, tuple[int, ...]] | None:
     """Returns flags, bytes and nodes of a page after one bit is taken back, if only one can be."""
     found = []
-    for at in range(len(raw)):
+    for at in _frame(raw):
         byte = raw[at]
         for bit in range(8):
             tried = b"".join((raw[:at], bytes((byte ^ 1 << bit,)), raw[at + 1 :]))
@@ -168,6 +180,8 @@ class PageStore(Store):
         self.fd = os.open(os.path.join(path, "db", "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
         self.lost: dict[Db, int] = {}
         """How many entries each database should have and has not."""
+        self.older_entries: dict[Db, int] = {}
+        """How many entries are as they were one transaction before."""
         self._flaws: list[Flaw] = []
         self._tables: dict[Db, dict[bytes, _Place]] = {db: {} for db in Db}
         self._orders: dict[Db, list[bytes]] = {}
@@ -191,7 +205,7 @@ class PageStore(Store):
             table = self._tables[db]
             if tree is not None:
                 table.update((node.key, _Place(tree, node)) for node in tree.nodes())
-            if tree is None or tree.flaws or len(table) != tree.record.entries:
+            if tree is None or (tree.flaws and len(table) < tree.record.entries):
                 self._add_older(db, before, tree)
         self._orders = {db: sorted(table) for db, table in self._tables.items()}
 
@@ -208,8 +222,10 @@ class PageStore(Store):
             before.update(self._trees(self.older))
         older = before.get(db)
         if older is not None:
+            read = len(table)
             for node in older.nodes():
                 table.setdefault(node.key, _Place(older, node))
+            self.older_entries[db] = len(table) - read
         wanted = tree.record.entries if tree is not None and tree.record.entries < 1 << 40 else None
         if wanted is None and older is not None:
             wanted = older.record.entries
