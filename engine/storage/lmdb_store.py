@@ -216,7 +216,7 @@ class LmdbStore(Store):
             found = bytes(raw) if raw is not None else b"0" if create else b""
         if not found.isdigit():
             self.close()
-            raise NotAStoreError(self.path)
+            raise _without_databases(self.path)
         if int(found) > FORMAT:
             self.close()
             raise NewerFormatError(self.path, int(found), FORMAT)
@@ -518,7 +518,9 @@ def look(path: str) -> Iterator[_LmdbTransaction]:
                 with env.begin(buffers=True) as txn:
                     raw = txn.get(b"format", None, dbs[Db.META])
                     found = bytes(raw) if raw is not None else b""
-                if not found.isdigit() or int(found) < FORMAT:
+                if not found.isdigit():
+                    raise _without_databases(path)
+                if int(found) < FORMAT:
                     raise NotAStoreError(path)
                 if int(found) > FORMAT:
                     raise NewerFormatError(path, int(found), FORMAT)
@@ -563,11 +565,11 @@ def _has_address_space(size: int) -> bool:
 
 
 def _without_databases(path: str) -> StoreError:
-    """Returns what is wrong where a file of LMDB's lacks a database that every store has."""
+    """Returns what is wrong where a file of LMDB's lacks what every store has."""
     with open(os.path.join(path, "db", "data.mdb"), "rb") as file:
         written = read_metas(file.fileno()).newer.transaction
     if written and all(os.path.isdir(os.path.join(path, part)) for part in _PARTS):
-        return StoreDamagedError(path, "one of its databases is missing")
+        return StoreDamagedError(path, "a database or the number of its format is missing")
     return NotAStoreError(path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine import Repository
+from engine import Repository, SnapshotId
 from engine.storage.lmdb_store import LmdbStore
 from engine.storage.pages import BRANCH, LEAF, META, OVERFLOW
 from engine.storage.store import Db, StoreDamagedError
@@ -41,11 +41,11 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Repository.create(str(place / "store")) as repository:
         for turn in range(3):
             (tree / "turn").write_bytes(noise(8000, 1000 + turn))
-            done = repository.import_directory(str(tree))
-            repository.set_ref(f"turn-{turn}", done.snapshot)
+            snapshot = SnapshotId(repository.import_directory(str(tree)).snapshot)
+            repository.set_ref(f"turn-{turn}", snapshot)
         for number in range(30):
-            repository.set_ref(f"name-{number:02}", done.snapshot)
-        repository.sessions.create("work", (None, None, done.snapshot))
+            repository.set_ref(f"name-{number:02}", snapshot)
+        repository.sessions.create("work", (None, None, snapshot))
         repository.remove_ref("turn-0")
     return place / "store"
 

@@ -54,7 +54,7 @@ def test_verify_lives_and_repair_mends(mountctl, aborting: Path):
     mountctl.fails(9, "gc")
     mountctl("verify", "--repair")
     mountctl("verify")
-    mountctl("checkout", "main", aborting.parent / "out")
+    mountctl("checkout", "main", mountctl.home / "out")
     assert aborting.with_name("damaged").is_dir()
 
 
