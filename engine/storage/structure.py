@@ -127,7 +127,6 @@ _FITS: dict[str, Fits] = {
     Db.SNAPSHOTS.value: _is_object,
     Db.REFS.value: lambda key, size: key.isascii() and size == ID_BYTES,
     Db.SESSIONS.value: lambda key, _: key.isascii(),
-    Db.META.value: lambda key, _: key.isascii(),
 }
 
 
