@@ -62,6 +62,7 @@ from engine.upkeep.repairing import (
     drop_unneeded,
     from_directory,
     from_store,
+    restore_refs,
     wanted_of,
 )
 from engine.upkeep.salvaging import verify_pages
@@ -800,6 +801,7 @@ class Repository(OfOneProcess):
         what = "repairing"
         with acquire(self.path, "gc", what=what), ExitStack() as stack:
             take: Source | None = None
+            other: Store | None = None
             if source is not None and os.path.isdir(os.path.join(source, "db")):
                 opened = LmdbStore(os.path.abspath(source), trusted=trusted)
                 other = stack.enter_context(closing(opened))
@@ -816,6 +818,9 @@ class Repository(OfOneProcess):
                     break
                 self.objects.shed()
                 repaired += taken
+                report = self.verify(progress)
+            if other is not None and (found := restore_refs(self.store, other)):
+                repaired += found
                 report = self.verify(progress)
             if any(not damage.where for damage in report.damage):
                 with acquire(self.path, "objects", wait=GC_WAIT, what=what):

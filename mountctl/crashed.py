@@ -61,7 +61,7 @@ def main() -> NoReturn:
         sys.exit(failure.exit_code)
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
-    sys.exit(128 + number)
+    raise AssertionError  # nobody outlives it
 
 
 if __name__ == "__main__":

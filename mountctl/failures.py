@@ -105,6 +105,11 @@ ROWS = {
         "`mountctl verify` names all damage; `mountctl verify --repair --from DIR` mends what "
         "another store or a directory has",
     ),
+    "StoreBusyError": Row(BUSY, "wait until some of them have ended, then run it again"),
+    "StoreMemoryError": Row(
+        SYSTEM, "raise the limit: `ulimit -v unlimited`, or end what takes this process's memory"
+    ),
+    "StoreInternalError": Row(SYSTEM, "run the command again; if it stays, report it"),
     "StoreFullError": Row(FULL, "make room on that disk, then run the command again"),
     "CompactionRefusedError": Row(
         BUSY, "end what has the store open, then run it again; what was collected is collected"

@@ -63,6 +63,10 @@ def call(arguments: list[str], said: str, seconds: float = SECONDS) -> Outcome:
             fd = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             os.dup2(fd, 1)
             os.dup2(fd, 2)
+            sys.stdout, sys.stderr = (
+                open(stream, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - till it ends
+                for stream in (1, 2)
+            )
             sys.argv = ["mountctl", *arguments]
             cli(arguments, prog_name="mountctl")
         except SystemExit as error:
@@ -123,11 +127,11 @@ def make(home: str) -> None:
 
     run("init")
     run("import", tree, "--ref", "first")
-    for number in range(6):
+    for number in range(4):
         with open(os.path.join(tree, "d00", f"n{number}"), "wb") as file:
             file.write(rng.randbytes(9000))
         run("import", tree, "--ref", f"step{number}")
-    for number in range(40):
+    for number in range(15):
         run("ref", "set", f"name-{number:02}", "step3")
     run("import", tree, "--ref", "main")
     run("session", "create", "work", "main")
@@ -135,7 +139,7 @@ def make(home: str) -> None:
     run("episode", "new", "search", "--root", "main")
     for number in range(3):
         run("episode", "add", "search", "main", "--reward", str(number))
-    for number in range(10):
+    for number in range(4):
         run("ref", "rm", f"name-{number:02}")
     run("gc")
     for session in os.listdir(os.path.join(store, "sessions")):

@@ -13,7 +13,7 @@ shows up as corrupt objects instead.
 """
 
 import ctypes
-import errno
+import mmap
 import os
 import shutil
 import threading
@@ -25,6 +25,7 @@ import lmdb
 
 from engine.host.forks import ForkedError, Inherited, OfOneProcess
 from engine.host.leases import acquire, share_unseen, sharers
+from engine.storage.lmdb_errors import FULL, is_no_room, translated
 from engine.storage.ownership import check_owner
 from engine.storage.pages import BadMetaError, read_metas
 from engine.storage.store import (
@@ -37,6 +38,7 @@ from engine.storage.store import (
     StoreError,
     StoreExistsError,
     StoreFullError,
+    StoreMemoryError,
     StoreOpenError,
     StorePermissionError,
     StorePlaceError,
@@ -62,19 +64,14 @@ LOCK_BYTES = 64 << 10
 OPEN_WAIT = 30.0
 """Seconds that opening waits while another process puts a compacted file in place."""
 
+LEAST_ROOM = 16 << 20
+"""Bytes that a map has beyond the file, where the address space is limited."""
+
 CLOSE_WAIT = 10.0
 """Seconds that closing waits for views in other threads, longer than any that comes to an end."""
 
 _COPIES = 3
 _PARTS = {"db", "sessions", "locks", "log"}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_DAMAGED = (
-    lmdb.CorruptedError,
-    lmdb.InvalidError,
-    lmdb.PageNotFoundError,
-    lmdb.VersionMismatchError,
-    lmdb.PanicError,
-)
 
 
 class _Databases(dict[Db, "lmdb._Database"]):
@@ -169,7 +166,7 @@ class _View:
         except BaseException as error:
             store._end_reading(self._reads)
             if isinstance(error, lmdb.Error):
-                with _translated(store.path):
+                with translated(store.path):
                     raise
             raise
         return _LmdbTransaction(self._txn, store._dbs)
@@ -183,7 +180,7 @@ class _View:
         finally:
             self._store._end_reading(self._reads)
         if isinstance(error, lmdb.Error):
-            with _translated(self._store.path):
+            with translated(self._store.path):
                 raise error
 
 
@@ -229,7 +226,7 @@ class LmdbStore(Store, OfOneProcess):
                 if size:
                     _check_metas(path, data)
                 self._open(max(map_bytes, 2 * size), create)
-                with _translated(path):
+                with translated(path):
                     self._check_format(create)
                     self._env.reader_check()
             except BaseException:
@@ -242,7 +239,7 @@ class LmdbStore(Store, OfOneProcess):
                 raise StorePlaceError(path, _existing(path)) from error
             raise StorePermissionError(path, str(error)) from error
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise StoreFullError(path) from error
             raise
         except lmdb.NotFoundError as error:
@@ -265,18 +262,12 @@ class LmdbStore(Store, OfOneProcess):
         return f"the store opened at {self.path}"
 
     def _open(self, map_bytes: int, create: bool) -> None:
-        with _translated(self.path):
+        with translated(self.path):
             try:
-                self._env = lmdb.Environment(
-                    os.path.join(self.path, "db"),
-                    map_size=map_bytes,
-                    max_dbs=len(Db),
-                    max_readers=LOCK_BYTES // 64 - 2,
-                    mode=0o600,
+                self._env = _environment(
+                    self.path, map_bytes, max_readers=LOCK_BYTES // 64 - 2, mode=0o600,
                     create=create,
-                    readahead=False,
-                    lib_version=LIBRARY,
-                )
+                )  # fmt: skip
             except lmdb.Error as error:
                 if "already open in this process" in str(error):  # it has no class of its own
                     raise StoreOpenError(self.path) from error
@@ -298,7 +289,7 @@ class LmdbStore(Store, OfOneProcess):
             found = bytes(raw) if raw is not None else b"0" if create else b""
         if not found.isdigit():
             self.close()
-            raise NotAStoreError(self.path)
+            raise _without_databases(self.path)
         if int(found) > FORMAT:
             self.close()
             raise NewerFormatError(self.path, int(found), FORMAT)
@@ -396,8 +387,21 @@ class LmdbStore(Store, OfOneProcess):
                 self._gate.notify_all()
 
     def _resize(self, map_bytes: int) -> None:
-        """Sets the map's size (0: what the file says)."""
-        with self._alone():
+        """Sets the map's size (0: what the file says), or less where less is enough.
+
+        Raises StoreMemoryError before it touches the map, which LMDB would lose if it could not
+        map it again.
+        """
+        with self._alone(), open(self._data, "rb") as file:
+            now = self._env.info()["map_size"]
+            size = os.fstat(file.fileno()).st_size
+            wanted = map_bytes or read_metas(file.fileno()).newer.map_bytes
+            for bytes_ in (wanted, now + now // 2, now + now // 4, size + LEAST_ROOM):
+                if bytes_ > max(now, size) and _has_address_space(bytes_ - now):
+                    self._env.set_mapsize(bytes_ if bytes_ != wanted else map_bytes)
+                    return
+            if not _has_address_space(wanted - now):
+                raise StoreMemoryError(self.path, f"{wanted >> 20} MiB of address space")
             self._env.set_mapsize(map_bytes)
 
     def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
@@ -407,7 +411,7 @@ class LmdbStore(Store, OfOneProcess):
             while True:
                 try:
                     with (
-                        _translated(self.path),
+                        translated(self.path),
                         self._env.begin(write=True, buffers=True) as txn,
                     ):
                         result = change(_LmdbTransaction(txn, self._dbs))
@@ -483,7 +487,7 @@ class LmdbStore(Store, OfOneProcess):
                     self._gate.wait()
                 self._readers += 1  # nobody may change the map under the copy
             try:
-                with _translated(self.path):
+                with translated(self.path):
                     self._env.copy(home, compact=True)
             finally:
                 with self._gate:
@@ -497,7 +501,7 @@ class LmdbStore(Store, OfOneProcess):
             finally:
                 os.close(fd)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise StoreFullError(self.path) from error
             raise
 
@@ -611,12 +615,9 @@ def look(path: str, *, trusted: bool = False) -> Iterator[_LmdbTransaction]:
         check_owner(path, trusted=trusted)
         size = os.stat(data).st_size
         os.stat(os.path.join(directory, "lock.mdb"))  # else LMDB would make it
-        with share_unseen(path, "store"), _translated(path):
+        with share_unseen(path, "store"), translated(path):
             _check_metas(path, data)
-            env = lmdb.Environment(
-                directory, map_size=max(FIRST_MAP_BYTES, 2 * size), max_dbs=len(Db),
-                readonly=True, create=False, readahead=False, lib_version=LIBRARY,
-            )  # fmt: skip
+            env = _environment(path, max(FIRST_MAP_BYTES, 2 * size), readonly=True, create=False)
             try:
                 if os.stat(data).st_size < (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
                     raise StoreDamagedError(path, "its file was cut short")
@@ -624,7 +625,9 @@ def look(path: str, *, trusted: bool = False) -> Iterator[_LmdbTransaction]:
                 with env.begin(buffers=True) as txn:
                     raw = txn.get(b"format", None, dbs[Db.META])
                     found = bytes(raw) if raw is not None else b""
-                if not found.isdigit() or int(found) < FORMAT:
+                if not found.isdigit():
+                    raise _without_databases(path)
+                if int(found) < FORMAT:
                     raise NotAStoreError(path)
                 if int(found) > FORMAT:
                     raise NewerFormatError(path, int(found), FORMAT)
@@ -641,12 +644,39 @@ def look(path: str, *, trusted: bool = False) -> Iterator[_LmdbTransaction]:
         raise StorePermissionError(path, str(error)) from error
 
 
+def _environment(path: str, map_bytes: int, **settings: Any) -> lmdb.Environment:
+    """Opens LMDB's environment, with a smaller map where the address space is too small for it."""
+    directory = os.path.join(path, "db")
+    data = os.path.join(directory, "data.mdb")
+    least = (os.stat(data).st_size if os.path.exists(data) else 0) + LEAST_ROOM
+    while True:
+        try:
+            return lmdb.Environment(
+                directory, map_size=map_bytes, max_dbs=len(Db), readahead=False,
+                lib_version=LIBRARY, **settings,
+            )  # fmt: skip
+        except lmdb.Error as error:
+            if not is_no_room(error) or map_bytes <= least:
+                raise
+            map_bytes = max(map_bytes // 2, least)
+
+
+def _has_address_space(size: int) -> bool:
+    if size <= 0:
+        return True
+    try:
+        mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ).close()
+    except OSError:
+        return False
+    return True
+
+
 def _without_databases(path: str) -> StoreError:
-    """Returns what is wrong where a file of LMDB's lacks a database that every store has."""
+    """Returns what is wrong where a file of LMDB's lacks what every store has."""
     with open(os.path.join(path, "db", "data.mdb"), "rb") as file:
         written = read_metas(file.fileno()).newer.transaction
     if written and all(os.path.isdir(os.path.join(path, part)) for part in _PARTS):
-        return StoreDamagedError(path, "one of its databases is missing")
+        return StoreDamagedError(path, "a database or the number of its format is missing")
     return NotAStoreError(path)
 
 
@@ -680,34 +710,3 @@ def _reserve_lock(path: str) -> None:
         raise
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _translated(path: str) -> Iterator[None]:
-    """Turns LMDB's errors into the store's, leaving those about the map's size."""
-    try:
-        yield
-    except (lmdb.MapFullError, lmdb.MapResizedError, lmdb.NotFoundError):
-        raise
-    except _DAMAGED as error:
-        raise StoreDamagedError(path, str(error)) from error
-    except lmdb.Error as error:
-        code = getattr(error, "code", 0)
-        if code in _FULL or (code == errno.EIO and _is_full(path)):
-            raise StoreFullError(path) from error
-        if code in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise StorePermissionError(path, str(error)) from error
-        raise StoreDamagedError(path, str(error)) from error
-
-
-def _is_full(path: str) -> bool:
-    """Tells whether the disk has no room, of which LMDB says EIO when it could write a part."""
-    try:
-        fd = os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(fd, 0, 1 << 20)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        return error.errno in _FULL
-    return False

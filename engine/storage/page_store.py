@@ -12,7 +12,8 @@ import struct
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn, TypeVar
+from functools import partial
+from typing import Any, NoReturn, TypeVar
 
 from engine.ids import ID_BYTES
 from engine.storage import pages
@@ -50,6 +51,11 @@ class HealingTree(Tree):
 
     heals = True
 
+    def __init__(self, claimed: bytearray, *rest: Any) -> None:
+        """`claimed` is what `check` found used or free: no such page was meant."""
+        super().__init__(*rest)
+        self.claimed = claimed
+
     def heal(self, page: int, level: int) -> tuple[int, int, bytes, tuple[int, ...]] | None:
         """Returns what a page was before one bit flipped in it, or in the number that names it."""
         size = self.meta.page_bytes
@@ -60,7 +66,7 @@ class HealingTree(Tree):
                 return page, *healed
         found = []
         for other in (page ^ 1 << bit for bit in range(_BITS_OF_NUMBER)):
-            if not 2 <= other < len(self.used) or self.used[other]:
+            if not 2 <= other < len(self.used) or self.used[other] or self.claimed[other]:
                 continue
             raw = os.pread(self.fd, size, other * size)
             seen = look(other, raw) if len(raw) == size else ""
@@ -79,7 +85,9 @@ class HealingTree(Tree):
         size = self.meta.page_bytes
         for bit in range(_BITS_OF_NUMBER):
             other = first ^ 1 << bit
-            if not 2 <= other <= len(self.used) - pages or any(self.used[other : other + pages]):
+            if not 2 <= other <= len(self.used) - pages or any(
+                self.used[other : other + pages] + self.claimed[other : other + pages]
+            ):
                 continue
             if overflow_pages(os.pread(self.fd, HEADER, other * size), other) == pages:
                 self.used[other : other + pages] = b"\1" * pages
@@ -87,12 +95,24 @@ class HealingTree(Tree):
         return node if 2 <= first <= len(self.used) - pages else None
 
 
+def _frame(raw: bytes) -> Iterator[int]:
+    """Yields where the bytes of a page are that say what is where in it."""
+    lower = struct.unpack_from("=H", raw, 12)[0]
+    yield from range(HEADER)
+    if not HEADER < lower <= len(raw) or lower % 2:
+        return  # the flipped bit is one of those
+    yield from range(HEADER, lower)
+    for start in set(struct.unpack_from(f"={(lower - HEADER) // 2}H", raw, HEADER)):
+        if lower <= start <= len(raw) - 8:
+            yield from range(start, start + 8)
+
+
 def healed_page(
     page: int, raw: bytes, fits: pages.Fits
 ) -> tuple[int, bytes, tuple[int, ...]] | None:
     """Returns flags, bytes and nodes of a page after one bit is taken back, if only one can be."""
     found = []
-    for at in range(len(raw)):
+    for at in _frame(raw):
         byte = raw[at]
         for bit in range(8):
             tried = b"".join((raw[:at], bytes((byte ^ 1 << bit,)), raw[at + 1 :]))
@@ -168,6 +188,8 @@ class PageStore(Store):
         self.fd = os.open(os.path.join(path, "db", "data.mdb"), os.O_RDONLY | os.O_CLOEXEC)
         self.lost: dict[Db, int] = {}
         """How many entries each database should have and has not."""
+        self.older_entries: dict[Db, int] = {}
+        """How many entries are as they were one transaction before."""
         self._flaws: list[Flaw] = []
         self._tables: dict[Db, dict[bytes, _Place]] = {db: {} for db in Db}
         self._orders: dict[Db, list[bytes]] = {}
@@ -191,13 +213,15 @@ class PageStore(Store):
             table = self._tables[db]
             if tree is not None:
                 table.update((node.key, _Place(tree, node)) for node in tree.nodes())
-            if tree is None or tree.flaws or len(table) != tree.record.entries:
+            if tree is None or (tree.flaws and len(table) - tree.disordered < tree.record.entries):
                 self._add_older(db, before, tree)
         self._orders = {db: sorted(table) for db, table in self._tables.items()}
 
     def _trees(self, meta: Meta) -> dict[Db, Tree]:
-        used = bytearray(meta.last_page + 1)
-        named = trees(self.fd, meta, used, self._flaws.append, HealingTree)
+        used, claimed = bytearray(meta.last_page + 1), bytearray()
+        check(self.fd, meta, claimed)
+        kind = partial(HealingTree, claimed)
+        named = trees(self.fd, meta, used, self._flaws.append, kind)
         known = {db.value: db for db in Db}
         return {known[tree.name]: tree for tree in named if tree.name in known}
 
@@ -208,14 +232,16 @@ class PageStore(Store):
             before.update(self._trees(self.older))
         older = before.get(db)
         if older is not None:
+            read = len(table)
             for node in older.nodes():
                 table.setdefault(node.key, _Place(older, node))
+            self.older_entries[db] = len(table) - read
         wanted = tree.record.entries if tree is not None and tree.record.entries < 1 << 40 else None
         if wanted is None and older is not None:
             wanted = older.record.entries
         if wanted is None:  # no record of it in either state
             wanted = len(table) + (db.value in ALWAYS)
-        missing = wanted - len(table)
+        missing = wanted + (tree.disordered if tree is not None else 0) - len(table)
         if missing > 0:
             self.lost[db] = missing
 
@@ -227,9 +253,7 @@ class PageStore(Store):
         if self.newer is None:
             return
         size = self.newer.page_bytes
-        tree = HealingTree(
-            self.fd, self.newer, MAIN, self.newer.main, bytearray(), self._flaws.append
-        )
+        tree = Tree(self.fd, self.newer, MAIN, self.newer.main, bytearray(), self._flaws.append)
         there = os.fstat(self.fd).st_size // size
         for page in range(2, there):
             head = os.pread(self.fd, HEADER, page * size)

@@ -265,7 +265,7 @@ class Tree:
         self.fits = fits
         self._tell = tell
         self.branches = self.leaves = self.overflows = self.entries = self.depth = 0
-        self.flaws = 0
+        self.flaws = self.disordered = 0
         self._last: bytes | None = None
         self._low = b""
 
@@ -379,8 +379,7 @@ class Tree:
                 node = node._replace(flags=node.flags & (BIG | NAMED))
             if not self.fits(node.key, node.size):
                 self.tell(page, f"a node of page {page} has a key or value of the wrong size")
-                if not self.heals:
-                    continue
+                continue
             if not node.flags & BIG:
                 yield node
             elif (found := self._overflow(node)) is not None:
@@ -400,6 +399,7 @@ class Tree:
         in_order = self.follows(key)
         self._last, self._low = key, b""
         if not in_order:
+            self.disordered += 1
             self.tell(page, f"the keys of page {page} are not in order")
         return in_order
 

@@ -208,6 +208,27 @@ class StoreDamagedError(StoreError):
         super().__init__(path, f"the store at {path} is damaged: {detail}")
 
 
+class StoreBusyError(StoreError):
+    """Too many others use the store at this moment."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(path, f"the store at {path} is in use by too many at once: {detail}")
+
+
+class StoreMemoryError(StoreError):
+    """This process may not have as much memory or address space as the store's file needs."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(path, f"not enough memory to map the store at {path}: {detail}")
+
+
+class StoreInternalError(StoreError):
+    """The store's library was asked for what cannot be: a bug. Nothing was changed."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(path, f"an operation on the store at {path} failed: {detail}")
+
+
 class StoreFullError(StoreError):
     """The disk that holds the store has no room; nothing was changed."""
 

@@ -5,7 +5,7 @@ A page that is used and also free would be written over by the next transaction.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -46,8 +46,10 @@ class Structure(msgspec.Struct):
             self.flaws.append(flaw)
 
 
-def check(fd: int, meta: Meta | None = None) -> Structure:
+def check(fd: int, meta: Meta | None = None, used: bytearray | None = None) -> Structure:
     """Checks the file as the last transaction left it. Blocks; reads each page of a tree once.
+
+    `used` gets a byte for each page: 1 if a tree leads to it, 2 if it is free.
 
     Whoever lets others write meanwhile holds a view of the store, so that no page that is looked
     at is used again.
@@ -60,7 +62,8 @@ def check(fd: int, meta: Meta | None = None) -> Structure:
         return found
     found.pages = meta.last_page + 1
     found.transaction = meta.transaction
-    used = bytearray(found.pages)
+    used = bytearray() if used is None else used
+    used[:] = bytes(found.pages)
     free = Tree(fd, meta, FREE, meta.free, used, found.tell)
     lists = [(node, free.value(node)) for node in free.nodes()]
     free.count()
@@ -78,7 +81,7 @@ def check(fd: int, meta: Meta | None = None) -> Structure:
 
 
 def trees(
-    fd: int, meta: Meta, used: bytearray, tell: Tell, kind: type[Tree] = Tree
+    fd: int, meta: Meta, used: bytearray, tell: Tell, kind: Callable[..., Tree] = Tree
 ) -> Iterator[Tree]:
     """Yields a tree for each database that the main database names, to be walked."""
     main = kind(fd, meta, MAIN, meta.main, used, tell, lambda _, size: size == RECORD_BYTES)
@@ -122,7 +125,8 @@ _FITS: dict[str, Fits] = {
     Db.CHUNKS.value: _is_object,
     Db.NODES.value: _is_object,
     Db.SNAPSHOTS.value: _is_object,
-    Db.REFS.value: lambda key, size: size == ID_BYTES,
+    Db.REFS.value: lambda key, size: key.isascii() and size == ID_BYTES,
+    Db.SESSIONS.value: lambda key, _: key.isascii(),
 }
 
 

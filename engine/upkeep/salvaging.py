@@ -37,8 +37,10 @@ STORE_WAIT = 5.0
 _LOOKS = 4
 _BATCH_BYTES = 4 << 20
 _OBJECTS = tuple(DATABASES.values())
-_NAMED = (Db.REFS, Db.SESSIONS, Db.EPISODES)
+_NAMED = (Db.REFS, Db.SESSIONS, Db.EPISODES, Db.META)
 """Databases whose values no id vouches for, and that nothing else in the store has."""
+_MADE_ANEW = {*_OBJECTS, Db.IMPORTS}
+"""What nobody need be told of here: `verify` names objects, and a cache fills again."""
 
 Pair = tuple[Db, bytes, bytes]
 
@@ -46,13 +48,16 @@ Pair = tuple[Db, bytes, bytes]
 class Salvage(msgspec.Struct):
     """What was wrong, what could not be read, and where the damaged file is now.
 
-    `lost` counts entries by database after what `taken` counts came from the other store.
+    `lost` counts entries by database after what `taken` counts came from the other store; `older`
+    counts those that are as they were one transaction before, maybe removed since. `uppers` are
+    the directories of sessions whose records are lost.
     """
 
     flaws: list[str]
     kept: str
     lost: dict[str, int] = {}
     taken: dict[str, int] = {}
+    older: dict[str, int] = {}
     uppers: list[str] = []
 
 
@@ -110,8 +115,11 @@ def salvage(path: str, flaws: list[str], other: str | None) -> Salvage:
             with closing(PageStore(path)) as old, closing(LmdbStore(home, create=True)) as new:
                 _check_format(old)
                 _fill(new, _pairs(old))
-                report.lost = {db.value: n for db, n in old.lost.items() if db is not Db.IMPORTS}
-                lost = [db for db in _NAMED if db in old.lost]
+                report.lost = _lost(old)
+                report.older = {
+                    db.value: n for db, n in old.older_entries.items() if n and db in _NAMED
+                }
+                lost = [db for db in _NAMED if db.value in report.lost]
                 if other is not None and lost:
                     _take_names(new, other, lost, report)
                 report.uppers = _keep_uppers(path, new, damaged) if Db.SESSIONS in lost else []
@@ -135,6 +143,14 @@ def _check_format(old: PageStore) -> None:
     found = bytes(raw) if raw is not None else b""
     if found.isdigit() and int(found) > FORMAT:
         raise NewerFormatError(old.path, int(found), FORMAT)
+
+
+def _lost(old: PageStore) -> dict[str, int]:
+    lost = {db.value: count for db, count in old.lost.items() if db not in _MADE_ANEW}
+    with old.read() as reader:
+        if Db.META in old.lost and not reader.has(Db.META, b"format"):
+            lost[Db.META.value] -= 1  # the new file has it
+    return {name: count for name, count in lost.items() if count}
 
 
 def _fill(store: Store, pairs: Iterator[Pair]) -> None:

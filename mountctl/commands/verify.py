@@ -114,7 +114,7 @@ def _fields(salvaged: "Salvage") -> dict[str, object]:
     """Returns what was salvaged, for --json."""
     return {
         "flaws": salvaged.flaws, "kept": salvaged.kept, "lost": salvaged.lost,
-        "taken": salvaged.taken, "uppers": salvaged.uppers,
+        "taken": salvaged.taken, "older": salvaged.older, "uppers": salvaged.uppers,
     }  # fmt: skip
 
 
@@ -124,6 +124,10 @@ def _tell(output: Output, salvaged: "Salvage") -> None:
     output.note(f"the store's file was made anew; the damaged one is {salvaged.kept}")
     for name, number in salvaged.taken.items():
         output.note(f"{count(number, 'entry')} of {name!r} came from the other store")
+    for name, number in salvaged.older.items():
+        output.warning(
+            f"{count(number, 'entry')} of {name!r} may be older than the last change of the store"
+        )
     for name, number in salvaged.lost.items():
         output.warning(f"lost {count(number, 'entry')} or more of {name!r}")
     for path in salvaged.uppers:

@@ -228,9 +228,9 @@ def test_verify_repairs(mountctl, tree, first, tmp_path):
             keys = list(reader.keys(Db.CHUNKS))
         wrong = [(key, b"\0wrong") for key in keys]
         repository.store.write(lambda writer: writer.put_many(Db.CHUNKS, wrong))
-    assert mountctl.json("verify", "--repair", code=1)["repaired"] == 0
+    assert mountctl.json("verify", "--repair", code=9)["repaired"] == 0
     (tmp_path / "empty").mkdir()
-    left = mountctl.json("verify", "--repair", "--from", tmp_path / "empty", code=1)
+    left = mountctl.json("verify", "--repair", "--from", tmp_path / "empty", code=9)
     assert left["damage"][0]["id"] in {key.hex() for key in keys}
     done = mountctl.json("verify", "--repair", "--from", tmp_path / "other")
     assert (done["ok"], done["repaired"], done["dropped"]) == (True, len(keys), 0)
@@ -244,10 +244,10 @@ def test_verify_names_damaged_paths(mountctl, first):
         with repository.store.read() as reader:
             key = max(reader.items(Db.CHUNKS), key=lambda item: len(item[1]))[0]
         repository.store.write(lambda writer: writer.put(Db.CHUNKS, key, b"\0wrong"))
-    result = mountctl("verify", code=1)
+    result = mountctl("verify", code=9)
     assert f"{first[:12]}  data.bin" in result.stdout
     assert "1 damaged" in result.stderr
-    report = mountctl.json("verify", code=1)
+    report = mountctl.json("verify", code=9)
     assert report["ok"] is False
     assert report["damage"][0]["where"] == first
     assert report["damage"][0]["path"] == "data.bin"
