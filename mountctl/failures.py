@@ -88,7 +88,11 @@ ROWS = {
     "StoreDamagedError": Row(
         DAMAGED, "restore its folder `db` from a copy; what sessions changed is in `sessions`"
     ),
-    "StoreFullError": Row(FULL, "make room on that disk, then run the command again"),
+    "StoreFullError": Row(
+        FULL,
+        "make room on that disk, or let the store: `mountctl snapshot rm` what can go, then "
+        "`mountctl gc --compact`, which needs none; run the command again",
+    ),
     "CompactionRefusedError": Row(
         BUSY, "end what has the store open, then run it again; what was collected is collected"
     ),

@@ -1,8 +1,8 @@
 """The store on disk: one LMDB environment, the only module that imports lmdb.
 
-Layout of a store's directory: `db/data.mdb` and `db/lock.mdb` are LMDB's; the database `meta`
-holds `format` (the store's format, decimal). Other modules keep `sessions/`, `locks/` and
-`log/` beside `db/`.
+Layout of a store's directory: `db/data.mdb` and `db/lock.mdb` are LMDB's; `db/reserve` is room
+for what frees room (see `reserve`); the database `meta` holds `format` (the store's format,
+decimal). Other modules keep `sessions/`, `locks/` and `log/` beside `db/`.
 
 LMDB's transactions are the only atomicity mechanism: a commit is durable when it returns
 (LMDB syncs the data, then writes one of two meta pages) and a process killed at any moment
@@ -24,6 +24,8 @@ from typing import TypeVar
 import lmdb
 
 from engine.host.leases import acquire, share_unseen, sharers
+from engine.storage.free_pages import NotAsExpectedError, free_runs, punch
+from engine.storage.reserve import Reserve
 from engine.storage.store import (
     CompactionRefusedError,
     Db,
@@ -164,6 +166,7 @@ class LmdbStore(Store):
         self._readers = 0
         self._growing = self._closing = False
         self._writer = threading.Lock()
+        self._reserve = Reserve(os.path.join(path, "db", "reserve"))
         self._thread = threading.local()
         directory = os.path.join(path, "db")
         data = self._data = os.path.join(os.path.realpath(directory), "data.mdb")
@@ -178,6 +181,7 @@ class LmdbStore(Store):
                 with _translated(path):
                     self._check_format(create)
                     self._env.reader_check()
+                self._reserve.keep()
             except BaseException:
                 self._lease.release()
                 raise
@@ -315,7 +319,20 @@ class LmdbStore(Store):
         with self._alone():
             self._env.set_mapsize(map_bytes)
 
-    def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
+    def write(self, change: Callable[[_LmdbTransaction], T], *, frees: bool = False) -> T:
+        try:
+            try:
+                return self._write(change)
+            except StoreFullError:
+                if not (frees and self._reserve.release()):
+                    raise
+                return self._write(change)
+        except StoreFullError as error:
+            facts = self.statistics()
+            free = max(0, facts.file_bytes - facts.used_bytes)
+            raise StoreFullError(self.path, free) from error
+
+    def _write(self, change: Callable[[_LmdbTransaction], T]) -> T:
         if getattr(self._thread, "reads", 0):
             raise RuntimeError("a write inside a read could wait for itself when the map grows")
         with self._writer:
@@ -341,7 +358,8 @@ class LmdbStore(Store):
             counts = {db.value: txn.count(db) for db in Db}
             stats = [txn._txn.stat(handle) for handle in self._dbs.values()]
         pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
-        size = os.stat(os.path.join(self.path, "db", "data.mdb")).st_size
+        status = os.stat(os.path.join(self.path, "db", "data.mdb"))
+        size = min(status.st_size, status.st_blocks * 512)  # it may have holes
         return StoreStatistics(size, pages * page, info["map_size"], counts)
 
     def trim(self) -> None:
@@ -363,7 +381,8 @@ class LmdbStore(Store):
         The copy is of one transaction, made while others go on. The change takes a moment: readers
         here wait, no other process has the file open (the lease `store`), and the last
         transaction is still the one that was copied. Killed at any moment, one whole file has
-        the name; what else there is, the next compaction removes.
+        the name; what else there is, the next compaction removes. Without room for a copy, free
+        pages are given back where they lie.
         """
         if getattr(self._thread, "reads", 0):
             raise RuntimeError("a compaction inside a read would wait for itself")
@@ -374,6 +393,10 @@ class LmdbStore(Store):
                 self._copy(home)
                 if self._take_over(home, copied, wait):
                     return
+            except StoreFullError:
+                if self._give_back() is None:
+                    raise
+                return
             finally:
                 shutil.rmtree(home, ignore_errors=True)
         raise CompactionRefusedError(self.path, "it is written to all the time")
@@ -408,6 +431,46 @@ class LmdbStore(Store):
             if error.errno in _FULL:
                 raise StoreFullError(self.path) from error
             raise
+
+    def _give_back(self) -> int | None:
+        """Makes holes of the free pages that LMDB could write over now.
+
+        Returns their bytes; None where the file system has no holes, or the file is not as it
+        should be. No writer is let in meanwhile, in any process; readers who begin see the last
+        transaction.
+        """
+        done = 0
+        with self._writer, _translated(self.path):
+            try:
+                txn = self._env.begin(write=True)
+            except lmdb.MapResizedError:
+                self._resize(0)
+                txn = self._env.begin(write=True)
+            try:
+                info, main = self._env.info(), self._env.stat()
+                stats = [main, *(txn.stat(handle) for handle in self._dbs.values())]
+                used = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+                last, page = info["last_txnid"], main["psize"]
+                fd = os.open(self._data, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    before = min([last, *self._seen_by_readers()])
+                    for run in free_runs(fd, page, last, before, used):
+                        if not punch(fd, run.start * page, len(run) * page):
+                            return None
+                        done += len(run) * page
+                finally:
+                    os.close(fd)
+            except NotAsExpectedError:
+                return None
+            finally:
+                txn.abort()
+        return done
+
+    def _seen_by_readers(self) -> list[int]:
+        """Returns the numbers of the transactions that somebody has a view of, in any process."""
+        self._env.reader_check()
+        rows = [line.split() for line in self._env.readers().splitlines()[1:]]
+        return [int(row[2]) for row in rows if len(row) == 3 and row[2] != "-"]
 
     def _take_over(self, home: str, copied: int, wait: float) -> bool:
         """Puts a copy of transaction `copied` in place; False if there has been another."""
