@@ -47,6 +47,7 @@ from engine.storage.store import (
     StoreExistsError,
     StoreFullError,
     StorePermissionError,
+    StoreReadOnlyError,
 )
 from engine.trees.diffing import DiffTooLargeError
 from engine.trees.drafts import ArchiveRefusedError
@@ -115,6 +116,7 @@ ERRNOS: dict[type[EngineError], int] = {
     StoreFullError: errno.ENOSPC,
     TreeTooLargeError: errno.ENOSPC,
     StorePermissionError: errno.EACCES,
+    StoreReadOnlyError: errno.EROFS,
     TooDeepError: errno.ENAMETOOLONG,
 }
 

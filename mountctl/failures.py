@@ -85,6 +85,11 @@ ROWS = {
     "StorePermissionError": Row(
         PERMISSION, "run it as the store's owner, or name a store of yours with --store"
     ),
+    "StoreReadOnlyError": Row(
+        PERMISSION,
+        "make that disk writable (`mount -o remount,rw`), or copy the store to one that is "
+        "(`cp -a`) and name the copy with --store",
+    ),
     "StoreDamagedError": Row(
         DAMAGED, "restore its folder `db` from a copy; what sessions changed is in `sessions`"
     ),

@@ -36,6 +36,7 @@ from engine.storage.store import (
     StoreExistsError,
     StoreFullError,
     StorePermissionError,
+    StoreReadOnlyError,
     StoreStatistics,
 )
 
@@ -192,6 +193,8 @@ class LmdbStore(Store):
         except OSError as error:
             if error.errno in _FULL:
                 raise StoreFullError(path) from error
+            if error.errno == errno.EROFS:
+                raise StoreReadOnlyError(path) from error
             raise
         except lmdb.NotFoundError as error:
             raise NotAStoreError(path) from error
@@ -617,7 +620,9 @@ def _translated(path: str) -> Iterator[None]:
         code = getattr(error, "code", 0)
         if code in _FULL or (code == errno.EIO and _is_full(path)):
             raise StoreFullError(path) from error
-        if code in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        if code == errno.EROFS:
+            raise StoreReadOnlyError(path) from error
+        if code in {errno.EACCES, errno.EPERM}:
             raise StorePermissionError(path, str(error)) from error
         raise StoreDamagedError(path, str(error)) from error
 

@@ -173,6 +173,13 @@ class StorePermissionError(StoreError):
         super().__init__(path, f"no permission to use the store at {path}: {detail}")
 
 
+class StoreReadOnlyError(StoreError):
+    """The disk that holds the store cannot be written; even reading makes leases there."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, f"the disk that holds the store at {path} is read-only")
+
+
 class StoreDamagedError(StoreError):
     """The store's file is damaged as a whole."""
 
