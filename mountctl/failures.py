@@ -9,6 +9,7 @@ Under `--json` an error is the last line of stderr: {"error": {"kind", "message"
 """
 
 import errno
+import re
 from typing import Any, NamedTuple
 
 import click
@@ -228,6 +229,7 @@ ROWS = {
 _SYSTEM = {
     errno.ENOSPC: Row(FULL, "make room on that disk, then run the command again"),
     errno.EDQUOT: Row(FULL, "make room within your quota, then run the command again"),
+    errno.EFBIG: Row(FULL, "raise the limit of a file's size: `ulimit -f unlimited`"),
     errno.EACCES: Row(PERMISSION, "run it as a user who may, or choose another path"),
     errno.EPERM: Row(PERMISSION, "run it as a user who may, or choose another path"),
     errno.EROFS: Row(PERMISSION, "choose a path on a disk that can be written"),
@@ -241,6 +243,10 @@ _BUG = Row(BUG, "please report it with the lines above; the store keeps what was
 
 _RELAYED = {"DaemonError", "LaunchError"}
 """Errors that carry the class of the daemon's error as `kind`."""
+
+
+_OF_THE_SYSTEM = re.compile(r"\[Errno (\d+)\] ")
+"""How Python writes an error of the operating system, which may be one of the daemon's."""
 
 
 class _Fields(dict[str, Any]):
@@ -260,6 +266,9 @@ def describe(error: Exception) -> Failure:
         names.insert(0, relayed)
     row = next((ROWS[name] for name in names if name in ROWS), None)
     message = str(error)
+    told = _OF_THE_SYSTEM.match(message) if kind in _RELAYED else None
+    if told is not None and int(told[1]) in _SYSTEM:
+        row, message = _SYSTEM[int(told[1])], message[told.end() :]
     if row is None and isinstance(error, OSError):
         row = _SYSTEM.get(error.errno or 0, _OTHER_SYSTEM)
         message = error.strerror or message or kind

@@ -14,7 +14,9 @@ shows up as corrupt objects instead.
 
 import ctypes
 import errno
+import mmap
 import os
+import resource
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -62,8 +64,9 @@ CLOSE_WAIT = 10.0
 """Seconds that closing waits for views in other threads, longer than any that comes to an end."""
 
 _COPIES = 3
+_LEASES = ("store", "objects", "gc", "mount")
 _PARTS = {"db", "sessions", "locks", "log"}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DAMAGED = (
     lmdb.CorruptedError,
     lmdb.InvalidError,
@@ -546,6 +549,9 @@ def _prepare(path: str) -> None:
     for name in sorted(_PARTS):
         # What a session holds may be more readable than its owner would want others to read.
         os.makedirs(os.path.join(path, name), mode=0o700, exist_ok=True)
+    for name in _LEASES:  # so that nobody needs an inode to remove something
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(os.path.join(path, "locks", name), flags, 0o600))
 
 
 @contextmanager
@@ -628,8 +634,16 @@ def _translated(path: str) -> Iterator[None]:
 
 
 def _is_full(path: str) -> bool:
-    """Tells whether the disk has no room, of which LMDB says EIO when it could write a part."""
+    """Tells whether the disk has no room, of which LMDB says EIO when it could write a part.
+
+    Or whether the process may not make its file larger.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
+        if most != resource.RLIM_INFINITY:
+            size = os.stat(os.path.join(path, "db", "data.mdb")).st_size
+            if size >= most - mmap.PAGESIZE:
+                return True
         fd = os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, 1 << 20)
