@@ -212,7 +212,7 @@ def share_unseen(store_path: str, name: str) -> Iterator[None]:
 def is_held(store_path: str, name: str) -> bool:
     """Tells whether somebody holds a lease right now."""
     try:
-        fd = os.open(os.path.join(store_path, "locks", name), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(os.path.join(store_path, "locks", name), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:

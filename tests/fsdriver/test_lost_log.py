@@ -80,3 +80,17 @@ def test_a_mount_in_the_foreground_lives_on_when_nobody_reads_its_log(own: Mount
     own.ask(messages.Shutdown())
     assert daemon.wait(60) == 0
     own.pid = 0
+
+
+@as_root
+def test_a_mount_ends_though_its_stores_disk_became_read_only(own: Mount) -> None:
+    own.start()
+    store = str(own.store)
+    subprocess.run(["mount", "--bind", store, store], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", store], check=True)
+        assert (own.snapshots / "main/README").read_bytes() == b"read me\n"
+        own.stop()
+    finally:
+        own.clear()
+        subprocess.run(["umount", "-l", store], check=True)
