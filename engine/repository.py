@@ -308,7 +308,7 @@ class Repository(OfOneProcess):
             if not writer.delete(Db.SNAPSHOTS, identifier):
                 raise NotFoundError("snapshot", identifier.hex())
 
-        self.store.write(change)
+        self.store.write(change, frees=True)
 
     def _sessions_in(self, reader: Reader) -> Iterator[Session]:
         for key, raw in reader.items(Db.SESSIONS):
@@ -343,7 +343,7 @@ class Repository(OfOneProcess):
             if not writer.delete(Db.REFS, name.encode("utf-8", "surrogateescape") or b"-"):
                 raise NotFoundError("ref", name)
 
-        self.store.write(change)
+        self.store.write(change, frees=True)
 
     # The large operations.
 
@@ -712,7 +712,7 @@ class Repository(OfOneProcess):
                 report.ended_early = f"somebody has been storing objects for {GC_WAIT:.0f} seconds"
             else:
                 stamp = str(time.time_ns()).encode()
-                self.store.write(lambda writer: writer.put(Db.META, COLLECTED, stamp))
+                self.store.write(lambda writer: writer.put(Db.META, COLLECTED, stamp), frees=True)
         return report
 
     def object_named(self, name: str) -> Target:

@@ -60,6 +60,7 @@ from engine.storage.store import (
     StoreOwnerError,
     StorePermissionError,
     StorePlaceError,
+    StoreReadOnlyError,
 )
 from engine.trees.diffing import DiffTooLargeError
 from engine.trees.drafts import ArchiveRefusedError
@@ -137,6 +138,7 @@ ERRNOS: dict[type[EngineError], int] = {
     StoreOwnerError: errno.EACCES,
     StorePermissionError: errno.EACCES,
     StorePlaceError: errno.EACCES,
+    StoreReadOnlyError: errno.EROFS,
     StrangeFileError: errno.EACCES,
     TooDeepError: errno.ENAMETOOLONG,
 }

@@ -9,6 +9,7 @@ Under `--json` an error is the last line of stderr: {"error": {"kind", "message"
 """
 
 import errno
+import re
 from typing import Any, NamedTuple
 
 import click
@@ -100,6 +101,11 @@ ROWS = {
     "StoreOpenError": Row(
         BUSY, "use the `Repository` that is there, from every thread, or close it first"
     ),
+    "StoreReadOnlyError": Row(
+        PERMISSION,
+        "make that disk writable (`mount -o remount,rw`), or copy the store to one that is "
+        "(`cp -a`) and name the copy with --store",
+    ),
     "StoreDamagedError": Row(
         DAMAGED,
         "`mountctl verify` names all damage; `mountctl verify --repair --from DIR` mends what "
@@ -110,7 +116,11 @@ ROWS = {
         SYSTEM, "raise the limit: `ulimit -v unlimited`, or end what takes this process's memory"
     ),
     "StoreInternalError": Row(SYSTEM, "run the command again; if it stays, report it"),
-    "StoreFullError": Row(FULL, "make room on that disk, then run the command again"),
+    "StoreFullError": Row(
+        FULL,
+        "make room on that disk, or let the store: `mountctl snapshot rm` what can go, then "
+        "`mountctl gc --compact`, which needs none; run the command again",
+    ),
     "CompactionRefusedError": Row(
         BUSY, "end what has the store open, then run it again; what was collected is collected"
     ),
@@ -254,6 +264,7 @@ ROWS = {
 _SYSTEM = {
     errno.ENOSPC: Row(FULL, "make room on that disk, then run the command again"),
     errno.EDQUOT: Row(FULL, "make room within your quota, then run the command again"),
+    errno.EFBIG: Row(FULL, "raise the limit of a file's size: `ulimit -f unlimited`"),
     errno.EACCES: Row(PERMISSION, "run it as a user who may, or choose another path"),
     errno.EPERM: Row(PERMISSION, "run it as a user who may, or choose another path"),
     errno.EROFS: Row(PERMISSION, "choose a path on a disk that can be written"),
@@ -267,6 +278,10 @@ _BUG = Row(BUG, "please report it with the lines above; the store keeps what was
 
 _RELAYED = {"DaemonError", "LaunchError"}
 """Errors that carry the class of the daemon's error as `kind`."""
+
+
+_OF_THE_SYSTEM = re.compile(r"\[Errno (\d+)\] ")
+"""How Python writes an error of the operating system, which may be one of the daemon's."""
 
 
 class _Fields(dict[str, Any]):
@@ -286,6 +301,9 @@ def describe(error: Exception) -> Failure:
         names.insert(0, relayed)
     row = next((ROWS[name] for name in names if name in ROWS), None)
     message = str(error)
+    told = _OF_THE_SYSTEM.match(message) if kind in _RELAYED else None
+    if told is not None and int(told[1]) in _SYSTEM:
+        row, message = _SYSTEM[int(told[1])], message[told.end() :]
     if row is None and isinstance(error, OSError):
         row = _SYSTEM.get(error.errno or 0, _OTHER_SYSTEM)
         message = error.strerror or message or kind

@@ -4,6 +4,8 @@ The only module that imports pygit2, and only when a repository is opened: it is
 of the installation. Ids are git's 20 bytes; contents are what git stores, without its header.
 """
 
+import contextlib
+import errno
 import os
 import re
 import shlex
@@ -14,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.errors import EngineError
+from engine.host.removing import remove_tree
 
 if TYPE_CHECKING:
     import pygit2
@@ -21,6 +24,11 @@ if TYPE_CHECKING:
 _OWNED = re.compile("repository path '(.+?)/?' is not owned by current user")
 """What libgit2 says of a repository of another user, and has no code of its own for in pygit2."""
 HEADS, TAGS = "refs/heads/", "refs/tags/"
+
+
+_OF_THE_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
 
 
 class GitMissingError(EngineError):
@@ -98,11 +106,13 @@ class GitRepository:
     def make(cls, path: str) -> "GitRepository":
         """Makes an empty bare repository, or opens the one that is there."""
         git = _library()
-        if not os.path.isdir(path) or not os.listdir(path):
+        there = os.path.isdir(path)
+        if not there or not os.listdir(path):
             try:
                 git.init_repository(path, bare=True)
             except (git.GitError, OSError) as error:
-                raise GitRefusedError(path, _say(error)) from error
+                _remove_half(path, keep=there)
+                raise _refusal(path, error) from error
         return cls(path)
 
     # Reading.
@@ -189,14 +199,14 @@ class GitRepository:
             code = self._git.enums.ObjectType[kind.upper()]
             return self._repository.odb.write(code, data).raw
         except (self._git.GitError, OSError) as error:
-            raise GitRefusedError(self.path, _say(error)) from error
+            raise _refusal(self.path, error) from error
 
     def write_stream(self, stream: RawIOBase) -> bytes:
         """Stores a blob that is too long for memory."""
         try:
             return self._repository.create_blob_fromiobase(stream).raw
         except (self._git.GitError, OSError) as error:
-            raise GitRefusedError(self.path, _say(error)) from error
+            raise _refusal(self.path, error) from error
 
     def author(self) -> str | None:
         """Returns `Name <address>` as git's configuration has it."""
@@ -248,7 +258,26 @@ class GitRepository:
             oid = self._oid(raw=target)
             self._repository.references.create(name, oid, force=before is not None)
         except (self._git.GitError, ValueError, OSError) as error:
-            raise GitRefusedError(self.path, _say(error)) from error
+            raise _refusal(self.path, error) from error
+
+
+def _remove_half(path: str, *, keep: bool) -> None:
+    """Removes what is made of a repository in a directory that was not there, or was empty."""
+    with contextlib.suppress(OSError):
+        remove_tree(os.fsencode(path))
+        if keep:
+            os.mkdir(path)
+
+
+def _refusal(path: str, error: Exception) -> Exception:
+    """Returns what to raise where something cannot be written: what the disk says, if it does.
+
+    libgit2 tells it in words only, those of strerror(3).
+    """
+    for code in _OF_THE_DISK:
+        if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
+            return OSError(code, os.strerror(code), path)
+    return GitRefusedError(path, _say(error))
 
 
 def _say(error: Exception) -> str:

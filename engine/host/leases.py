@@ -239,7 +239,7 @@ def share_unseen(store_path: str, name: str) -> Iterator[None]:
 def is_held(store_path: str, name: str) -> bool:
     """Tells whether somebody holds a lease right now. Raises StrangeFileError."""
     try:
-        fd = _open(store_path, name, os.O_RDWR)
+        fd = _open(store_path, name, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

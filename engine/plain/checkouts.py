@@ -189,7 +189,7 @@ class Checkouts:
                 for key in list(takewhile(lambda key: key.startswith(prefix), keys)):
                     writer.delete(Db.IMPORTS, key)
 
-            self._store.write(change)
+            self._store.write(change, frees=True)
         lock = os.path.join(self._repository.path, "locks", _lease_name(identifier))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(lock)

@@ -353,7 +353,7 @@ class Sessions:
         def change(writer: Writer) -> None:
             writer.delete(Db.SESSIONS, find_record(writer, session.uid).name.encode())
 
-        self._store.write(change)
+        self._store.write(change, frees=True)
         held.release()
         remove_tree(os.fsencode(self._home(session)))
         for lease in (f"session-{session.uid}", _run_lease(session)):
@@ -568,12 +568,14 @@ class HeldSession(OfOneProcess):
             old, parent=target, layers=layers, root=root, generation=old.generation + 1
         )
         self._sessions._make_upper(session)
-        done = self._go_on(session, nodes.flush)
+        done = self._go_on(session, nodes.flush, frees=True)
         for path in self._sessions.left_over(done):
             self.upper().discard(os.fsencode(path))
         return done
 
-    def _go_on(self, session: Session, save: Callable[[Writer], None]) -> Session:
+    def _go_on(
+        self, session: Session, save: Callable[[Writer], None], *, frees: bool = False
+    ) -> Session:
         """Stores the next state of the session, under the name that it has by then."""
         old = self.session
 
@@ -587,7 +589,7 @@ class HeldSession(OfOneProcess):
             put_record(writer, renamed)
             return renamed
 
-        self.session = self._store.write(change)
+        self.session = self._store.write(change, frees=frees)
         return self.session
 
     def clean(self) -> None:

@@ -5,7 +5,9 @@ walks all classes of the library and fails on one without a row.
 """
 
 import errno
+import mmap
 import os
+import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -19,9 +21,10 @@ from engine.storage.store import (
     StoreInternalError,
     StoreMemoryError,
     StorePermissionError,
+    StoreReadOnlyError,
 )
 
-FULL = {errno.ENOSPC, errno.EDQUOT}
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 HANDLED = (lmdb.MapFullError, lmdb.MapResizedError, lmdb.NotFoundError)
 """Left as they are: the store grows its map, or knows what it has not found."""
@@ -62,7 +65,8 @@ MEANINGS: dict[type[lmdb.Error], Callable[[str, str], StoreError]] = {
 """What an error means by its class, unless its errno has a row below."""
 
 _CODES: dict[int, Callable[[str, str], StoreError]] = {
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), StorePermissionError),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), StorePermissionError),
+    errno.EROFS: lambda path, _: StoreReadOnlyError(path),
     **dict.fromkeys((errno.EAGAIN, errno.EBUSY, errno.EINTR), StoreBusyError),
     **dict.fromkeys((errno.EIO, errno.EFAULT, errno.EINVAL), StoreDamagedError),
     errno.ENOMEM: StoreMemoryError,
@@ -100,8 +104,16 @@ def is_no_room(error: lmdb.Error) -> bool:
 
 
 def _is_full(path: str) -> bool:
-    """True if the disk has no room, of which LMDB says EIO when it could write a part."""
+    """True if the disk has no room, of which LMDB says EIO when it could write a part.
+
+    Also if the process may not make its file larger.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
+        if most != resource.RLIM_INFINITY:
+            size = os.stat(os.path.join(path, "db", "data.mdb")).st_size
+            if size >= most - mmap.PAGESIZE:
+                return True
         fd = os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, 1 << 20)

@@ -1,8 +1,8 @@
 """The store on disk: one LMDB environment, the only module that imports lmdb.
 
-Layout of a store's directory: `db/data.mdb` and `db/lock.mdb` are LMDB's; the database `meta`
-holds `format` (the store's format, decimal). Other modules keep `sessions/`, `locks/` and
-`log/` beside `db/`.
+Layout of a store's directory: `db/data.mdb` and `db/lock.mdb` are LMDB's; `db/reserve` is room
+for what frees room (see `reserve`); the database `meta` holds `format` (the store's format,
+decimal). Other modules keep `sessions/`, `locks/` and `log/` beside `db/`.
 
 LMDB's transactions are the only atomicity mechanism: a commit is durable when it returns
 (LMDB syncs the data, then writes one of two meta pages) and a process killed at any moment
@@ -13,6 +13,7 @@ shows up as corrupt objects instead.
 """
 
 import ctypes
+import errno
 import mmap
 import os
 import shutil
@@ -25,9 +26,11 @@ import lmdb
 
 from engine.host.forks import ForkedError, Inherited, OfOneProcess
 from engine.host.leases import acquire, share_unseen, sharers
+from engine.storage.free_pages import NotAsExpectedError, free_runs, punch
 from engine.storage.lmdb_errors import FULL, is_no_room, translated
 from engine.storage.ownership import check_owner
 from engine.storage.pages import BadMetaError, read_metas
+from engine.storage.reserve import Reserve
 from engine.storage.store import (
     CompactionRefusedError,
     Db,
@@ -42,6 +45,7 @@ from engine.storage.store import (
     StoreOpenError,
     StorePermissionError,
     StorePlaceError,
+    StoreReadOnlyError,
     StoreStatistics,
 )
 from engine.storage.structure import check
@@ -71,6 +75,7 @@ CLOSE_WAIT = 10.0
 """Seconds that closing waits for views in other threads, longer than any that comes to an end."""
 
 _COPIES = 3
+_LEASES = ("store", "objects", "gc", "mount")
 _PARTS = {"db", "sessions", "locks", "log"}
 
 
@@ -212,6 +217,7 @@ class LmdbStore(Store, OfOneProcess):
         self._readers = 0
         self._growing = self._closing = False
         self._writer = threading.Lock()
+        self._reserve = Reserve(os.path.join(path, "db", "reserve"))
         self._thread = threading.local()
         directory = os.path.join(path, "db")
         data = self._data = os.path.join(os.path.realpath(directory), "data.mdb")
@@ -229,6 +235,7 @@ class LmdbStore(Store, OfOneProcess):
                 with translated(path):
                     self._check_format(create)
                     self._env.reader_check()
+                self._reserve.keep()
             except BaseException:
                 self._lease.release()
                 raise
@@ -241,6 +248,8 @@ class LmdbStore(Store, OfOneProcess):
         except OSError as error:
             if error.errno in FULL:
                 raise StoreFullError(path) from error
+            if error.errno == errno.EROFS:
+                raise StoreReadOnlyError(path) from error
             raise
         except lmdb.NotFoundError as error:
             raise _without_databases(path) from error
@@ -404,7 +413,20 @@ class LmdbStore(Store, OfOneProcess):
                 raise StoreMemoryError(self.path, f"{wanted >> 20} MiB of address space")
             self._env.set_mapsize(map_bytes)
 
-    def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
+    def write(self, change: Callable[[_LmdbTransaction], T], *, frees: bool = False) -> T:
+        try:
+            try:
+                return self._write(change)
+            except StoreFullError:
+                if not (frees and self._reserve.release()):
+                    raise
+                return self._write(change)
+        except StoreFullError as error:
+            facts = self.statistics()
+            free = max(0, facts.file_bytes - facts.used_bytes)
+            raise StoreFullError(self.path, free) from error
+
+    def _write(self, change: Callable[[_LmdbTransaction], T]) -> T:
         if self._mine().count:
             raise RuntimeError("a write inside a read could wait for itself when the map grows")
         with self._writer:
@@ -433,7 +455,8 @@ class LmdbStore(Store, OfOneProcess):
             counts = {db.value: txn.count(db) for db in Db}
             stats = [txn._txn.stat(handle) for handle in self._dbs.values()]
         pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
-        size = os.stat(os.path.join(self.path, "db", "data.mdb")).st_size
+        status = os.stat(os.path.join(self.path, "db", "data.mdb"))
+        size = min(status.st_size, status.st_blocks * 512)  # it may have holes
         return StoreStatistics(size, pages * page, info["map_size"], counts)
 
     def flaws(self) -> list[str]:
@@ -459,7 +482,8 @@ class LmdbStore(Store, OfOneProcess):
         The copy is of one transaction, made while others go on. The change takes a moment: readers
         here wait, no other process has the file open (the lease `store`), and the last
         transaction is still the one that was copied. Killed at any moment, one whole file has
-        the name; what else there is, the next compaction removes.
+        the name; what else there is, the next compaction removes. Without room for a copy, free
+        pages are given back where they lie.
         """
         if self._mine().count:
             raise RuntimeError("a compaction inside a read would wait for itself")
@@ -470,6 +494,10 @@ class LmdbStore(Store, OfOneProcess):
                 self._copy(home)
                 if self._take_over(home, copied, wait):
                     return
+            except StoreFullError:
+                if self._give_back() is None:
+                    raise
+                return
             finally:
                 shutil.rmtree(home, ignore_errors=True)
         raise CompactionRefusedError(self.path, "it is written to all the time")
@@ -504,6 +532,46 @@ class LmdbStore(Store, OfOneProcess):
             if error.errno in FULL:
                 raise StoreFullError(self.path) from error
             raise
+
+    def _give_back(self) -> int | None:
+        """Makes holes of the free pages that LMDB could write over now.
+
+        Returns their bytes; None where the file system has no holes, or the file is not as it
+        should be. No writer is let in meanwhile, in any process; readers who begin see the last
+        transaction.
+        """
+        done = 0
+        with self._writer, translated(self.path):
+            try:
+                txn = self._env.begin(write=True)
+            except lmdb.MapResizedError:
+                self._resize(0)
+                txn = self._env.begin(write=True)
+            try:
+                info, main = self._env.info(), self._env.stat()
+                stats = [main, *(txn.stat(handle) for handle in self._dbs.values())]
+                used = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+                last, page = info["last_txnid"], main["psize"]
+                fd = os.open(self._data, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    before = min([last, *self._seen_by_readers()])
+                    for run in free_runs(fd, page, last, before, used):
+                        if not punch(fd, run.start * page, len(run) * page):
+                            return None
+                        done += len(run) * page
+                finally:
+                    os.close(fd)
+            except NotAsExpectedError:
+                return None
+            finally:
+                txn.abort()
+        return done
+
+    def _seen_by_readers(self) -> list[int]:
+        """Returns the numbers of the transactions that somebody has a view of, in any process."""
+        self._env.reader_check()
+        rows = [line.split() for line in self._env.readers().splitlines()[1:]]
+        return [int(row[2]) for row in rows if len(row) == 3 and row[2] != "-"]
 
     def _take_over(self, home: str, copied: int, wait: float) -> bool:
         """Puts a copy of transaction `copied` in place; False if there has been another."""
@@ -598,6 +666,9 @@ def _prepare(path: str) -> None:
     for name in sorted(_PARTS):
         # What a session holds may be more readable than its owner would want others to read.
         os.makedirs(os.path.join(path, name), mode=0o700, exist_ok=True)
+    for name in _LEASES:  # so that nobody needs an inode to remove something
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(os.path.join(path, "locks", name), flags, 0o600))
 
 
 @contextmanager

@@ -125,7 +125,7 @@ class MemoryStore(Store):
             self._readers -= 1
             transaction.end()
 
-    def write(self, change: Callable[[_Transaction], T]) -> T:
+    def write(self, change: Callable[[_Transaction], T], *, frees: bool = False) -> T:
         with self._lock:
             if self._writing or self._closed:
                 raise RuntimeError("a write inside a write, or on a closed store")
