@@ -9,6 +9,7 @@ them together with the new stat rows.
 What the stat cache is, and its format, is in `stat_cache`.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -25,6 +26,7 @@ from engine.host.hostfs import describe, is_in_range, kind_of, mtime_of, read_xa
 from engine.host.losses import SET_ID, TIME, Losses, is_lost
 from engine.host.set_id import SET_ID as SET_ID_BITS
 from engine.host.set_id import arriving, has_set_id, is_ours
+from engine.host.unlocking import lock_again, open_file, open_unlocked, true_mode
 from engine.ids import NodeId
 from engine.plain.stat_cache import (
     FRESH,
@@ -87,12 +89,13 @@ class ImportResult(msgspec.Struct, frozen=True):
 
 class _Folder:
     __slots__ = (
-        "entries", "folders", "name", "old_rows", "parent", "path", "result", "rows", "status",
-        "xattrs",
+        "entries", "folders", "mode", "name", "old_rows", "parent", "path", "result", "rows",
+        "status", "xattrs",
     )  # fmt: skip
 
     def __init__(self, parent: "_Folder | None", name: bytes, status: os.stat_result) -> None:
         self.parent, self.name, self.status = parent, name, status
+        self.mode = stat.S_IMODE(status.st_mode)
         self.path: bytes = parent.path + b"/" + name if parent and parent.path else name
         self.rows: list[Row] = []
         self.old_rows: dict[bytes, Row] = {}
@@ -105,13 +108,16 @@ class _Folder:
 class _Import:
     def __init__(self, store: Store, objects: Objects, root: str, *, use_cache: bool,
                  progress: Progress | None, sink: ChunkSink | None = None,
-                 nodes: NodeBuffer | None = None, set_id: bool = False) -> None:  # fmt: skip
+                 nodes: NodeBuffer | None = None, set_id: bool = False,
+                 unlock: bool = False) -> None:  # fmt: skip
         self.store, self.objects, self.root = store, objects, root
         self.sink = sink or ChunkSink(store, check=not use_cache)
         self.nodes = nodes or NodeBuffer()
         self.report = ImportReport()
         self.losses = Losses()
-        self.use_cache, self.set_id = use_cache, set_id
+        self.use_cache, self.set_id, self.unlock = use_cache, set_id, unlock
+        self.unlocked = contextlib.ExitStack()
+        """The directories that are open for as long as files of theirs may be read."""
         self.asked, self.progress = progress is not None, progress or unheard
         self.prefix = cache_prefix(root)
         self.fresh = time.time_ns() - FRESH_NS
@@ -149,6 +155,8 @@ class _Import:
             raise ImportSourceError(self.root, why) from error
         try:
             root = _Folder(None, b"", os.fstat(self.root_fd))
+            if self.unlock:
+                root.mode = true_mode(self.root_fd)
             if not is_in_range(root.status.st_mtime_ns):
                 self.losses.note(b"", TIME)
             with self.store.read() as reader:
@@ -166,6 +174,7 @@ class _Import:
             self.sink.flush()
         finally:
             self.pool.shutdown(wait=True, cancel_futures=True)
+            self.unlocked.close()
             os.close(self.root_fd)
         self.join_links()
         entry = self.build(root)
@@ -200,7 +209,7 @@ class _Import:
         for name, status in below:
             child = _Folder(folder, name, status)
             try:
-                child_fd = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+                child_fd = self._open_child(fd, child)
             except FileNotFoundError:
                 self._warn(child.path, "vanished while it was read")
                 clean = False
@@ -221,6 +230,17 @@ class _Import:
         self._plan(fd, folder, same)
         folder.result = None
         return False
+
+    def _open_child(self, fd: int, child: _Folder) -> int:
+        """Opens a directory, also one that keeps its owner out if we may `unlock` it."""
+        if not self.unlock:
+            return os.open(child.name, _OPEN_DIRECTORY, dir_fd=fd)
+        child_fd = open_unlocked(child.name, fd)
+        child.mode = true_mode(child_fd)
+        if child.mode & 0o500 != 0o500 and os.geteuid() != 0:
+            self.unlocked.callback(os.close, kept := os.dup(child_fd))
+            self.unlocked.callback(lock_again, kept)
+        return child_fd
 
     def _rows(
         self, fd: int, folder: _Folder
@@ -365,7 +385,8 @@ class _Import:
         path = _join(folder.path, row[0])
         for attempt in range(_TRIES):
             try:
-                fd = os.open(row[0], _OPEN, dir_fd=directory)
+                open_it = open_file if self.unlock else _open
+                fd = open_it(row[0], _OPEN, directory)
             except FileNotFoundError:
                 self._warn(path, "vanished while it was read")
                 folder.rows[at] = (*row[:5], FRESH, row[6])
@@ -417,7 +438,7 @@ class _Import:
     def build(self, folder: _Folder) -> Entry:
         """Stores a folder's nodes from the leaves up and returns its entry."""
         result = folder.result
-        mode, mtime = stat.S_IMODE(folder.status.st_mode), mtime_of(folder.status)
+        mode, mtime = folder.mode, mtime_of(folder.status)
         if result is None:
             for child in folder.folders:
                 folder.entries[child.name] = self.build(child)
@@ -477,6 +498,7 @@ def import_directory(
     store_path: str | None = None,
     use_cache: bool = True,
     set_id: bool = False,
+    unlock: bool = False,
     progress: Progress | None = None,
 ) -> tuple[T, Entry, ImportReport]:
     """Imports the directory at `path`; returns what `finish` said, the root and a report.
@@ -485,13 +507,14 @@ def import_directory(
     caller holds the lease on objects. A store inside of the directory (`store_path`, or another
     AmalgamFS mount) is left out with a warning. Without `use_cache` every file is read, and what
     the store has of it is checked, and stored again if it is damaged. Set-id bits are kept of the
-    user's own files, and with `set_id` of all.
+    user's own files, and with `set_id` of all. With `unlock`, what its owner cannot read is made
+    readable for as long as it takes.
 
     Raises ImportSourceError, SourceChangedError.
     """
     job = _Import(
         store, objects, os.path.abspath(path),
-        use_cache=use_cache, progress=progress, set_id=set_id,
+        use_cache=use_cache, progress=progress, set_id=set_id, unlock=unlock,
     )  # fmt: skip
     job.leave_out(store_path)
     root = job.run()
@@ -535,6 +558,10 @@ def amalgam_devices() -> set[int]:
                 major, minor = before.split()[2].split(":")
                 found.add(os.makedev(int(major), int(minor)))
     return found
+
+
+def _open(name: bytes, flags: int, dir_fd: int) -> int:
+    return os.open(name, flags, dir_fd=dir_fd)
 
 
 def _join(folder: bytes, name: bytes) -> bytes:
