@@ -172,6 +172,8 @@ class Switch:
                     folder.steps.append(_Step(name, new, status))
                 continue
             edit = self._edit_of(fd, name, olds, new, status, known)
+            if status is not None and not status.st_mode & stat.S_IRUSR:
+                status = _look(fd, name)  # it was made readable to be compared
             if edit is not None:
                 self._found.append(Edit(joined((*way, name)), edit))
                 if self._edits == "keep":

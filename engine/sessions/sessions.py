@@ -32,6 +32,7 @@ from engine.errors import (
 )
 from engine.host.leases import Lease, LeaseHeldError, acquire, is_held
 from engine.host.removing import remove_tree
+from engine.host.unlocking import unlocked
 from engine.ids import SnapshotId, check_name, digest
 from engine.mounted.inodes import Owner
 from engine.mounted.overlay import Overlay
@@ -411,7 +412,8 @@ class HeldSession:
 
     def finish_tree(self) -> None:
         """Says that the full tree is complete: from now on it is what the session has."""
-        os.setxattr(self.tree_path, _COMPLETE, self._complete())
+        with unlocked(self.tree_path) as fd:
+            os.setxattr(fd, _COMPLETE, self._complete())
 
     def _complete(self) -> bytes:
         # The generation: what was taken in, and is just being removed, is not taken in again.
@@ -419,7 +421,11 @@ class HeldSession:
 
     def recover(self) -> None:
         """Takes in the full tree that a killed holder, or what it left running, has left."""
-        if attribute(os.fsencode(self.tree_path), _COMPLETE) == self._complete():
+        mark = None
+        missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with missing, unlocked(self.tree_path) as fd:
+            mark = attribute(fd, _COMPLETE)
+        if mark == self._complete():
             with acquire(self._sessions._path, "objects", shared=True, wait=_ADD_WAIT):
                 self.take_in({})
 
