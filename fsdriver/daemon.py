@@ -30,6 +30,7 @@ from fsdriver.control import Control, listen
 from fsdriver.device import Access
 from fsdriver.housekeeping import LOOK_SECONDS, Housekeeping, Schedule
 from fsdriver.launch import default_log
+from fsdriver.log_lines import escaped
 from fsdriver.messages import Status
 from fsdriver.operations import Operations
 from fsdriver.own_directory import remove_own_directory
@@ -102,6 +103,7 @@ def _prepare_process() -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
+            escaped,
             structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
         ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),

@@ -28,6 +28,7 @@ from engine.host.set_id import SET_ID as SET_ID_BITS
 from engine.host.set_id import arriving, has_set_id, is_ours
 from engine.host.unlocking import lock_again, open_file, open_unlocked, true_mode
 from engine.ids import NodeId
+from engine.plain.own_mounts import holds_many, own_devices, place_in_mount
 from engine.plain.stat_cache import (
     FRESH,
     FRESH_NS,
@@ -141,8 +142,14 @@ class _Import:
                 raise ImportSourceError(self.root, "it is the store itself, or inside of it")
             status = os.stat(store_path)
             self.skip.add((status.st_dev, status.st_ino))
+        place = place_in_mount(os.path.realpath(self.root))
+        if place is not None and holds_many(place):
+            raise ImportSourceError(
+                self.root, "it is an AmalgamFS mount with all its snapshots and sessions, "
+                "or what describes them; import one of these",
+            )  # fmt: skip
         if os.path.isdir(self.root):
-            self.skip_devices = amalgam_devices() - {os.stat(self.root).st_dev}
+            self.skip_devices = own_devices() - {os.stat(self.root).st_dev}
 
     def run(self) -> Entry:
         """Does the three steps up to the nodes; nothing refers to what it stored yet."""
@@ -195,7 +202,10 @@ class _Import:
         """Reads a folder and all below; True if nothing in it changed since the last import."""
         if depth > DEEPEST:
             raise ImportSourceError(self._name(folder.path), f"deeper than {DEEPEST} directories")
-        rows, below = self._rows(fd, folder)
+        try:
+            rows, below = self._rows(fd, folder)
+        except OSError as error:  # which names a descriptor
+            raise ImportSourceError(self._name(folder.path), error.strerror or "") from error
         rows.sort()
         encoded = encode_rows(rows)
         folder.xattrs = self._read_xattrs(fd, folder.path)[0]
@@ -546,18 +556,6 @@ def read_directory(
     )  # fmt: skip
     job.leave_out(store_path)
     job.run()
-
-
-def amalgam_devices() -> set[int]:
-    """Returns the device numbers of the AmalgamFS mounts that this process can see."""
-    found = set()
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            before, _, after = line.partition(" - ")
-            if after.startswith("fuse.amalgamfs "):
-                major, minor = before.split()[2].split(":")
-                found.add(os.makedev(int(major), int(minor)))
-    return found
 
 
 def _open(name: bytes, flags: int, dir_fd: int) -> int:
