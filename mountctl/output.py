@@ -76,7 +76,7 @@ class Output:
             return visible(text, keep="\n\t")
         parts = _COLOUR.split(text)  # every second one is a colour
         return "".join(
-            part if n % 2 else visible(part, keep="\n\t") for n, part in enumerate(parts)
+            part if at % 2 else visible(part, keep="\n\t") for at, part in enumerate(parts)
         )
 
     def raw(self, data: bytes) -> None:

@@ -353,7 +353,7 @@ class Checkouts:
 
             (snapshot, changed), root, report = import_directory(
                 self._store, self._objects, path, finish=finish,
-                store_path=self._repository.path, unlock=True, progress=progress,
+                store_path=self._repository.path, checkout=True, progress=progress,
             )  # fmt: skip
         return ImportResult(snapshot, root, changed, report)
 

@@ -110,13 +110,15 @@ class _Import:
     def __init__(self, store: Store, objects: Objects, root: str, *, use_cache: bool,
                  progress: Progress | None, sink: ChunkSink | None = None,
                  nodes: NodeBuffer | None = None, set_id: bool = False,
-                 unlock: bool = False) -> None:  # fmt: skip
+                 checkout: bool = False) -> None:  # fmt: skip
         self.store, self.objects, self.root = store, objects, root
         self.sink = sink or ChunkSink(store, check=not use_cache)
         self.nodes = nodes or NodeBuffer()
         self.report = ImportReport()
         self.losses = Losses()
-        self.use_cache, self.set_id, self.unlock = use_cache, set_id, unlock
+        self.use_cache, self.set_id, self.checkout = use_cache, set_id, checkout
+        self.written: dict[tuple[_Folder, bytes], Entry] = {}
+        """Files of a checkout that have their mode from when they were written, without set-id."""
         self.unlocked = contextlib.ExitStack()
         """The directories that are open for as long as files of theirs may be read."""
         self.asked, self.progress = progress is not None, progress or unheard
@@ -162,7 +164,7 @@ class _Import:
             raise ImportSourceError(self.root, why) from error
         try:
             root = _Folder(None, b"", os.fstat(self.root_fd))
-            if self.unlock:
+            if self.checkout:
                 root.mode = true_mode(self.root_fd)
             if not is_in_range(root.status.st_mtime_ns):
                 self.losses.note(b"", TIME)
@@ -242,8 +244,8 @@ class _Import:
         return False
 
     def _open_child(self, fd: int, child: _Folder) -> int:
-        """Opens a directory, also one that keeps its owner out if we may `unlock` it."""
-        if not self.unlock:
+        """Opens a directory, also one that keeps its owner out in a checkout."""
+        if not self.checkout:
             return os.open(child.name, _OPEN_DIRECTORY, dir_fd=fd)
         child_fd = open_unlocked(child.name, fd)
         child.mode = true_mode(child_fd)
@@ -314,6 +316,9 @@ class _Import:
                 self._load_entries(folder, folder.result)
             except CorruptObjectError:
                 same = False
+        elif self.checkout and folder.result is not None and not folder.entries:
+            with contextlib.suppress(CorruptObjectError):
+                self._load_entries(folder, folder.result)
         known, folder.entries = folder.entries, {}
         for at, row in enumerate(folder.rows):
             name, mode = row[0], row[1]
@@ -323,6 +328,10 @@ class _Import:
                 folder.entries[name] = entry
                 self.done += 1
             elif mode & 0o170000 == 0o100000:
+                if entry is not None and self.checkout and entry.mode & SET_ID_BITS & ~mode:
+                    written = old or (None if folder.old_rows else row)
+                    if written is not None and written[1] == mode:
+                        self.written[folder, name] = entry
                 self.batch.append((folder, at))
                 self.batch_bytes += row[3]
                 if self.batch_bytes > _BATCH_BYTES or len(self.batch) >= _BATCH_FILES:
@@ -395,7 +404,7 @@ class _Import:
         path = _join(folder.path, row[0])
         for attempt in range(_TRIES):
             try:
-                open_it = open_file if self.unlock else _open
+                open_it = open_file if self.checkout else _open
                 fd = open_it(row[0], _OPEN, directory)
             except FileNotFoundError:
                 self._warn(path, "vanished while it was read")
@@ -417,7 +426,11 @@ class _Import:
                 break
             if attempt == _TRIES - 1:
                 raise SourceChangedError(path)
-        entry = Entry(row[0], Kind.FILE, self._bits(after), mtime_of(after), size, content, xattrs)
+        mode = self._bits(after)
+        written = self.written.get((folder, row[0]))
+        if written is not None and (written.content, written.size) == (content, size):
+            mode |= written.mode & SET_ID_BITS
+        entry = Entry(row[0], Kind.FILE, mode, mtime_of(after), size, content, xattrs)
         fresh = after.st_ctime_ns != row[5] or after.st_ctime_ns > self.fresh or not complete
         folder.rows[at] = (
             row[0], after.st_mode, after.st_ino, size, mtime_of(after),
@@ -508,7 +521,7 @@ def import_directory(
     store_path: str | None = None,
     use_cache: bool = True,
     set_id: bool = False,
-    unlock: bool = False,
+    checkout: bool = False,
     progress: Progress | None = None,
 ) -> tuple[T, Entry, ImportReport]:
     """Imports the directory at `path`; returns what `finish` said, the root and a report.
@@ -517,14 +530,15 @@ def import_directory(
     caller holds the lease on objects. A store inside of the directory (`store_path`, or another
     AmalgamFS mount) is left out with a warning. Without `use_cache` every file is read, and what
     the store has of it is checked, and stored again if it is damaged. Set-id bits are kept of the
-    user's own files, and with `set_id` of all. With `unlock`, what its owner cannot read is made
-    readable for as long as it takes.
+    user's own files, and with `set_id` of all. A `checkout`
+    has files that were written without the set-id bits of their tree, and get them again; what its
+    owner cannot read is made readable for as long as it takes.
 
     Raises ImportSourceError, SourceChangedError.
     """
     job = _Import(
         store, objects, os.path.abspath(path),
-        use_cache=use_cache, progress=progress, set_id=set_id, unlock=unlock,
+        use_cache=use_cache, progress=progress, set_id=set_id, checkout=checkout,
     )  # fmt: skip
     job.leave_out(store_path)
     root = job.run()

@@ -56,7 +56,7 @@ def own_devices() -> set[int]:
 
 
 def place_in_mount(path: str) -> str | None:
-    """Returns which path of a mount's root a real path is, empty for the root; None if elsewhere."""
+    """Returns where in a mount of ours a real path is, empty for its root; None if elsewhere."""
     found: OwnMount | None = None
     for mount in own_mounts():
         inside = path == mount.path or path.startswith(mount.path.rstrip("/") + "/")
