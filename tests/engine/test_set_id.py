@@ -256,3 +256,15 @@ def test_an_archive_says_what_it_loses(repository):
     entry = find(repository.objects, result.root, b"file")
     assert entry is not None
     assert entry.xattrs == ((b"user.kept", b"1"),)
+
+
+def test_an_attribute_that_no_import_keeps_is_not_written_either(repository):
+    """A bundle may bring a tree with any attribute."""
+    from engine.archives.tar_headers import header
+
+    bad = ((b"security.capability", b"1"), (b"user.kept", b"1"), (b"user.overlay.opaque", b"y"))
+    entry = Entry(b"f", 1, 0o644, 0, 1, b"x", bad)
+    made = header(b"f", entry, None)
+    assert b"security" not in made
+    assert b"overlay" not in made
+    assert b"SCHILY.xattr.user.kept=1" in made
