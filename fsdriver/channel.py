@@ -572,6 +572,10 @@ class Channel:
 
         May be called while a request is answered: no page is touched, so nothing is waited for.
         """
+        if self._plain:
+            with contextlib.suppress(OSError):
+                pyfuse3.invalidate_inode(ino, attr_only=True)
+            return
         self._whole.notify(protocol.INVAL_INODE, ino, _ATTRIBUTES_ONLY)
 
     def give(self, ino: int, offset: int, data: Sequence[bytes | memoryview]) -> None:

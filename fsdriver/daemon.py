@@ -158,9 +158,9 @@ def _mounted(
             part=Part("snapshots", SNAPSHOTS, elsewhere),
         )  # fmt: skip
         stack.callback(channel.close)
+        operations.attributes_changed = channel.attributes_changed
         if not options.plain:
             operations.seat = channel.seat
-            operations.attributes_changed = channel.attributes_changed
             operations.ahead = ReadAhead(channel.give)
             stack.callback(operations.ahead.close)
         status = Status(

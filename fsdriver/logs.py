@@ -29,6 +29,7 @@ import structlog
 
 from engine.host.own_files import StrangeFileError
 from fsdriver.launch import open_log
+from fsdriver.log_lines import escaped
 
 MOST_BYTES = 1 << 20
 """The size at which a log begins anew."""
@@ -223,6 +224,7 @@ class Logging:
                 structlog.processors.format_exc_info,
                 self._repeats,
                 structlog.processors.TimeStamper(fmt="iso"),
+                escaped,
                 structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
             ],
             logger_factory=structlog.WriteLoggerFactory(self.log),  # type: ignore[arg-type]  # all that is written

@@ -122,7 +122,7 @@ class Operations(pyfuse3.Operations):
         self.ahead: ReadAhead | None = None
         self.seat: Seat | None = None
         self.attributes_changed: Callable[[InodeNo], None] | None = None
-        """Tells the kernel that it has old attributes. Not needed by a mount that is `plain`."""
+        """Tells the kernel that it has old attributes."""
 
     async def _stage(self, inode: Inode, changes: Changes | None = None) -> None:
         """Copies a large file up in a thread before it is changed; others wait for that."""
@@ -239,7 +239,9 @@ class Operations(pyfuse3.Operations):
         found = self.vfs.inode(inode)
         if flags & os.O_ACCMODE != os.O_RDONLY and found.read_only:
             raise FUSEError(errno.EROFS)
-        if flags & os.O_TRUNC:
+        if flags & os.O_TRUNC:  # in a mount that is `plain` only; then the kernel does not do it
+            if ctx.uid != 0:
+                self._drop_set_id(found)
             found.change(Changes(size=0))
         return FileInfo(fh=inode, keep_cache=True)
 
@@ -256,10 +258,17 @@ class Operations(pyfuse3.Operations):
         inode = self.vfs.inode(fh & ~KILL_SUIDGID)
         if inode.to_copy():
             await self._stage(inode)
-        if fh & KILL_SUIDGID and inode.drop_set_id() and self.attributes_changed is not None:
-            # The kernel has the old mode, which execve(2) looks at, and WRITE's reply has none.
-            self.attributes_changed(inode.ino)
+        if fh & KILL_SUIDGID:
+            self._drop_set_id(inode)
         return inode.write(off, buf)
+
+    def _drop_set_id(self, inode: Inode) -> None:
+        """Takes set-id bits away where the reply has no attributes, and tells the kernel.
+
+        It would go on with the mode that it has, which is what execve(2) looks at.
+        """
+        if inode.drop_set_id() and self.attributes_changed is not None:
+            self.attributes_changed(inode.ino)
 
     async def flush(self, fh: int) -> None:
         raise FUSEError(errno.ENOSYS)  # a write has reached the upper when it returns

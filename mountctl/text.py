@@ -18,13 +18,16 @@ def short(identifier: bytes) -> str:
     return identifier.hex()[:12]
 
 
-def quoted(name: bytes | str) -> str:
+def quoted(name: object) -> str:
     r"""Returns a name as git writes it: plain, or in quotes with octal escapes where needed.
 
     `a\nb` becomes `"a\\nb"`, so that one name is one word of one line, and two different names
-    never look the same.
+    never look the same. An error of the system names a file by its path or its descriptor: the
+    latter becomes `descriptor 5`.
     """
-    text = os.fsdecode(name)
+    if isinstance(name, int):
+        return f"descriptor {name}"
+    text = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
     if text.isprintable() and '"' not in text and "\\" not in text:
         return text
     return '"' + "".join(_SHORT_ESCAPES.get(c) or _octal(c) for c in text) + '"'

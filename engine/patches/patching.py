@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from engine.errors import EngineError
+from engine.host.set_id import SET_ID
 from engine.merging.textdiff import lines_of
 from engine.patches.binary_patch import apply_delta, inflated
 from engine.patches.patch_parsing import Action, BinaryHunk, FilePatch, Hunk, parse_patch
@@ -100,13 +101,15 @@ def apply_patch(
     strip: int | None = None,
     fuzz: int = 0,
     largest: int = LARGEST_RESULT,
+    set_id: bool = False,
 ) -> PatchReport:
     """Applies a patch to a tree, or raises and changes nothing.
 
     Hunks are looked for around the place they name; `fuzz` lines at each end of their context
-    may be different. Directories that get empty go. Raises PatchFormatError, PatchRefusedError.
+    may be different. Directories that get empty go. A patch that gives a file set-id bits is
+    refused unless `set_id`. Raises PatchFormatError, PatchRefusedError.
     """
-    plan = _Plan(tree, fuzz, largest)
+    plan = _Plan(tree, fuzz, largest, set_id)
     for file in parse_patch(patch, strip=strip):
         plan.add(file)
     plan.check()
@@ -117,7 +120,8 @@ def apply_patch(
 class _Plan:
     """What a tree will be: the paths that a patch changes, each as it is afterwards."""
 
-    def __init__(self, tree: PatchedTree, fuzz: int, largest: int) -> None:
+    def __init__(self, tree: PatchedTree, fuzz: int, largest: int, set_id: bool) -> None:
+        self._refused_bits = 0 if set_id else SET_ID
         self._tree, self._fuzz, self._largest = tree, fuzz, largest
         self._left = 2 * largest
         self._before: dict[bytes, _File | None] = {}
@@ -164,7 +168,9 @@ class _Plan:
             self._vacated.add(path)
             self.after[path] = None
             return
-        mode = old.mode if file.new_mode is None else stat.S_IMODE(file.new_mode)
+        mode = old.mode
+        if file.new_mode is not None:
+            mode = self._bits(file, stat.S_IMODE(file.new_mode), old.mode)
         origin = None if file.action == Action.COPY else old.origin
         if moves:
             self._make(file.path)
@@ -192,8 +198,14 @@ class _Plan:
         mode = stat.S_IFREG | _DEFAULT_MODE if file.new_mode is None else file.new_mode
         kind = Kind.SYMLINK if stat.S_ISLNK(mode) else Kind.FILE
         data = self._content(file, _File(kind, 0, b"", None))
-        bits = _LINK_MODE if kind == Kind.SYMLINK else stat.S_IMODE(mode)
+        bits = _LINK_MODE if kind == Kind.SYMLINK else self._bits(file, stat.S_IMODE(mode), 0)
         self.after[file.path] = _File(kind, bits, data, None)
+
+    def _bits(self, file: FilePatch, mode: int, before: int) -> int:
+        """Returns the permission bits that a patch gives a file; raises for set-id bits."""
+        if mode & ~before & self._refused_bits:
+            raise PatchRefusedError(file.path, "it would get set-id bits, which nobody asked for")
+        return mode
 
     def _make(self, path: bytes) -> None:
         if path in self._made:

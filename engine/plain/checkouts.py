@@ -16,6 +16,7 @@ import msgspec
 
 from engine.errors import EngineError, MissingObjectError
 from engine.host.leases import Lease, LeaseHeldError, acquire
+from engine.host.unlocking import unlocked
 from engine.ids import SnapshotId, check_name
 from engine.plain.checkout import check_out, check_out_file, check_target
 from engine.plain.checkout_records import (
@@ -31,7 +32,7 @@ from engine.plain.checkout_records import (
     records,
     save,
 )
-from engine.plain.filling import OPEN_DIRECTORY, CheckoutRefusedError, CheckoutReport, Rows
+from engine.plain.filling import CheckoutRefusedError, CheckoutReport, Rows
 from engine.plain.importing import ImportResult, import_directory
 from engine.plain.local_edits import Edit, local_edits
 from engine.plain.stat_cache import cache_key, cache_prefix, put_rows
@@ -215,7 +216,8 @@ class Checkouts:
         path = os.path.realpath(directory)
         if not os.path.isdir(path):
             raise NotACheckoutError(path, "it is not a directory")
-        identifier = mark_of(path)
+        with unlocked(path) as fd:  # else the attribute of a directory of mode 000 cannot be read
+            identifier = mark_of(fd)
         with self._store.read() as reader:
             record = None if identifier is None else load(reader, identifier)
         if identifier is None or record is None:
@@ -232,11 +234,8 @@ class Checkouts:
         path, identifier, _ = self._find(directory)
         with self._lease(identifier, what):
             path, identifier, record = self._find(directory)
-            fd = os.open(path, OPEN_DIRECTORY)
-            try:
+            with unlocked(path) as fd:
                 yield path, identifier, record, fd
-            finally:
-                os.close(fd)
 
     def status(self, directory: str) -> list[Edit]:
         """Returns the local edits by path; after a killed switch, what is as in neither tree.
@@ -354,7 +353,7 @@ class Checkouts:
 
             (snapshot, changed), root, report = import_directory(
                 self._store, self._objects, path, finish=finish,
-                store_path=self._repository.path, progress=progress,
+                store_path=self._repository.path, checkout=True, progress=progress,
             )  # fmt: skip
         return ImportResult(snapshot, root, changed, report)
 

@@ -20,6 +20,7 @@ import msgspec
 from engine.errors import EngineError
 from engine.host.hostfs import reserve, set_times, write_xattrs
 from engine.host.set_id import EVERY_BIT
+from engine.host.unlocking import unlocked
 from engine.plain.stat_cache import FRESH, FolderResult, Row, encode_folder, encode_rows, row_of
 from engine.progress import Progress, unheard
 from engine.storage import content
@@ -127,13 +128,13 @@ def open_way(root_fd: int, way: list[bytes]) -> int:
 
 
 @contextlib.contextmanager
-def opened(fd: int, name: bytes) -> Iterator[int]:
-    """Gives a directory that is in an open one, open itself; follows no link. Raises OSError."""
-    below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
-    try:
-        yield below
-    finally:
-        os.close(below)
+def way_opened(root_fd: int, way: list[bytes]) -> Iterator[int]:
+    """Gives a directory by its names, open, though some on the way keep their owner out."""
+    with contextlib.ExitStack() as stack:
+        fd = root_fd
+        for name in way:
+            fd = stack.enter_context(unlocked(name, fd))
+        yield fd
 
 
 class _Folder:

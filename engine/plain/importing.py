@@ -9,6 +9,7 @@ them together with the new stat rows.
 What the stat cache is, and its format, is in `stat_cache`.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -25,7 +26,9 @@ from engine.host.hostfs import describe, is_in_range, kind_of, mtime_of, read_xa
 from engine.host.losses import SET_ID, TIME, Losses, is_lost
 from engine.host.set_id import SET_ID as SET_ID_BITS
 from engine.host.set_id import arriving, has_set_id, is_ours
+from engine.host.unlocking import lock_again, open_file, open_unlocked, true_mode
 from engine.ids import NodeId
+from engine.plain.own_mounts import holds_many, own_devices, place_in_mount
 from engine.plain.stat_cache import (
     FRESH,
     FRESH_NS,
@@ -87,12 +90,13 @@ class ImportResult(msgspec.Struct, frozen=True):
 
 class _Folder:
     __slots__ = (
-        "entries", "folders", "name", "old_rows", "parent", "path", "result", "rows", "status",
-        "xattrs",
+        "entries", "folders", "mode", "name", "old_rows", "parent", "path", "result", "rows",
+        "status", "xattrs",
     )  # fmt: skip
 
     def __init__(self, parent: "_Folder | None", name: bytes, status: os.stat_result) -> None:
         self.parent, self.name, self.status = parent, name, status
+        self.mode = stat.S_IMODE(status.st_mode)
         self.path: bytes = parent.path + b"/" + name if parent and parent.path else name
         self.rows: list[Row] = []
         self.old_rows: dict[bytes, Row] = {}
@@ -105,13 +109,18 @@ class _Folder:
 class _Import:
     def __init__(self, store: Store, objects: Objects, root: str, *, use_cache: bool,
                  progress: Progress | None, sink: ChunkSink | None = None,
-                 nodes: NodeBuffer | None = None, set_id: bool = False) -> None:  # fmt: skip
+                 nodes: NodeBuffer | None = None, set_id: bool = False,
+                 checkout: bool = False) -> None:  # fmt: skip
         self.store, self.objects, self.root = store, objects, root
         self.sink = sink or ChunkSink(store, check=not use_cache)
         self.nodes = nodes or NodeBuffer()
         self.report = ImportReport()
         self.losses = Losses()
-        self.use_cache, self.set_id = use_cache, set_id
+        self.use_cache, self.set_id, self.checkout = use_cache, set_id, checkout
+        self.written: dict[tuple[_Folder, bytes], Entry] = {}
+        """Files of a checkout that have their mode from when they were written, without set-id."""
+        self.unlocked = contextlib.ExitStack()
+        """The directories that are open for as long as files of theirs may be read."""
         self.asked, self.progress = progress is not None, progress or unheard
         self.prefix = cache_prefix(root)
         self.fresh = time.time_ns() - FRESH_NS
@@ -135,8 +144,14 @@ class _Import:
                 raise ImportSourceError(self.root, "it is the store itself, or inside of it")
             status = os.stat(store_path)
             self.skip.add((status.st_dev, status.st_ino))
+        place = place_in_mount(os.path.realpath(self.root))
+        if place is not None and holds_many(place):
+            raise ImportSourceError(
+                self.root, "it is an AmalgamFS mount with all its snapshots and sessions, "
+                "or what describes them; import one of these",
+            )  # fmt: skip
         if os.path.isdir(self.root):
-            self.skip_devices = amalgam_devices() - {os.stat(self.root).st_dev}
+            self.skip_devices = own_devices() - {os.stat(self.root).st_dev}
 
     def run(self) -> Entry:
         """Does the three steps up to the nodes; nothing refers to what it stored yet."""
@@ -149,6 +164,8 @@ class _Import:
             raise ImportSourceError(self.root, why) from error
         try:
             root = _Folder(None, b"", os.fstat(self.root_fd))
+            if self.checkout:
+                root.mode = true_mode(self.root_fd)
             if not is_in_range(root.status.st_mtime_ns):
                 self.losses.note(b"", TIME)
             with self.store.read() as reader:
@@ -166,6 +183,7 @@ class _Import:
             self.sink.flush()
         finally:
             self.pool.shutdown(wait=True, cancel_futures=True)
+            self.unlocked.close()
             os.close(self.root_fd)
         self.join_links()
         entry = self.build(root)
@@ -186,7 +204,10 @@ class _Import:
         """Reads a folder and all below; True if nothing in it changed since the last import."""
         if depth > DEEPEST:
             raise ImportSourceError(self._name(folder.path), f"deeper than {DEEPEST} directories")
-        rows, below = self._rows(fd, folder)
+        try:
+            rows, below = self._rows(fd, folder)
+        except OSError as error:  # which names a descriptor
+            raise ImportSourceError(self._name(folder.path), error.strerror or "") from error
         rows.sort()
         encoded = encode_rows(rows)
         folder.xattrs = self._read_xattrs(fd, folder.path)[0]
@@ -200,7 +221,7 @@ class _Import:
         for name, status in below:
             child = _Folder(folder, name, status)
             try:
-                child_fd = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+                child_fd = self._open_child(fd, child)
             except FileNotFoundError:
                 self._warn(child.path, "vanished while it was read")
                 clean = False
@@ -221,6 +242,17 @@ class _Import:
         self._plan(fd, folder, same)
         folder.result = None
         return False
+
+    def _open_child(self, fd: int, child: _Folder) -> int:
+        """Opens a directory, also one that keeps its owner out in a checkout."""
+        if not self.checkout:
+            return os.open(child.name, _OPEN_DIRECTORY, dir_fd=fd)
+        child_fd = open_unlocked(child.name, fd)
+        child.mode = true_mode(child_fd)
+        if child.mode & 0o500 != 0o500 and os.geteuid() != 0:
+            self.unlocked.callback(os.close, kept := os.dup(child_fd))
+            self.unlocked.callback(lock_again, kept)
+        return child_fd
 
     def _rows(
         self, fd: int, folder: _Folder
@@ -284,6 +316,9 @@ class _Import:
                 self._load_entries(folder, folder.result)
             except CorruptObjectError:
                 same = False
+        elif self.checkout and folder.result is not None and not folder.entries:
+            with contextlib.suppress(CorruptObjectError):
+                self._load_entries(folder, folder.result)
         known, folder.entries = folder.entries, {}
         for at, row in enumerate(folder.rows):
             name, mode = row[0], row[1]
@@ -293,6 +328,10 @@ class _Import:
                 folder.entries[name] = entry
                 self.done += 1
             elif mode & 0o170000 == 0o100000:
+                if entry is not None and self.checkout and entry.mode & SET_ID_BITS & ~mode:
+                    written = old or (None if folder.old_rows else row)
+                    if written is not None and written[1] == mode:
+                        self.written[folder, name] = entry
                 self.batch.append((folder, at))
                 self.batch_bytes += row[3]
                 if self.batch_bytes > _BATCH_BYTES or len(self.batch) >= _BATCH_FILES:
@@ -365,7 +404,8 @@ class _Import:
         path = _join(folder.path, row[0])
         for attempt in range(_TRIES):
             try:
-                fd = os.open(row[0], _OPEN, dir_fd=directory)
+                open_it = open_file if self.checkout else _open
+                fd = open_it(row[0], _OPEN, directory)
             except FileNotFoundError:
                 self._warn(path, "vanished while it was read")
                 folder.rows[at] = (*row[:5], FRESH, row[6])
@@ -386,7 +426,11 @@ class _Import:
                 break
             if attempt == _TRIES - 1:
                 raise SourceChangedError(path)
-        entry = Entry(row[0], Kind.FILE, self._bits(after), mtime_of(after), size, content, xattrs)
+        mode = self._bits(after)
+        written = self.written.get((folder, row[0]))
+        if written is not None and (written.content, written.size) == (content, size):
+            mode |= written.mode & SET_ID_BITS
+        entry = Entry(row[0], Kind.FILE, mode, mtime_of(after), size, content, xattrs)
         fresh = after.st_ctime_ns != row[5] or after.st_ctime_ns > self.fresh or not complete
         folder.rows[at] = (
             row[0], after.st_mode, after.st_ino, size, mtime_of(after),
@@ -417,7 +461,7 @@ class _Import:
     def build(self, folder: _Folder) -> Entry:
         """Stores a folder's nodes from the leaves up and returns its entry."""
         result = folder.result
-        mode, mtime = stat.S_IMODE(folder.status.st_mode), mtime_of(folder.status)
+        mode, mtime = folder.mode, mtime_of(folder.status)
         if result is None:
             for child in folder.folders:
                 folder.entries[child.name] = self.build(child)
@@ -477,6 +521,7 @@ def import_directory(
     store_path: str | None = None,
     use_cache: bool = True,
     set_id: bool = False,
+    checkout: bool = False,
     progress: Progress | None = None,
 ) -> tuple[T, Entry, ImportReport]:
     """Imports the directory at `path`; returns what `finish` said, the root and a report.
@@ -485,13 +530,15 @@ def import_directory(
     caller holds the lease on objects. A store inside of the directory (`store_path`, or another
     AmalgamFS mount) is left out with a warning. Without `use_cache` every file is read, and what
     the store has of it is checked, and stored again if it is damaged. Set-id bits are kept of the
-    user's own files, and with `set_id` of all.
+    user's own files, and with `set_id` of all. A `checkout`
+    has files that were written without the set-id bits of their tree, and get them again; what its
+    owner cannot read is made readable for as long as it takes.
 
     Raises ImportSourceError, SourceChangedError.
     """
     job = _Import(
         store, objects, os.path.abspath(path),
-        use_cache=use_cache, progress=progress, set_id=set_id,
+        use_cache=use_cache, progress=progress, set_id=set_id, checkout=checkout,
     )  # fmt: skip
     job.leave_out(store_path)
     root = job.run()
@@ -525,16 +572,8 @@ def read_directory(
     job.run()
 
 
-def amalgam_devices() -> set[int]:
-    """Returns the device numbers of the AmalgamFS mounts that this process can see."""
-    found = set()
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            before, _, after = line.partition(" - ")
-            if after.startswith("fuse.amalgamfs "):
-                major, minor = before.split()[2].split(":")
-                found.add(os.makedev(int(major), int(minor)))
-    return found
+def _open(name: bytes, flags: int, dir_fd: int) -> int:
+    return os.open(name, flags, dir_fd=dir_fd)
 
 
 def _join(folder: bytes, name: bytes) -> bytes:

@@ -12,8 +12,8 @@ import msgspec
 from engine.errors import CorruptObjectError, EngineError
 from engine.host.hostfs import kept_xattrs, kind_of, mtime_of, read_xattrs
 from engine.host.set_id import SET_ID
+from engine.host.unlocking import open_file, true_mode, unlocked
 from engine.ids import NodeId
-from engine.plain.filling import opened
 from engine.plain.stat_cache import FolderResult, Row, cache_key, decode_rows, row_of, split_folder
 from engine.storage import content
 from engine.storage.nodes import DEEPEST, Entry, Kind
@@ -94,7 +94,7 @@ def difference(
     elif kind == Kind.FILE:
         if status.st_size != entry.size:
             return ChangeKind.MODIFIED
-        file = os.open(entry.name, _OPEN, dir_fd=fd)
+        file = open_file(entry.name, _OPEN, fd)
         try:
             if not _has(objects, entry, file):
                 return ChangeKind.MODIFIED
@@ -149,7 +149,7 @@ def local_edits(objects: Objects, prefix: bytes, fd: int, root: Entry) -> list[E
 
 def _is_dressed_otherwise(fd: int, entry: Entry) -> bool:
     """Tells whether an open directory has other attributes than its entry."""
-    attributes = (stat.S_IMODE(os.fstat(fd).st_mode), read_xattrs(fd))
+    attributes = (true_mode(fd), read_xattrs(fd))
     return attributes != (entry.mode, kept_xattrs(entry.xattrs))
 
 
@@ -184,7 +184,7 @@ def _look_through(
             edits.append(Edit(path, kind))
             entry = None
         if here:
-            with opened(fd, name) as below:
+            with unlocked(name, fd) as below:
                 if entry is not None and _is_dressed_otherwise(below, entry):
                     edits.append(Edit(path, ChangeKind.METADATA))
                 _look_through(objects, prefix, below, (*way, name), entry, edits)

@@ -233,7 +233,11 @@ class Freeze:
         xattrs = read_xattrs(where, others)
         self._others.pop(path, None)
         if others and (lost := [name for name in others if self._is_lost(name)]):
-            self._others[path] = lost
+            escaped = OVERLAY_PREFIX + b"overlay."
+            self._others[path] = [
+                OVERLAY_PREFIX + name[len(escaped) :] if name.startswith(escaped) else name
+                for name in lost
+            ]
         return xattrs
 
     def _is_lost(self, name: bytes) -> bool:

@@ -115,7 +115,12 @@ class SessionTree:
 
 
 def _known(objects: Objects, upper: Upper, path: bytes, folder: Entry) -> Iterator[_Row]:
-    """Yields what the files of a tree just written are, by their stat rows."""
+    """Yields what the files of a tree just written are, by their stat rows.
+
+    But for those in a directory that keeps its owner out: what is not known is read later.
+    """
+    if os.geteuid() != 0 and folder.mode & 0o500 != 0o500:
+        return
     entries = {entry.name: entry for entry in Directory(objects, directory_id(folder))}
     for name, status in upper.scan(path):
         entry = entries.get(name)

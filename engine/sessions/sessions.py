@@ -35,6 +35,7 @@ from engine.host.forks import OfOneProcess
 from engine.host.leases import Lease, LeaseHeldError, acquire, is_held
 from engine.host.own_files import own_folder
 from engine.host.removing import remove_tree
+from engine.host.unlocking import unlocked
 from engine.ids import SnapshotId, check_name, digest
 from engine.mounted.inodes import Owner
 from engine.mounted.overlay import Lost, Overlay
@@ -500,7 +501,8 @@ class HeldSession(OfOneProcess):
 
     def finish_tree(self) -> None:
         """Says that the full tree is complete: from now on it is what the session has."""
-        os.setxattr(self.tree_path, _COMPLETE, self._complete())
+        with unlocked(self.tree_path) as fd:
+            os.setxattr(fd, _COMPLETE, self._complete())
 
     def _complete(self) -> bytes:
         # The generation: what was taken in, and is just being removed, is not taken in again.
@@ -508,7 +510,11 @@ class HeldSession(OfOneProcess):
 
     def recover(self) -> None:
         """Takes in the full tree that a killed holder, or what it left running, has left."""
-        if attribute(os.fsencode(self.tree_path), _COMPLETE) == self._complete():
+        mark = None
+        missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with missing, unlocked(self.tree_path) as fd:
+            mark = attribute(fd, _COMPLETE)
+        if mark == self._complete():
             with acquire(self._sessions._path, "objects", shared=True, wait=_ADD_WAIT):
                 self.take_in({})
 

@@ -29,6 +29,7 @@ from mountctl.text import count, path_fields, short
               "diffs what fits).")  # fmt: skip
 @click.option("--fuzz", type=click.IntRange(0, 10), default=0, metavar="N", show_default=True,
               help="Let so many lines differ at the ends of a hunk's context.")  # fmt: skip
+@click.option("--set-id", is_flag=True, help="Let the patch give files set-id bits.")
 @pass_invocation
 def command(
     invocation: Invocation,
@@ -38,6 +39,7 @@ def command(
     message: str,
     strip: int | None,
     fuzz: int,
+    set_id: bool,
 ) -> None:
     """Make a snapshot of another one and a patch.
 
@@ -48,7 +50,7 @@ def command(
     data = sys.stdin.buffer.read() if patch == "-" else Path(patch).read_bytes()
     with invocation.open() as store:
         workspace = store.repository.workspace(store.resolve(snapshot))
-        report = workspace.apply(data, strip=strip, fuzz=fuzz)
+        report = workspace.apply(data, strip=strip, fuzz=fuzz, set_id=set_id)
         made = workspace.commit(message, ref=ref)
         store.refresh()
     if output.json:

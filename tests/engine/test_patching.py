@@ -238,7 +238,10 @@ def test_modes_keep_all_their_bits():
     new[b"h"] = Leaf(b"", 0o640)
     patch, _ = patch_of(garden, garden.plant(old), garden.plant(new), renames=False)
     tree = DictTree(old)
-    apply_patch(tree, patch)
+    with pytest.raises(PatchRefusedError, match="set-id bits"):
+        apply_patch(tree, patch)
+    assert tree.plant() == without_times(old)
+    apply_patch(tree, patch, set_id=True)
     assert tree.plant() == without_times(new)
 
 

@@ -36,12 +36,12 @@ many = settings(
 
 def tarred(garden: Garden, root: Entry) -> bytes:
     out = io.BytesIO()
-    write_tar(garden.objects, everything(garden.objects, root), out)
+    write_tar(garden.objects, everything(garden.objects, root), out, set_id=True)
     return out.getvalue()
 
 
 def read(garden: Garden, data: bytes) -> Entry:
-    reader = TarReader(garden.sink, garden.nodes)
+    reader = TarReader(garden.sink, garden.nodes, set_id=True)
     reader.read(io.BytesIO(data))
     root = reader.draft.build(garden.nodes)
     garden.save()
