@@ -19,15 +19,18 @@ from engine.storage.nodes import Entry, Kind
 if TYPE_CHECKING:
     from engine.mounted.overlay_directory import SessionDirectory
 
+    Place = tuple[SessionDirectory, bytes]
+
 
 class SessionFile(SessionInode):
     """A file, symbolic link or fifo in a session.
 
-    `names` are its places; a file without any is an orphan that lives by the kernel's lookup
-    count, in an open descriptor `fd` or, while pristine, in the store.
+    Its first name is `name` in `parent`; `_more` has the others. A file without any is an
+    orphan that lives by the kernel's lookup count, in an open descriptor `fd` or, while pristine,
+    in the store.
     """
 
-    __slots__ = ("fd", "host", "names", "regular", "staged")
+    __slots__ = ("_more", "fd", "host", "orphan", "regular", "staged")
 
     def __init__(
         self,
@@ -40,16 +43,35 @@ class SessionFile(SessionInode):
         copied: bool,
     ) -> None:
         super().__init__(overlay, ino, parent, name, entry, copied=copied)
-        self.names: list[tuple[SessionDirectory, bytes]] = [(parent, name)]
+        self.orphan = False
+        self._more: dict[Place, None] | None = None
         self.fd = -1
         self.host = 0
         self.regular = False
         self.staged: tuple[Entry, bytes] | None = None
 
     @property
-    def orphan(self) -> bool:
-        """Whether it has lost its last name."""
-        return not self.names
+    def names(self) -> "list[Place]":
+        """All of its places: as many steps as there are, so for what takes as many anyhow."""
+        if self.orphan or self.parent is None:
+            return []
+        return [(self.parent, self.name), *(self._more or ())]
+
+    def _has_name(self, place: "Place") -> bool:
+        if self._more is not None and place in self._more:
+            return True
+        return not self.orphan and self.parent is place[0] and self.name == place[1]
+
+    def note_name(self, place: "Place") -> None:
+        """Notes a place that it has, in one step however many there are."""
+        if self._has_name(place):
+            return
+        if self.orphan:
+            (self.parent, self.name), self.orphan = place, False
+        elif self._more is None:
+            self._more = {place: None}
+        else:
+            self._more[place] = None
 
     def where(self) -> bytes | int:
         return self.fd if self.orphan else self.absolute()
@@ -184,30 +206,31 @@ class SessionFile(SessionInode):
         entry, upper = self.entry, self.overlay.upper
         if entry is None:
             raise fail(errno.ESTALE)
-        if entry.link is not None and self.names:
+        if entry.link is not None and not self.orphan:
             self._find_other_names(entry.link.group)
-        for parent, _ in self.names:
+        names = self.names
+        for parent, _ in names:
             parent.copy_up()
         if self.staged is not None and self.staged[0] == entry:
             temporary, self.staged = self.staged[1], None
         else:
             self._unstage()
             temporary = self._fill(entry, empty=empty)
-        if not self.names:
+        if not names:
             fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
             os.unlink(temporary)
             self.fd, self.copied, self.mode = fd, True, entry.mode
             self.overlay.keep_orphan(self)
             return
-        if len(self.names) > 1:
+        if len(names) > 1:
             # Killed in between, the session's next holder finds it by this name, and goes on.
             aside = upper.copying(entry.link.group if entry.link is not None else b"")
             os.rename(temporary, aside)
-            join_names(upper, aside, self.names)
+            join_names(upper, aside, names)
         else:
-            install_quietly(upper, *self.names[0], temporary)
+            install_quietly(upper, *names[0], temporary)
         self.copied, self.mode = True, entry.mode
-        if len(self.names) > 1:
+        if len(names) > 1:
             self.join_host(self.status().st_ino)
 
     def _fill(self, entry: Entry, *, empty: bool) -> bytes:
@@ -238,33 +261,33 @@ class SessionFile(SessionInode):
 
     def _find_other_names(self, group: bytes) -> None:
         """Finds the session's names of a hard-linked file that were not looked up yet."""
-        for parent, name in self.overlay.root.names_of_group(group):
-            if (parent, name) not in self.names:
-                self.names.append((parent, name))
+        for parent, name in self.overlay.base_links().names(group):
+            if not self._has_name((parent, name)):
+                self.note_name((parent, name))
                 parent.children[name] = self
 
     def found(self, parent: "SessionDirectory", name: bytes) -> None:
         """Notes a name that it has had, perhaps when it had lost all that were known."""
         if self.orphan:
-            self.parent, self.name = parent, name
             self.overlay.keep_named(self)
-        self.names.append((parent, name))
+        self.note_name((parent, name))
 
     def add_name(self, parent: "SessionDirectory", name: bytes) -> None:
         """Notes another name."""
-        self.names.append((parent, name))
+        self.note_name((parent, name))
         self.join_host(self.status().st_ino)
 
-    def replace_name(
-        self, old: tuple["SessionDirectory", bytes], new: tuple["SessionDirectory", bytes]
-    ) -> None:
+    def replace_name(self, old: "Place", new: "Place") -> None:
         """Notes that a name became another."""
-        self.names[self.names.index(old)] = new
-        self.parent, self.name = self.names[0]
+        if self._more is not None and old in self._more:
+            del self._more[old]
+            self._more[new] = None
+        else:
+            self.parent, self.name = new
 
     def hold(self) -> None:
         """Opens what is about to lose its last name, if the kernel may have it open."""
-        if len(self.names) > 1 or not self.lookups or not self.copied:
+        if self._more or not self.lookups or not self.copied:
             return
         kind = os.O_RDWR
         if self.mode is None or not self.regular:
@@ -282,17 +305,21 @@ class SessionFile(SessionInode):
 
     def drop_name(self, parent: "SessionDirectory", name: bytes) -> None:
         """Notes that a name went; `hold` came before."""
-        self.names.remove((parent, name))
-        if self.names:
-            self.parent, self.name = self.names[0]
-        elif self.lookups and self.copied:
+        if self._more and (parent, name) in self._more:
+            del self._more[parent, name]
+        elif self._more:
+            (self.parent, self.name), _ = self._more.popitem()
+        else:
+            self.orphan = True
+        if not self.orphan:
+            return
+        if self.lookups and self.copied:
             self.overlay.keep_orphan(self)
         else:
             self.overlay.close_file(self)
-        if not self.names:
-            self._leave_group()
-            if self.host and (self.fd < 0 or not os.fstat(self.fd).st_nlink):
-                self._leave_host()  # else it has names that nobody looked at yet
+        self._leave_group()
+        if self.host and (self.fd < 0 or not os.fstat(self.fd).st_nlink):
+            self._leave_host()  # else it has names that nobody looked at yet
 
     def _leave_group(self) -> None:
         link = self.entry.link if self.entry is not None else None
@@ -323,7 +350,7 @@ class SessionFile(SessionInode):
         if self.orphan:
             self.overlay.close_file(self)
             self._leave_host()
-        elif len(self.names) == 1:  # the number of a file with several names is kept
+        elif not self._more:  # the number of a file with several names is kept
             self.let_go()
 
     def derived_number(self) -> InodeNo | None:
