@@ -33,6 +33,7 @@ from fsdriver.messages import Status
 from fsdriver.operations import Operations
 from fsdriver.own_directory import remove_own_directory
 from fsdriver.pressure import Pressure, sources
+from fsdriver.ranges import Ranges
 from fsdriver.readahead import ReadAhead
 
 WATCH_SECONDS = 1.0
@@ -147,6 +148,7 @@ def _mounted(
         stack.callback(channel.close)
         if not options.plain:
             operations.seat = channel.seat
+            channel.ranges = Ranges(operations, channel.write_back, channel.changed_attributes)
             operations.ahead = ReadAhead(channel.give)
             stack.callback(operations.ahead.close)
         status = Status(

@@ -6,14 +6,17 @@ its names; `stage` does the copying ahead, and is the one thing here that may ru
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from typing import TYPE_CHECKING
 
+from engine.host import ranges
 from engine.ids import InodeNo
-from engine.mounted.inodes import Attributes, Changes, fail
+from engine.mounted.inodes import Attributes, Changes, Inode, fail
 from engine.mounted.overlay import Overlay, SessionInode, install_quietly, join_names
 from engine.storage import content
+from engine.storage.holes import seek
 from engine.storage.nodes import Entry, Kind
 
 if TYPE_CHECKING:
@@ -142,10 +145,52 @@ class SessionFile(SessionInode):
         fd = self.descriptor()
         if self.overlay.changed is not None:
             self.overlay.touch(os.fstat(fd).st_ino)
-        done = 0
-        while done < len(data):
-            done += os.pwrite(fd, data[done:] if done else data, offset + done)
-        return done
+        return ranges.write_all(fd, data, offset)
+
+    def read_unseen(self, offset: int, size: int) -> bytes:
+        if not self.copied:
+            return self.read(offset, size)
+        fd = self.descriptor()
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_NOATIME)
+        except PermissionError:  # it belongs to another by now
+            return os.pread(fd, size, offset)
+        try:
+            return os.pread(fd, size, offset)
+        finally:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+    def seek(self, offset: int, whence: int) -> int:
+        entry = self.entry
+        if not self.copied and entry is not None:
+            found = seek(self.overlay.objects, entry, offset, whence)
+            if found is None:
+                raise fail(errno.ENXIO)
+            return found
+        if not self.may_have_holes():  # room that was never written is a hole for some
+            return super().seek(offset, whence)
+        return os.lseek(self.descriptor(), offset, whence)
+
+    def may_have_holes(self) -> bool:
+        if not self.copied:
+            return False
+        status = self.status()
+        return status.st_blocks * 512 < status.st_size
+
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        self.copy_up()
+        ranges.allocate(self.descriptor(), mode, offset, length)
+
+    def copy_range(self, offset: int, target: Inode, to: int, length: int) -> int:
+        if not self.copied or not isinstance(target, SessionFile):
+            return super().copy_range(offset, target, to, length)
+        target.copy_up()
+        source = os.dup(self.descriptor())  # opening the other may close it
+        try:
+            return ranges.copy(source, offset, target.descriptor(), to, length)
+        finally:
+            os.close(source)
 
     def drop_set_id(self) -> None:
         mode = self.mode if self.copied and self.mode is not None else self.attributes().mode

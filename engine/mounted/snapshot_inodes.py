@@ -15,6 +15,7 @@ from typing import NamedTuple
 from engine.ids import InodeNo, NodeId
 from engine.mounted.inodes import Attributes, Inode, Owner, entry_attributes, fail, number
 from engine.storage import content
+from engine.storage.holes import seek
 from engine.storage.nodes import LONGEST_NAME, DirectoryNode, Entry, Kind, Totals
 from engine.storage.objects import Objects
 from engine.trees.directory import Directory, directory_id
@@ -71,6 +72,12 @@ class SnapshotFile(Inode):
 
     def read(self, offset: int, size: int) -> bytes:
         return content.read(self._objects, self._entry, offset, size)
+
+    def seek(self, offset: int, whence: int) -> int:
+        found = seek(self._objects, self._entry, offset, whence)
+        if found is None:
+            raise fail(errno.ENXIO)
+        return found
 
     def stream(self, offset: int, end: int) -> Generator[memoryview, None, None]:
         return content.stream(self._objects, self._entry, offset, end)

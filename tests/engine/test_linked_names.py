@@ -115,9 +115,7 @@ def test_names_are_found_where_their_directory_has_moved(vfs: Vfs):
     assert file.read(0, 9) == b"7"
 
 
-def test_a_linked_file_is_another_in_another_snapshot(
-    vfs: Vfs, repository: Repository, tree: Path
-):
+def test_a_linked_file_is_another_in_another_snapshot(vfs: Vfs, repository: Repository, tree: Path):
     (tree / "more").write_bytes(b"more")
     other = SnapshotId(repository.import_directory(str(tree)).snapshot)
     first = repository.sessions.get("s").parent
