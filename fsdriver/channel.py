@@ -529,6 +529,7 @@ class Channel:
         fields[6] = min(fields[6], self._largest)
         fields[8] = self._largest // _PAGE if flags & protocol.MAX_PAGES else 0
         protocol.INIT_OUT.pack_into(message, protocol.OUT.size, *fields)
+        self.abilities.largest = fields[6]
         self._init_reply = bytes(message)
         self.abilities.no_opendir = bool(flags & protocol.NO_OPENDIR_SUPPORT)
         log.info(

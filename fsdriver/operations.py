@@ -28,6 +28,7 @@ from fsdriver.metrics import Timing
 from fsdriver.protocol import KILL_SUIDGID, UNSEEN, is_served
 from fsdriver.readahead import ReadAhead
 from fsdriver.seat import Seat
+from fsdriver.writes import Writes
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -108,6 +109,7 @@ class Operations(pyfuse3.Operations):
         self.timings: defaultdict[str, Timing] = defaultdict(Timing)
         self._staging: dict[int, trio.Event] = {}
         self.abilities = Abilities()
+        self.writes = Writes()
         self.ahead: ReadAhead | None = None
         self.seat: Seat | None = None
 
@@ -242,12 +244,15 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
+        await self.writes.begin(fh & ~KILL_SUIDGID)
         inode = self.vfs.inode(fh & ~KILL_SUIDGID)
         if inode.to_copy():
             await self.stage(inode)
         if fh & KILL_SUIDGID:
             inode.drop_set_id()
-        return inode.write(off, buf)
+        done = inode.write(off, buf)
+        self.writes.end(inode.ino, off, done, self.abilities.largest)
+        return done
 
     async def flush(self, fh: int) -> None:
         raise FUSEError(errno.ENOSYS)  # a write has reached the upper when it returns
