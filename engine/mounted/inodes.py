@@ -129,7 +129,7 @@ class Inode:
         return offset if whence == os.SEEK_DATA else size
 
     def may_have_holes(self) -> bool:
-        """Tells whether the kernel may have bytes for what `seek` takes for a hole."""
+        """Tells whether the kernel may have bytes for what `seek` takes for a hole of the disk."""
         return False
 
     def unchanging(self) -> int:

@@ -168,15 +168,10 @@ class SessionFile(SessionInode):
             if found is None:
                 raise fail(errno.ENXIO)
             return found
-        if not self.may_have_holes():  # room that was never written is a hole for some
-            return super().seek(offset, whence)
         return os.lseek(self.descriptor(), offset, whence)
 
     def may_have_holes(self) -> bool:
-        if not self.copied:
-            return False
-        status = self.status()
-        return status.st_blocks * 512 < status.st_size
+        return self.copied
 
     def allocate(self, mode: int, offset: int, length: int) -> None:
         self.copy_up()
