@@ -1,7 +1,7 @@
 """The channel to the kernel: the one module that owns the connections of a mount.
 
 It holds the open /dev/fuse and gives pyfuse3 one end of a SOCK_SEQPACKET pair as `/dev/fd/N`,
-so that one message stays one message. Between the two it does five things, and knows no
+so that one message stays one message. Between the two it does six things, and knows no
 rule about trees:
 
 - it joins two mounts to one pyfuse3. What is immutable is mounted a second time inside of the
@@ -18,6 +18,8 @@ rule about trees:
 - in place of a file handle it puts the inode's number: pyfuse3 passes only the handle on, and a
   kernel that does not send OPEN has none. The handle's first bit says whether set-user-ID and
   set-group-ID bits are to go, which the kernel then does not ask for beforehand;
+- what pyfuse3 has no handlers for and a filesystem should do, `ranges` does: FALLOCATE, LSEEK and
+  COPY_FILE_RANGE, each in a task of its own;
 - notifications it sends itself, from a thread: one may wait for a request to be answered.
 
 All of it happens where pyfuse3 waits for a request: it takes a request from the device and puts it
@@ -57,6 +59,7 @@ from fsdriver.mountpoint import (
     unmount,
     unmount_command,
 )
+from fsdriver.ranges import Ranges
 from fsdriver.seat import Seat
 
 log = structlog.get_logger("channel")
@@ -69,14 +72,16 @@ _INIT_ADD = (
     | protocol.MAX_PAGES
     | protocol.HANDLE_KILLPRIV_V2
 )
-_INIT_CLEAR = protocol.ATOMIC_O_TRUNC | protocol.AUTO_INVAL_DATA
+_INIT_CLEAR = protocol.ATOMIC_O_TRUNC | protocol.AUTO_INVAL_DATA | protocol.ASYNC_DIO
 """Truncation comes as SETATTR: in an OPEN that nobody sends, it would be lost. Pages stay when the
-time of a change turns out to be another than the kernel thought: it was the kernel's own."""
+time of a change turns out to be another than the kernel thought: it was the kernel's own. After a
+write past the page cache the kernel drops the pages that a reader has filled meanwhile, but not
+if it lets an asynchronous one end by itself: then old bytes would stay."""
 
 _ANSWERED_HERE = frozenset(
     {
         protocol.OPEN, protocol.RELEASE, protocol.IOCTL, protocol.GETXATTR, protocol.INIT,
-        protocol.INTERRUPT,
+        protocol.INTERRUPT, *protocol.ABOUT_RANGES,
     }
 )  # fmt: skip
 
@@ -164,6 +169,7 @@ class Channel:
         self._counts = [0] * 256
         self._mountpoint, self._source, self._access = mountpoint, source, access
         self._plain = plain
+        self.ranges: Ranges | None = None
         self._wanted = None if plain else part
         self._part: _Connection | None = None
         if plain:
@@ -237,6 +243,7 @@ class Channel:
             await pyfuse3.main(min_tasks=2, max_tasks=99)
             return
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             self._listen(self._whole)
             nursery.start_soon(self._complete, ready)
             nursery.start_soon(self._keep_guard)
@@ -464,6 +471,10 @@ class Channel:
                 flags = protocol.HALF.unpack_from(message, protocol.WRITE_FLAGS_AT)[0]
                 if flags & protocol.WRITE_KILL_SUIDGID:
                     handle |= protocol.KILL_SUIDGID
+            elif opcode == protocol.READ:
+                flags = protocol.HALF.unpack_from(message, protocol.READ_FLAGS_AT)[0]
+                if flags & os.O_NOATIME:
+                    handle |= protocol.UNSEEN
             protocol.WORD.pack_into(message, protocol.BODY_AT, handle)
         elif opcode == protocol.SETATTR:
             valid = protocol.HALF.unpack_from(message, protocol.BODY_AT)[0]
@@ -507,6 +518,11 @@ class Channel:
             if protocol.is_served(message[at:]):
                 return False
             self._answer(connection, unique, -errno.ENODATA)
+        elif opcode in protocol.ABOUT_RANGES:
+            if self.ranges is None:
+                return False  # libfuse answers that it has none
+            self._in_a_loop = False  # the task begins when nobody is waited for
+            self._nursery.start_soon(self._serve_ranges, connection, bytes(message))
         elif connection is not self._whole:  # INIT: as the whole's was answered
             reply = bytearray(self._init_reply)
             protocol.WORD.pack_into(reply, protocol.UNIQUE_AT, unique)
@@ -519,6 +535,17 @@ class Channel:
 
     def _answer(self, connection: _Connection, unique: int, error: int) -> None:
         connection.write(protocol.OUT.pack(protocol.OUT.size, error, unique))
+
+    async def _serve_ranges(self, connection: _Connection, message: bytes) -> None:
+        assert self.ranges is not None
+        _, opcode, unique, node, uid, *_ = protocol.IN.unpack_from(message)
+        try:
+            reply = await self.ranges.answer(opcode, node, uid, message[protocol.BODY_AT :])
+        except OSError as error:
+            self._answer(connection, unique, -(error.errno or errno.EIO))
+        else:
+            size = protocol.OUT.size + len(reply)
+            connection.write(protocol.OUT.pack(size, 0, unique) + reply)
 
     # To the kernel.
 
@@ -544,6 +571,7 @@ class Channel:
         fields[6] = min(fields[6], self._largest)
         fields[8] = self._largest // _PAGE if flags & protocol.MAX_PAGES else 0
         protocol.INIT_OUT.pack_into(message, protocol.OUT.size, *fields)
+        self.abilities.largest = fields[6]
         self._init_reply = bytes(message)
         self.abilities.no_opendir = bool(flags & protocol.NO_OPENDIR_SUPPORT)
         log.info(
@@ -567,7 +595,7 @@ class Channel:
             return
         await _quietly(self._notify, protocol.INVAL_INODE, ino, struct.pack("=qq", 0, 0))
 
-    def attributes_changed(self, ino: InodeNo) -> None:
+    def attributes_changed(self, ino: int) -> None:
         """Makes the kernel ask for a session's inode's attributes again, at once.
 
         May be called while a request is answered: no page is touched, so nothing is waited for.
@@ -577,6 +605,13 @@ class Channel:
                 pyfuse3.invalidate_inode(ino, attr_only=True)
             return
         self._whole.notify(protocol.INVAL_INODE, ino, _ATTRIBUTES_ONLY)
+
+    def write_back(self, ino: int, offset: int, length: int) -> None:
+        """Makes the kernel write what it has of a session's file, and drop it.
+
+        Not from the serving thread, which answers those writes.
+        """
+        self._whole.notify(protocol.INVAL_INODE, ino, struct.pack("=qq", offset, length))
 
     def give(self, ino: int, offset: int, data: Sequence[bytes | memoryview]) -> None:
         """Puts bytes of a file into the kernel's page cache. Not from the serving thread.

@@ -167,7 +167,8 @@ class Control:
                     await trio.to_thread.run_sync(freeze.build_ahead)
                     if freeze.is_ahead():
                         break
-                yield live, freeze
+                await self._operations.writes.wait_until_whole()
+                yield live, freeze  # and until it is frozen, no other task gets a turn
             finally:
                 live.overlay.changed = None
                 storing.__exit__(None, None, None)

@@ -36,6 +36,7 @@ from fsdriver.messages import Status
 from fsdriver.operations import Operations
 from fsdriver.own_directory import remove_own_directory
 from fsdriver.pressure import Pressure, sources
+from fsdriver.ranges import Ranges
 from fsdriver.readahead import ReadAhead
 
 WATCH_SECONDS = 1.0
@@ -161,6 +162,7 @@ def _mounted(
         operations.attributes_changed = channel.attributes_changed
         if not options.plain:
             operations.seat = channel.seat
+            channel.ranges = Ranges(operations, channel.write_back, channel.attributes_changed)
             operations.ahead = ReadAhead(channel.give)
             stack.callback(operations.ahead.close)
         status = Status(

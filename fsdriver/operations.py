@@ -25,9 +25,10 @@ from engine.mounted.vfs import Vfs
 from fsdriver.abilities import Abilities
 from fsdriver.errnos import errno_of
 from fsdriver.metrics import Timing
-from fsdriver.protocol import KILL_SUIDGID, is_served
+from fsdriver.protocol import KILL_SUIDGID, UNSEEN, is_served
 from fsdriver.readahead import ReadAhead
 from fsdriver.seat import Seat
+from fsdriver.writes import Writes
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -119,12 +120,13 @@ class Operations(pyfuse3.Operations):
         self.timings: defaultdict[str, Timing] = defaultdict(Timing)
         self._staging: dict[int, trio.Event] = {}
         self.abilities = Abilities()
+        self.writes = Writes()
         self.ahead: ReadAhead | None = None
         self.seat: Seat | None = None
-        self.attributes_changed: Callable[[InodeNo], None] | None = None
+        self.attributes_changed: Callable[[int], None] | None = None
         """Tells the kernel that it has old attributes."""
 
-    async def _stage(self, inode: Inode, changes: Changes | None = None) -> None:
+    async def stage(self, inode: Inode, changes: Changes | None = None) -> None:
         """Copies a large file up in a thread before it is changed; others wait for that."""
         while inode.to_copy(changes) > COPY_IN_THREAD:
             running = self._staging.get(inode.ino)
@@ -143,7 +145,7 @@ class Operations(pyfuse3.Operations):
         """Copies what must be before a name goes."""
         child = directory.copied_without(name)
         if child is not None:
-            await self._stage(child)
+            await self.stage(child)
 
     async def _sync(self, inode: Inode) -> None:
         """Opens before it waits: by then a commit may have changed over, or a name gone."""
@@ -247,6 +249,8 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
+        if fh >= UNSEEN:
+            return self.vfs.inode(fh & ~UNSEEN).read_unseen(off, size)
         inode = self.vfs.inode(fh)
         data = inode.read(off, size)
         if self.ahead is not None:
@@ -255,12 +259,15 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
+        await self.writes.begin(fh & ~KILL_SUIDGID)
         inode = self.vfs.inode(fh & ~KILL_SUIDGID)
         if inode.to_copy():
-            await self._stage(inode)
+            await self.stage(inode)
         if fh & KILL_SUIDGID:
             self._drop_set_id(inode)
-        return inode.write(off, buf)
+        done = inode.write(off, buf)
+        self.writes.end(inode.ino, off, done, self.abilities.largest)
+        return done
 
     def _drop_set_id(self, inode: Inode) -> None:
         """Takes set-id bits away where the reply has no attributes, and tells the kernel.
@@ -305,7 +312,7 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        await self._stage(found, changes)
+        await self.stage(found, changes)
         if fh is not None and fh & KILL_SUIDGID:
             found.drop_set_id()
         return _encode_attributes(found, found.change(changes))
@@ -352,7 +359,7 @@ class Operations(pyfuse3.Operations):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         file, parent = self.vfs.inode(inode), self.vfs.inode(new_parent_inode)
-        await self._stage(file)
+        await self.stage(file)
         return self._made(parent.link(new_name, file))
 
     @_answered
@@ -360,7 +367,7 @@ class Operations(pyfuse3.Operations):
         parent = self.vfs.inode(parent_inode)
         child = parent.copied_without(name)
         if child is not None:
-            await self._stage(child)
+            await self.stage(child)
         parent.unlink(name)
 
     @_answered
@@ -380,7 +387,7 @@ class Operations(pyfuse3.Operations):
         old, new = self.vfs.inode(parent_inode_old), self.vfs.inode(parent_inode_new)
         moved = old.lookup(name_old)
         if moved is not None and not stat.S_ISDIR(moved.attributes().mode):
-            await self._stage(moved)
+            await self.stage(moved)
         await self._stage_without(new, name_new)
         old.rename(name_old, new, name_new, flags)
 
@@ -402,11 +409,11 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         found = self.vfs.inode(inode)
-        await self._stage(found)
+        await self.stage(found)
         found.set_xattr(name, value)
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         found = self.vfs.inode(inode)
-        await self._stage(found)
+        await self.stage(found)
         found.remove_xattr(name)

@@ -26,6 +26,7 @@ from engine.errors import EngineError
 from engine.host.forks import Inherited, OfOneProcess
 from engine.host.hostfs import OVERLAY_PREFIX, kind_of, read_xattrs
 from engine.ids import InodeNo
+from engine.mounted.base_links import BaseLinks
 from engine.mounted.inodes import (
     Attributes,
     Changes,
@@ -85,6 +86,7 @@ class Overlay(OfOneProcess):
         self.new_directories: set[InodeNo] = set()
         self.orphans: set[SessionFile] = set()
         self.changed: Changed | None = None
+        self._base_links: BaseLinks | None = None
         self._open: OrderedDict[SessionFile, None] = OrderedDict()
         self._places: dict[SessionDirectory, int] = {}
         self.closed = False
@@ -107,6 +109,12 @@ class Overlay(OfOneProcess):
     def link_number(self, link: Link) -> InodeNo:
         """Returns the number of a hard-linked file of the base, the same by whatever name."""
         return number(self.key, b"link", link.group)
+
+    def base_links(self) -> BaseLinks:
+        """Returns where the base's linked files show; found when it is first asked for."""
+        if self._base_links is None:
+            self._base_links = BaseLinks(self.root)
+        return self._base_links
 
     def touch(self, host_ino: int) -> None:
         """Notes that a file of the upper is being changed, for a commit that is reading it."""
@@ -211,6 +219,7 @@ class Overlay(OfOneProcess):
         kept = [self.root.find(path) for path in left_out]
         self._leave_all()
         old, self.base, self.upper = self.upper, base, upper
+        self._base_links = None
         self.by_host.clear()
         self.root.become_pristine(base)
         self.root.copied = True
@@ -249,7 +258,7 @@ class Overlay(OfOneProcess):
         Nothing was written to them yet: all names get the copy that some have.
         """
         for group, aside in self.upper.all_copying():
-            names = list(self.root.names_of_group(group))
+            names = list(self.base_links().names(group))
             for parent, _ in names:
                 parent.copy_up()
             join_names(self.upper, aside, names, again=True)

@@ -47,7 +47,7 @@ class SessionDirectory(SessionInode):
     that the upper hides the base's.
     """
 
-    __slots__ = ("_order", "children", "scanned")
+    __slots__ = ("_order", "children", "kept", "scanned")
 
     directory = True
 
@@ -64,6 +64,7 @@ class SessionDirectory(SessionInode):
         super().__init__(overlay, ino, parent, name, entry, copied=copied)
         self.children: dict[bytes, SessionFile | SessionDirectory | None] = {}
         self.scanned = not copied
+        self.kept = False
         self._order: list[tuple[int, bytes]] | None = None
 
     # Looking.
@@ -179,8 +180,8 @@ class SessionDirectory(SessionInode):
                 child = SessionFile(
                     overlay, self.default_number(name), self, name, entry, copied=False
                 )
-            elif (self, name) not in child.names:
-                child.names.append((self, name))
+            else:
+                child.note_name((self, name))
         else:
             ino = self.default_number(name)
             if entry.link is not None:
@@ -213,21 +214,37 @@ class SessionDirectory(SessionInode):
                 if not child.lookups:  # nobody took it
                     child.forgotten()
 
-    def names_of_group(self, group: bytes) -> Iterator[tuple["SessionDirectory", bytes]]:
-        """Yields the places below where the base's file of a link group still shows."""
+    def linked_names(self) -> list[tuple[bytes, bytes]]:
+        """Returns (group, name) of the base's linked files here that nobody has looked up.
+
+        From now on this object stays in its place, and stands for it.
+        """
         self.scan()
+        self.kept = True
         base = self.base()
-        if base is not None and self.entry and self.entry.totals and self.entry.totals.links:
-            for below in base:
-                if below.name in self.children:
-                    continue
-                if below.kind == Kind.DIRECTORY and below.totals and below.totals.links:
-                    self._pristine(below)
-                elif below.link is not None and below.link.group == group:
-                    yield self, below.name
-        for child in list(self.children.values()):
-            if isinstance(child, SessionDirectory) and child.may_hold_links():
-                yield from child.names_of_group(group)
+        if base is None or not self.entry or not self.entry.totals or not self.entry.totals.links:
+            return []
+        found = []
+        for below in base:
+            if below.name in self.children:
+                continue
+            if below.kind == Kind.DIRECTORY and below.totals and below.totals.links:
+                self._pristine(below)
+            elif below.link is not None:
+                found.append((below.link.group, below.name))
+        return found
+
+    def holders_of_links(self) -> list["SessionDirectory"]:
+        """Returns the directories here, after `linked_names`, that may have such below them."""
+        return [
+            child
+            for child in self.children.values()
+            if isinstance(child, SessionDirectory) and child.may_hold_links()
+        ]
+
+    def shows_base(self, name: bytes) -> bool:
+        """Tells whether a name that the base has here is to be seen, and was not looked up."""
+        return self.entry is not None and self.gone is None and name not in self.children
 
     def may_hold_links(self) -> bool:
         """Tells whether a linked file of the base could show below."""
@@ -547,7 +564,7 @@ class SessionDirectory(SessionInode):
 
     def idle(self) -> bool:
         # What is kept here is found through here: names of linked files, numbers of moved ones.
-        return not self.children and super().idle()
+        return not self.children and not self.kept and super().idle()
 
     def become_pristine(self, entry: Entry) -> None:
         """Takes the base's directory in place of what base and upper had together."""
