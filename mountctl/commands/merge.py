@@ -90,12 +90,18 @@ def _fields(report: "MergeReport", ref: str | None) -> dict[str, object]:
         "bases": report.bases,
         "conflicts": [conflict_fields(conflict) for conflict in report.conflicts],
         "merged_texts": [path_fields(path) for path in report.merged_texts],
+        "renames_limited": report.renames_limited,
     }
 
 
 def _show(output: "Output", report: "MergeReport", ours: str, theirs: str) -> None:
     from engine.merging.snapshot_merging import Outcome
 
+    if report.renames_limited:
+        output.warning(
+            "too many files were added and removed to find out which were moved and changed; "
+            "changes to such files stay where these were"
+        )
     if report.snapshot is None:
         for conflict in report.conflicts:
             output.line(_conflict_text(output, conflict))
