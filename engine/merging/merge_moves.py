@@ -73,6 +73,38 @@ def find_moves(
     return _Search(objects, sides, lost, favor, limit).run()
 
 
+def moved_files(
+    objects: Objects,
+    base: Entry,
+    side: Entry,
+    relevant: set[bytes] | None = None,
+    *,
+    limit: int | None = None,
+) -> tuple[dict[bytes, bytes], bool]:
+    """Returns where files of the base are on a side, and whether there were too many to tell.
+
+    A file that is a directory now, or the other way round, is gone from there. With `relevant`,
+    only these files are told of.
+    """
+    gone, come = [], []
+    for change in diff(objects, base, side, limit=limit):
+        old, new = _file(change.old), _file(change.new)
+        if old is not None and new is None:
+            gone.append((change.path, old))
+        elif new is not None and old is None:
+            come.append((change.path, new))
+    found, limited = pair_files(objects, gone, come, relevant=relevant)
+    pairs = {pair.old[0]: pair.new[0] for pair in found}
+    if relevant is not None:
+        pairs = {old: new for old, new in pairs.items() if old in relevant}
+    return pairs, limited
+
+
+def _file(entry: Entry | None) -> Entry | None:
+    """Returns an entry if it is what can be moved by itself."""
+    return entry if entry is not None and entry.kind in {Kind.FILE, Kind.SYMLINK} else None
+
+
 class _Search:
     def __init__(
         self,
@@ -109,18 +141,10 @@ class _Search:
         return self.moves
 
     def _moved(self, side: int, relevant: set[bytes]) -> dict[bytes, bytes]:
-        removed, added = [], []
-        limit = self._limit
-        for change in diff(self._objects, self._sides[BASE], self._sides[side], limit=limit):
-            if change.new is None and change.old is not None:
-                removed.append((change.path, change.old))
-            elif change.old is None and change.new is not None:
-                added.append((change.path, change.new))
-        removed = [file for file in removed if file[1].kind in {Kind.FILE, Kind.SYMLINK}]
-        added = [file for file in added if file[1].kind in {Kind.FILE, Kind.SYMLINK}]
-        found, limited = pair_files(self._objects, removed, added, relevant=relevant)
+        base, root = self._sides[BASE], self._sides[side]
+        found, limited = moved_files(self._objects, base, root, relevant, limit=self._limit)
         self.moves.limited |= limited
-        return {pair.old[0]: pair.new[0] for pair in found if pair.old[0] in relevant}
+        return found
 
     def _is_free(self, side: int, path: bytes, leaving: bytes) -> bool:
         """Tells whether a side has nothing at a path, and directories at most above it.

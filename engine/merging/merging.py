@@ -85,6 +85,7 @@ def merge(
     result = once.run()
     moves = Moves()
     if renames:
+        once.note_lost_alike()
         moves = find_moves(objects, sides, once.lost, favor, limit)
     if moves.overrides or moves.conflicts:
         once = _Merge(objects, nodes, put_chunk, sides, options, limit, moves)
@@ -131,6 +132,7 @@ class _Merge:
         self.link_keys: dict[bytes, object] = {}
         self._links_merged = False
         self.lost: tuple[set[bytes], set[bytes], set[bytes]] = (set(), set(), set())
+        self.changed_alike: list[tuple[bytes, Entry, Entry]] = []
 
     def run(self) -> _Result:
         """Returns the merged root, with the conflicts as they are to be written."""
@@ -299,14 +301,25 @@ class _Merge:
         theirs: Entry | None,
         depth: int,
     ) -> None:
-        """Notes files that neither side has any more, where both have something else now."""
+        """Notes files that neither side has any more, where both have the same now."""
         if ours != theirs or base is None:
             return
-        if base.kind == Kind.DIRECTORY:
-            if ours is None or ours.kind != Kind.DIRECTORY:
-                self._directory(path, base, None, None, depth)
-        elif ours is None or ours.kind == Kind.DIRECTORY:
-            self.lost[BASE].add(path)
+        if base.kind != Kind.DIRECTORY:
+            if ours is None or ours.kind == Kind.DIRECTORY:
+                self.lost[BASE].add(path)
+        elif ours is None or ours.kind != Kind.DIRECTORY:
+            self._directory(path, base, None, None, depth)
+        else:
+            self.changed_alike.append((path, base, ours))
+
+    def note_lost_alike(self) -> None:
+        """Notes files that are gone from directories which both sides changed alike."""
+        for path, base, ours in self.changed_alike:
+            for change in diff(self._objects, base, ours, path, limit=self._limit):
+                is_gone = change.new is None or change.new.kind == Kind.DIRECTORY
+                if change.old is not None and change.old.kind != Kind.DIRECTORY and is_gone:
+                    self.lost[BASE].add(change.path)
+        self.changed_alike = []
 
     def _mixed(
         self,
@@ -387,7 +400,7 @@ class _Merge:
     ) -> tuple[Entry | None, bool]:
         """Merges entries of different kinds; tells whether theirs is to be put beside ours."""
         for one, other in ((ours, theirs), (theirs, ours)):
-            if base is not None and base.kind == one.kind and base.content == one.content:
+            if base is not None and _is_same_file(base, one):
                 return other, False
         settled, result = self._favored(ours, theirs)
         if settled:
