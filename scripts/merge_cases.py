@@ -64,9 +64,10 @@ class _Side:
 
     def run(self) -> Plant:
         actions: list[tuple[int, Callable[[], None]]] = [
-            (6, self.edit), (2, self.add), (2, self.remove), (3, self.move), (4, self.move_directory),
-            (2, self.split_directory), (1, self.remove_directory), (1, self.chmod), (1, self.copy),
-            (1, self.into_directory), (1, self.into_file), (1, self.retype), (1, self.rewrite),
+            (6, self.edit), (2, self.add), (2, self.remove), (3, self.move),
+            (4, self.move_directory), (2, self.split_directory), (1, self.remove_directory),
+            (1, self.chmod), (1, self.copy), (1, self.into_directory), (1, self.into_file),
+            (1, self.retype), (1, self.rewrite),
         ]  # fmt: skip
         weights = [weight for weight, _ in actions]
         for _ in range(self.dice.randint(1, 5)):
@@ -112,7 +113,8 @@ class _Side:
                 lines[at] = b"edited %x\n" % self.dice.randrange(1 << 30)
             self.files[path] = leaf._replace(data=b"".join(lines))
         else:
-            self.files[path] = leaf._replace(data=leaf.data[:8] + self.dice.randbytes(8).hex().encode())
+            changed = leaf.data[:8] + b"%x" % self.dice.randrange(1 << 60)
+            self.files[path] = leaf._replace(data=changed)
         self.say("edit", path)
 
     def rewrite(self) -> None:

@@ -14,7 +14,7 @@ from engine.merging.merge_moves import moved_files
 from engine.merging.merging import merge
 from engine.storage.nodes import Kind
 from scripts.merge_cases import Case
-from tests.engine.plants import Garden, Plant, without_times
+from tests.engine.plants import Garden, Leaf, Plant, link, without_times
 
 _ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": "/dev/null",
@@ -38,6 +38,13 @@ _DIRECTORY_RENAMES = {
     "Path updated due to directory rename",
     "Directory rename skipped since directory was renamed on both sides",
 }  # fmt: skip
+
+
+DIRECTORY_RENAMES = "new files of a moved directory"
+OTHER_PARTNERS = "another file is the moved one"
+UNCHANGED_IN_THE_WAY = "an unchanged file where a directory is now"
+MOVED_AND_RETYPED = "moved here, another type there"
+TAKEN = "moved here, changed there, and its new place is taken"
 
 
 class Verdict(NamedTuple):
@@ -130,10 +137,9 @@ class Rival:
         return {words[at + 1]: words[at + 2] for at in range(0, len(words) - 2, 3)}
 
 
-def _leaf(mode: bytes, data: bytes):  # type: ignore[no-untyped-def]
-    from tests.engine.plants import Leaf, link
-
-    return link(data)._replace(mtime_ns=0) if mode == b"120000" else Leaf(data, int(mode[-3:], 8), mtime_ns=0)
+def _leaf(mode: bytes, data: bytes) -> Leaf:
+    found = link(data) if mode == b"120000" else Leaf(data, int(mode[-3:], 8))
+    return found._replace(mtime_ns=0)
 
 
 def _above(path: bytes) -> Iterable[bytes]:
@@ -204,23 +210,23 @@ def difference(rival: Rival, case: Case) -> str:
         return DIRECTORY_RENAMES
     if any(rival.renames(case, side) != renames[side] for side in ("ours", "theirs")):
         return OTHER_PARTNERS
-    if mine.tree is None and plain.kinds == mine.kinds | {"type"}:
+    if plain.kinds == mine.kinds | {"type"}:
         sides = (case.ours, case.theirs)
         left = {p for p in plain.in_the_way if p in case.base}
         if left and all(case.base[p] in [side.get(p) for side in sides] for p in left):
             return UNCHANGED_IN_THE_WAY
-    both = ((renames["ours"], case.theirs), (renames["theirs"], case.ours))
-    for moved, plant in both:
-        for old in moved:
-            if old in plant and plant[old].kind != case.base[old].kind:
-                return MOVED_AND_RETYPED
+    if mine.tree is None and plain.tree is None:
+        for moved, away in ((renames["ours"], case.theirs), (renames["theirs"], case.ours)):
+            for old, new in moved.items():
+                if old in away and away[old].kind != case.base[old].kind:
+                    return MOVED_AND_RETYPED
+                if old in away and away[old] != case.base[old] and _is_taken(away, new):
+                    return TAKEN
     return f"? ours {_say(mine)}, git {_say(plain)}"
 
 
-DIRECTORY_RENAMES = "new files of a moved directory"
-OTHER_PARTNERS = "another file is the moved one"
-UNCHANGED_IN_THE_WAY = "an unchanged file where a directory is now"
-MOVED_AND_RETYPED = "moved here, another type there"
+def _is_taken(plant: Plant, path: bytes) -> bool:
+    return bool(plant.keys() & {*_above(path)}) or any(p.startswith(path + b"/") for p in plant)
 
 
 def _say(verdict: Verdict) -> str:

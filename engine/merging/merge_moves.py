@@ -25,8 +25,8 @@ class Moves(msgspec.Struct):
     """Files of a side that count as moved, because the other side moved them.
 
     `overrides` are by side and directory: names with what is there instead. `touched` are the
-    directories above them, `origins` where files really are. `limited`: there were too many files to
-    find out which were moved and changed.
+    directories above them, `origins` where files really are. `limited`: there were too many
+    files to find out which were moved and changed.
     """
 
     overrides: dict[tuple[int, bytes], dict[bytes, Entry | None]] = {}

@@ -243,7 +243,8 @@ class _Merge:
             if base is not None and before is None:
                 self.lost[BASE].add(path)  # a file that neither side has there any more
             return before, ours, theirs
-        if before is not None and len(directories) + sides.count(None) == 2:
+        is_open = before is not None or path in self._moves.touched
+        if is_open and len(directories) + sides.count(None) == 2:
             return before, ours, theirs
         return None
 
