@@ -186,7 +186,9 @@ ROWS = {
         REFUSED, "name a snapshot to compare both with: `mountctl merge --base SNAPSHOT`"
     ),
     "PatchFormatError": Row(
-        USAGE, "give a unified diff as `mountctl diff --patch` or `git diff --binary` writes it"
+        USAGE,
+        "give a unified diff as `diff -uN`, `git diff --binary --no-color` or `mountctl diff "
+        "--patch` writes it; nothing was changed",
     ),
     "PatchRefusedError": Row(
         REFUSED, "nothing was changed; apply it to what it was made for, or with --fuzz, --strip"

@@ -1,5 +1,6 @@
 """`mountctl apply`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import click
 
 from mountctl.command import REF, SNAPSHOT, TEXT, Command, pass_invocation
 from mountctl.invocation import Invocation
-from mountctl.text import count, path_fields, short
+from mountctl.text import count, path_fields, quoted, short
 
 
 @click.command(
@@ -59,9 +60,11 @@ def command(
                 "ref": ref,
                 "paths": [path_fields(path) for path in report.paths],
                 "moved_hunks": report.moved_hunks,
+                "left_out": [os.fsdecode(line) for line in report.left_out],
             }
         )
         return
+    output.warnings([f"not in the patch: {quoted(line)}" for line in report.left_out])
     output.line(output.style(short(made.snapshot), "yellow"))
     output.note(f"{count(len(report.paths), 'path')} changed")
     if report.moved_hunks:
