@@ -123,6 +123,15 @@ class GitRepository:
                     found.append(ref)
         return found, others
 
+    def other_refs(self) -> dict[str, int]:
+        """Counts the refs that are neither branches nor tags, by where they are: `refs/notes`."""
+        found: dict[str, int] = {}
+        for name in self._repository.references:
+            if name.startswith("refs/") and not name.startswith((HEADS, TAGS)):
+                place = "/".join(name.split("/")[:2])
+                found[place] = found.get(place, 0) + 1
+        return found
+
     def _ref(self, name: str) -> GitRef | None:
         try:
             reference = self._repository.references[name].resolve()

@@ -68,9 +68,7 @@ def _below(store: "StoreAccess", root: "Entry", path: str) -> "Entry":
 @click.option(
     "--image",
     metavar="NAME",
-    default="latest",
-    show_default=True,
-    help="The image's name, with --oci.",
+    help="The image's name, with --oci; else latest.",
 )
 @pass_invocation
 def command(
@@ -79,7 +77,7 @@ def command(
     tar: str | None,
     compress: str | None,
     oci: str | None,
-    image: str,
+    image: str | None,
 ) -> None:
     """Write a snapshot out as a tar archive or an OCI image.
 
@@ -91,6 +89,8 @@ def command(
         raise click.UsageError("name one of --tar FILE and --oci DIR")
     if compress is not None and tar is None:
         raise click.UsageError("--compress goes with --tar")
+    if image is not None and oci is None:
+        raise click.UsageError("--image goes with --oci")
     name, colon, path = snapshot.partition(":")
     output = invocation.output
     if oci is not None:
@@ -104,7 +104,7 @@ def command(
             layers = store.repository.layers_of(name)
             made = store.repository.export_oci(
                 layers, root, oci,
-                image=image, architecture=_architecture(), progress=progress,
+                image=image or "latest", architecture=_architecture(), progress=progress,
             )  # fmt: skip
         if output.json:
             output.result({"directory": oci, "manifest": made.manifest, "layers": made.layers,

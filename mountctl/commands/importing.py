@@ -14,7 +14,7 @@ from mountctl.command import (
     pass_invocation,
 )
 from mountctl.invocation import Invocation
-from mountctl.text import count, short, size
+from mountctl.text import count, not_kept, short, size
 
 
 @click.command(
@@ -108,6 +108,8 @@ def command(
                 )  # fmt: skip
         store.refresh()
     report = result.report
+    if not result.changed:
+        report.warnings += not_kept(message, metadata)
     if output.json:
         output.result(
             {
