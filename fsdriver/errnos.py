@@ -9,7 +9,7 @@ from engine.archives.bundles import (
     BundleTruncatedError,
     BundleVersionError,
 )
-from engine.archives.oci_reading import ImageDamagedError
+from engine.archives.oci_reading import ImageChoiceError, ImageDamagedError
 from engine.archives.oci_writing import ImageRefusedError
 from engine.archives.tar_reading import ArchiveDamagedError
 from engine.episodes.bisecting import BisectRefusedError
@@ -78,6 +78,7 @@ ERRNOS: dict[type[EngineError], int] = {
     CorruptStepError: errno.EIO,
     DiffTooLargeError: errno.E2BIG,
     EngineError: errno.EIO,
+    ImageChoiceError: errno.EINVAL,
     ImageDamagedError: errno.EIO,
     ImageRefusedError: errno.EINVAL,
     GitMissingError: errno.EIO,

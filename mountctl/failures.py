@@ -130,6 +130,7 @@ ROWS = {
     "ArchiveDamagedError": Row(DAMAGED, "get the archive again; nothing was imported"),
     "ArchiveRefusedError": Row(REFUSED, "look at it with `tar -tv`; nothing was imported"),
     "ImageRefusedError": Row(REFUSED, "look at the path that the message names"),
+    "ImageChoiceError": Row(REFUSED, "name one of them with --image"),
     "ImageDamagedError": Row(DAMAGED, "get the image again; nothing was imported"),
     "BundleFormatError": Row(
         DAMAGED, "get the bundle again; what has come of it is kept and not read twice"

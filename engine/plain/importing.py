@@ -63,13 +63,14 @@ class ImportSourceError(EngineError):
 
 
 class ImportReport(msgspec.Struct):
-    """What an import did. `warnings` name what was left out."""
+    """What an import did. `warnings` name what was left out, `left_out` counts it by kind."""
 
     files: int = 0
     read_files: int = 0
     read_bytes: int = 0
     new_bytes: int = 0
     warnings: list[str] = []
+    left_out: dict[str, int] = {}
 
 
 class ImportResult(msgspec.Struct, frozen=True):
