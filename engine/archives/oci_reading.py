@@ -40,9 +40,6 @@ class ImageChoiceError(ImageRefusedError):
         super().__init__(path, f"{number} images are meant; there are: {what}")
         self.number, self.names = number, names
 
-    def __reduce__(self) -> tuple[type, tuple[str, int, list[str]]]:
-        return type(self), (self.path, self.number, self.names)
-
 
 class ImageDamagedError(EngineError):
     """A blob of an image is not what its digest or size says. `path` is its file."""

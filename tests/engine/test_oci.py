@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -203,9 +202,8 @@ def test_images_without_names_are_chosen_by_digest(tmp_path: Path):
     image(path, member("b"))
     (two,) = json.loads((path / "index.json").read_text())["manifests"]
     index(path, {"manifests": [one, two]})
-    with pytest.raises(ImageChoiceError, match=one["digest"]) as caught:
+    with pytest.raises(ImageChoiceError, match=one["digest"]):
         read(path)
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert [each for each, _ in walk(*_tree(path, two["digest"]))] == [b"b"]
 
 
