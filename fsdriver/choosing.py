@@ -212,7 +212,10 @@ class Attempt:
         mask: Sequence[int] | None = None,
         inherit: Sequence[int] = (),
     ) -> Run:
-        """Starts the command, in another mode should it turn out to be refused."""
+        """Starts the command, in another mode should it turn out to be refused.
+
+        Raises NotFoundError if the session was removed meanwhile.
+        """
         while True:
             if self._run is None:
                 self.prepare(command[0])
@@ -220,6 +223,9 @@ class Attempt:
             try:
                 run.start(command, below=below, mask=mask, inherit=inherit)
                 return run
+            except FileNotFoundError:
+                self._repository.sessions.get(self._session)  # raises if it was removed meanwhile
+                raise
             except ModeRefusedError as error:
                 self._run = None
                 run.close()

@@ -9,7 +9,7 @@ from engine.archives.bundles import (
     BundleTruncatedError,
     BundleVersionError,
 )
-from engine.archives.oci_reading import ImageDamagedError
+from engine.archives.oci_reading import ImageChoiceError, ImageDamagedError
 from engine.archives.oci_writing import ImageRefusedError
 from engine.archives.tar_reading import ArchiveDamagedError
 from engine.episodes.bisecting import BisectRefusedError
@@ -94,6 +94,7 @@ ERRNOS: dict[type[EngineError], int] = {
     DiffTooLargeError: errno.E2BIG,
     EngineError: errno.EIO,
     ForkedError: errno.EIO,
+    ImageChoiceError: errno.EINVAL,
     ImageDamagedError: errno.EIO,
     ImageRefusedError: errno.EINVAL,
     GitMissingError: errno.EIO,

@@ -163,6 +163,7 @@ ROWS = {
     "ArchiveDamagedError": Row(DAMAGED, "get the archive again; nothing was imported"),
     "ArchiveRefusedError": Row(REFUSED, "look at it with `tar -tv`; nothing was imported"),
     "ImageRefusedError": Row(REFUSED, "look at the path that the message names"),
+    "ImageChoiceError": Row(REFUSED, "name one of them with --image"),
     "ImageDamagedError": Row(DAMAGED, "get the image again; nothing was imported"),
     "BundleFormatError": Row(
         DAMAGED, "get the bundle again; what has come of it is kept and not read twice"
@@ -228,7 +229,9 @@ ROWS = {
         REFUSED, "name a snapshot to compare both with: `mountctl merge --base SNAPSHOT`"
     ),
     "PatchFormatError": Row(
-        USAGE, "give a unified diff as `mountctl diff --patch` or `git diff --binary` writes it"
+        USAGE,
+        "give a unified diff as `diff -uN`, `git diff --binary --no-color` or `mountctl diff "
+        "--patch` writes it; nothing was changed",
     ),
     "PatchRefusedError": Row(
         REFUSED, "nothing was changed; apply it to what it was made for, or with --fuzz, --strip"

@@ -64,6 +64,14 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}"
 
 
+def not_kept(message: str | None, metadata: object = None) -> list[str]:
+    """Returns warnings of what was given for a snapshot, where none was made."""
+    given = [option for option, value in (("--message", message), ("--meta", metadata)) if value]
+    if not given:
+        return []
+    return [f"no snapshot was made, so {' and '.join(given)} went nowhere"]
+
+
 def when(time_ns: int) -> str:
     """Returns a time in ISO 8601, in the zone of this machine."""
     try:

@@ -3,7 +3,8 @@
 Python's tarfile knows the formats: ustar, pax, GNU. What is here guards it: it takes a damaged
 header for the archive's end, and reads headers as long as they say they are. Compression (gzip,
 bzip2, xz, zstd) is told by the first bytes. Owners are left out, and set-id bits with them unless
-they are asked for; of attributes only `user.*` is kept; devices are left out with a warning. The
+they are asked for; of attributes only `user.*` is kept. What else is left out is named in a
+warning and counted by kind (see `tar_leavings`). The
 holes of GNU's sparse files are holes.
 """
 
@@ -23,6 +24,7 @@ from typing import IO, Any
 
 import zstandard
 
+from engine.archives.tar_leavings import XATTR, count_records, unknown_holes
 from engine.errors import EngineError
 from engine.host.hostfs import is_in_range, is_kept
 from engine.host.losses import ACLS, SET_ID, TIME, Losses, is_lost
@@ -36,7 +38,6 @@ from engine.storage.nodes import EARLIEST_NS, INLINE_BYTES, LATEST_NS, Entry, Ki
 from engine.storage.objects import ChunkSink, NodeBuffer
 from engine.trees.drafts import ArchiveRefusedError, Draft, Xattrs
 
-XATTR = "SCHILY.xattr."
 _ACL = "SCHILY.acl."
 WHITEOUT, OPAQUE = b".wh.", b".wh..wh..opq"
 
@@ -51,6 +52,8 @@ _EXTENDED = {
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
 }  # fmt: skip
 _DEVICES = {tarfile.CHRTYPE, tarfile.BLKTYPE}
+_DUMPED, _LABEL, _CONTINUED = b"D", b"V", b"M"
+"""GNU tar's: a directory with a list of its names, an archive's label, the rest of a file."""
 _TIME = re.compile(r"(-?)([0-9]{1,30})(?:\.([0-9]*))?")
 _DAMAGE = (
     tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError,
@@ -267,8 +270,14 @@ class TarReader:
                 self._take(member, forward)
                 if progress is not None:
                     progress(forward.tell())
-            while forward.read(_PIECE):  # a checksum at the end of what is compressed
-                pass
+            behind = 0
+            while data := forward.read(_PIECE):  # a checksum at the end of what is compressed
+                behind += len(data) if data.strip(b"\0") else 0
+            if behind:
+                self._count("bytes after the archive's end", behind)
+                self.report.warnings.append(
+                    "something follows the archive's end and was not read: is it several archives?"
+                )
             packer.finish()
         except _DAMAGE as error:
             raise ArchiveDamagedError(forward.tell(), str(error)) from error
@@ -288,9 +297,13 @@ class TarReader:
     def _take(self, member: tarfile.TarInfo, forward: _Forward) -> None:
         path = os.fsencode(member.name)
         mode, mtime_ns = member.mode & EVERY_BIT, self._mtime(path, member)
-        if self.draft.layered and self._whiteout(path):
-            return
-        if member.isdir():
+        if self.draft.layered:
+            path = path.lstrip(b"/")  # an image is a whole system: its root is the tree's
+            if self._whiteout(path):
+                return
+        if member.pax_headers:
+            self._count_records(path, member)
+        if member.isdir() or member.type == _DUMPED:
             self.draft.put_directory(path, mode, mtime_ns, self._xattrs(path, member))
             return
         kind, size = Kind.FILE, 0
@@ -303,18 +316,26 @@ class TarReader:
                 raise ArchiveRefusedError(path, "is a link with an impossible target")
         elif member.islnk():
             target = os.fsencode(member.linkname)
+            if self.draft.layered:
+                target = target.lstrip(b"/")
             if target in self._left_out:
-                self._leave_out(path, "is another name of a device")
+                self._leave_out(path, "name of what is left out", "is another name of such a one")
             else:
                 self.draft.link(path, target)
             return
         elif member.isfifo():
             kind = Kind.FIFO
         elif member.type in _DEVICES:
-            self._leave_out(path, "is a device")
+            self._leave_out(path, "device", "is a device")
+            return
+        elif member.type == _CONTINUED:
+            raise ArchiveRefusedError(path, "began in another volume: join the volumes first")
+        elif member.type == _LABEL:
+            self._leave_out(path, "label", "is the archive's label")
             return
         elif not member.isreg():
-            self._leave_out(path, f"has the unknown type {member.type!r}")
+            what = f"type {member.type.decode('ascii', 'backslashreplace')}"
+            self._leave_out(path, what, f"has the unknown type {member.type!r}")
             return
         else:
             content, size = self._content(member, forward)
@@ -386,9 +407,18 @@ class TarReader:
             self.draft.remove(above + b"/" + name[len(WHITEOUT) :] if above else name[4:])
         return True
 
-    def _leave_out(self, path: bytes, why: str) -> None:
+    def _leave_out(self, path: bytes, kind: str, why: str) -> None:
         self._left_out.add(path)
+        self._count(kind)
         self.report.warnings.append(f"left out {os.fsdecode(path)!r}: it {why}")
+
+    def _count(self, kind: str, number: int = 1) -> None:
+        self.report.left_out[kind] = self.report.left_out.get(kind, 0) + number
+
+    def _count_records(self, path: bytes, member: tarfile.TarInfo) -> None:
+        if unknown_holes(member):
+            raise ArchiveRefusedError(path, "has holes in a form that is not known")
+        count_records(member, self.report.left_out)
 
 
 def _members(forward: _Forward) -> Iterator[tarfile.TarInfo]:

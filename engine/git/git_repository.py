@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import RawIOBase
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -154,6 +154,15 @@ class GitRepository:
                     found.append(ref)
         return found, others
 
+    def other_refs(self) -> dict[str, int]:
+        """Counts the refs that are neither branches nor tags, by where they are: `refs/notes`."""
+        found: dict[str, int] = {}
+        for name in self._repository.references:
+            if name.startswith("refs/") and not name.startswith((HEADS, TAGS)):
+                place = "/".join(name.split("/")[:2])
+                found[place] = found.get(place, 0) + 1
+        return found
+
     def _ref(self, name: str) -> GitRef | None:
         try:
             reference = self._repository.references[name].resolve()
@@ -250,13 +259,23 @@ class GitRepository:
         if not name.startswith(HEADS) or not repository.descendant_of(new, old):
             raise GitRefusedError(self.path, f"{name!r} has commits that would be lost")
 
-    def set_ref(self, name: str, target: bytes, before: bytes | None) -> None:
-        """Makes or moves a ref that named `before`. Raises GitRefusedError."""
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises GitRefusedError if refs cannot be there beside those that are."""
+        check_names(self.path, names, self._repository.references)
+
+    def set_refs(self, moves: Iterable[tuple[str, bytes, bytes | None]]) -> None:
+        """Makes or moves refs, (name, target, what it named before), all of them or none.
+
+        Raises GitRefusedError.
+        """
         try:
-            if self.target(name) != before:
-                raise GitRefusedError(self.path, f"{name!r} was moved by somebody else meanwhile")
-            oid = self._oid(raw=target)
-            self._repository.references.create(name, oid, force=before is not None)
+            with self._repository.transaction() as transaction:
+                for name, target, before in moves:
+                    transaction.lock_ref(name)
+                    if self.target(name) != before:
+                        why = f"{name!r} was moved by somebody else meanwhile"
+                        raise GitRefusedError(self.path, why)
+                    transaction.set_target(name, self._oid(raw=target))
         except (self._git.GitError, ValueError, OSError) as error:
             raise _refusal(self.path, error) from error
 
@@ -278,6 +297,17 @@ def _refusal(path: str, error: Exception) -> Exception:
         if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
             return OSError(code, os.strerror(code), path)
     return GitRefusedError(path, _say(error))
+
+
+def check_names(path: str, names: Iterable[str], there: Iterable[str] = ()) -> None:
+    """Raises GitRefusedError if refs cannot all be in one repository: `a` and `a/b` cannot."""
+    new = set(names)
+    both = new.union(there)
+    for name in sorted(both):
+        above = name
+        while above := above.rpartition("/")[0]:
+            if above in both and (above in new or name in new):
+                raise GitRefusedError(path, f"{above!r} and {name!r} cannot both be there")
 
 
 def _say(error: Exception) -> str:

@@ -13,7 +13,8 @@ from engine.errors import EngineError
 from engine.host.set_id import SET_ID
 from engine.merging.textdiff import lines_of
 from engine.patches.binary_patch import apply_delta, inflated
-from engine.patches.patch_parsing import Action, BinaryHunk, FilePatch, Hunk, parse_patch
+from engine.patches.file_patches import Action, BinaryHunk, FilePatch, Hunk
+from engine.patches.patch_parsing import parse_patch
 from engine.storage.nodes import Kind
 
 LARGEST_RESULT = 512 << 20
@@ -79,10 +80,14 @@ class PatchedTree(Protocol):
 
 
 class PatchReport(NamedTuple):
-    """Which paths a patch changed, and how many hunks were not where they should be."""
+    """Which paths a patch changed, and how many hunks were not where they should be.
+
+    `left_out` are lines of it that name a change which it does not hold, as `Only in DIR: NAME`.
+    """
 
     paths: list[bytes]
     moved_hunks: int
+    left_out: list[bytes]
 
 
 class _File(NamedTuple):
@@ -110,11 +115,12 @@ def apply_patch(
     refused unless `set_id`. Raises PatchFormatError, PatchRefusedError.
     """
     plan = _Plan(tree, fuzz, largest, set_id)
-    for file in parse_patch(patch, strip=strip):
+    parsed = parse_patch(patch, strip=strip)
+    for file in parsed.files:
         plan.add(file)
     plan.check()
     plan.carry_out()
-    return PatchReport(sorted(plan.after), plan.moved_hunks)
+    return PatchReport(sorted(plan.after), plan.moved_hunks, parsed.left_out)
 
 
 class _Plan:
@@ -346,13 +352,24 @@ def _patched(file: FilePatch, lines: list[bytes], fuzz: int) -> tuple[list[bytes
             if at is not None:
                 break
         else:
-            raise PatchRefusedError(file.path, "its lines are not in the file", number)
+            raise PatchRefusedError(file.path, _misfit(hunk, places), number)
         result += lines[done:at]
         result += hunk.new[head : len(hunk.new) - tail]
         done = at + len(old)
         moved += at != hunk.old_start - (1 if hunk.old else 0) + head
         offset = at - head - hunk.old_start + (1 if hunk.old else 0)
     return result + lines[done:], moved
+
+
+def _misfit(hunk: Hunk, places: dict[bytes, list[int]]) -> str:
+    """Says why the lines of a hunk are not in a file."""
+    for one, other in ((b"\r\n", b"\n"), (b"\n", b"\r\n")):
+        if any(line.endswith(one) for line in hunk.old) and all(
+            line.removesuffix(one) + other in places for line in hunk.old if line.endswith(one)
+        ):
+            where = "the patch" if one == b"\r\n" else "the file"
+            return f"lines end in CR LF in {where} only"
+    return "its lines are not in the file"
 
 
 def _find(

@@ -69,13 +69,17 @@ class ImportSourceError(EngineError):
 
 
 class ImportReport(msgspec.Struct):
-    """What an import did. `warnings` name what was left out; `lost` counts what files lost."""
+    """What an import did.
+
+    `warnings` name what was left out, `left_out` counts it by kind; `lost` counts what files lost.
+    """
 
     files: int = 0
     read_files: int = 0
     read_bytes: int = 0
     new_bytes: int = 0
     warnings: list[str] = []
+    left_out: dict[str, int] = {}
     lost: dict[str, int] = {}
 
 

@@ -7,7 +7,7 @@ import click
 
 from mountctl.command import REF, SNAPSHOT, TEXT, Command, pass_invocation
 from mountctl.invocation import Invocation
-from mountctl.text import count, path_fields, short
+from mountctl.text import count, not_kept, path_fields, quoted, short
 
 
 @click.command(
@@ -53,6 +53,9 @@ def command(
         report = workspace.apply(data, strip=strip, fuzz=fuzz, set_id=set_id)
         made = workspace.commit(message, ref=ref)
         store.refresh()
+    warnings = [f"not in the patch: {quoted(line)}" for line in report.left_out]
+    if not made.changed:
+        warnings += not_kept(message)
     if output.json:
         output.result(
             {
@@ -61,10 +64,15 @@ def command(
                 "ref": ref,
                 "paths": [path_fields(path) for path in report.paths],
                 "moved_hunks": report.moved_hunks,
+                "warnings": warnings,
             }
         )
         return
+    output.warnings(warnings)
     output.line(output.style(short(made.snapshot), "yellow"))
-    output.note(f"{count(len(report.paths), 'path')} changed")
+    if made.changed:
+        output.note(f"{count(len(report.paths), 'path')} changed")
+    else:
+        output.note("nothing has changed: the snapshot is the one that the patch was applied to")
     if report.moved_hunks:
         output.note(f"{count(report.moved_hunks, 'hunk')} fitted elsewhere than the patch says")

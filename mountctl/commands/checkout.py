@@ -77,6 +77,8 @@ def command(
         raise click.UsageError("--list takes no arguments")
     if (keep or force) and (not switch or (keep and force)):
         raise click.UsageError("--keep or --force goes with --switch")
+    if outside_links and (status or listing):
+        raise click.UsageError("--outside-links is for what writes a tree")
     if not status and not listing and directory is None:
         raise click.UsageError("give SNAPSHOT and DIR")
     with invocation.open() as store:

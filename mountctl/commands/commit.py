@@ -7,7 +7,7 @@ import click
 
 from mountctl.command import REF, TEXT, Command, metadata_option, pass_invocation, session_argument
 from mountctl.invocation import Invocation
-from mountctl.text import count, short, size
+from mountctl.text import count, not_kept, short, size
 
 
 @click.command(
@@ -48,6 +48,7 @@ def command(
     assert session is not None
     with invocation.open() as store:
         report = store.commit(session, message, ref, metadata)
+    warnings = [*report.warnings, *([] if report.changed else not_kept(message, metadata))]
     if output.json:
         output.result(
             {
@@ -56,12 +57,12 @@ def command(
                 "session": session,
                 "ref": ref,
                 "new_bytes": report.new_bytes,
-                "warnings": report.warnings,
+                "warnings": warnings,
                 "lost": report.lost,
             }
         )
         return
-    output.warnings(report.warnings)
+    output.warnings(warnings)
     output.line(output.style(short(report.snapshot), "yellow"))
     if report.changed:
         stored = f"stored {size(report.new_bytes)}; " if report.new_bytes else ""
@@ -81,6 +82,7 @@ def _commit_checkout(
                 directory, message=message, metadata=metadata, ref=ref, progress=progress
             )
         store.refresh()
+    warnings = [*result.report.warnings, *([] if result.changed else not_kept(message, metadata))]
     if output.json:
         output.result(
             {
@@ -89,12 +91,12 @@ def _commit_checkout(
                 "directory": os.path.realpath(directory),
                 "ref": ref,
                 "new_bytes": result.report.new_bytes,
-                "warnings": result.report.warnings,
+                "warnings": warnings,
                 "lost": result.report.lost,
             }
         )
         return
-    output.warnings(result.report.warnings)
+    output.warnings(warnings)
     output.line(output.style(short(result.snapshot), "yellow"))
     read = count(result.report.read_files, "file")
     if result.changed:

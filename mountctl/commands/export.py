@@ -69,9 +69,7 @@ def _below(store: "StoreAccess", root: "Entry", path: str) -> "Entry":
 @click.option(
     "--image",
     metavar="NAME",
-    default="latest",
-    show_default=True,
-    help="The image's name, with --oci.",
+    help="The image's name, with --oci; else latest.",
 )
 @click.option("--set-id", is_flag=True, help="Write set-id bits; the files are root's then.")
 @pass_invocation
@@ -81,7 +79,7 @@ def command(
     tar: str | None,
     compress: str | None,
     oci: str | None,
-    image: str,
+    image: str | None,
     set_id: bool,
 ) -> None:
     """Write a snapshot out as a tar archive or an OCI image.
@@ -95,6 +93,8 @@ def command(
         raise click.UsageError("name one of --tar FILE and --oci DIR")
     if compress is not None and tar is None:
         raise click.UsageError("--compress goes with --tar")
+    if image is not None and oci is None:
+        raise click.UsageError("--image goes with --oci")
     name, colon, path = snapshot.partition(":")
     output = invocation.output
     if oci is not None:
@@ -108,7 +108,8 @@ def command(
             layers = store.repository.layers_of(name)
             made = store.repository.export_oci(
                 layers, root, oci,
-                image=image, architecture=_architecture(), set_id=set_id, progress=progress,
+                image=image or "latest", architecture=_architecture(), set_id=set_id,
+                progress=progress,
             )  # fmt: skip
         if output.json:
             output.result({"directory": oci, "manifest": made.manifest, "layers": made.layers,

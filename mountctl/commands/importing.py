@@ -14,7 +14,7 @@ from mountctl.command import (
     pass_invocation,
 )
 from mountctl.invocation import Invocation
-from mountctl.text import count, short, size
+from mountctl.text import count, not_kept, short, size, visible
 
 
 @click.command(
@@ -114,6 +114,8 @@ def command(
                 )  # fmt: skip
         store.refresh()
     report = result.report
+    if not result.changed:
+        report.warnings += not_kept(message, metadata)
     if output.json:
         output.result(
             {
@@ -125,6 +127,7 @@ def command(
                 "read_files": report.read_files,
                 "read_bytes": report.read_bytes,
                 "new_bytes": report.new_bytes,
+                "left_out": report.left_out,
                 "warnings": report.warnings,
                 "lost": report.lost,
             }
@@ -136,5 +139,9 @@ def command(
         f"{count(report.files, 'entry')}, {size(result.root.size)}: "
         f"read {count(report.read_files, 'file')}, stored {size(report.new_bytes)}"
     )
+    if report.left_out:
+        kinds = ", ".join(f"{number:,} {visible(kind)}"
+                          for kind, number in sorted(report.left_out.items()))  # fmt: skip
+        output.note(f"not kept: {kinds}")
     if not result.changed:
         output.note("nothing has changed: the snapshot is the last one")

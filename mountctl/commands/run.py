@@ -13,7 +13,7 @@ from engine.ids import SnapshotId
 from fsdriver.client import DaemonError
 from mountctl.command import COMMAND, REF, TEXT, Command, completing, pass_invocation
 from mountctl.invocation import Invocation
-from mountctl.text import quoted, short
+from mountctl.text import not_kept, quoted, short
 
 if TYPE_CHECKING:
     from engine.host.leases import Lease
@@ -86,9 +86,11 @@ def command(
     committing = commit or commit_always
     if (message or ref) and not committing:
         raise click.UsageError("--message and --ref are for --commit")
+    if explain and (history or committing):
+        raise click.UsageError("--explain runs nothing: leave out --history and --commit")
     if history:
-        if explain:
-            raise click.UsageError("--explain and --history exclude each other")
+        if command or at or committing:
+            raise click.UsageError("--history takes SESSION or SNAPSHOT alone")
         return _history(invocation, target)
     if target is None or not command:
         raise click.UsageError("give a SESSION or SNAPSHOT, and after `--` a COMMAND")
@@ -245,7 +247,8 @@ def _commit(
     store: "StoreAccess", output: "Output", session: str, message: str, ref: str | None
 ) -> dict[str, Any]:
     report = store.commit(session, message, ref)
-    output.warnings(report.warnings)
+    warnings = [*report.warnings, *([] if report.changed else not_kept(message))]
+    output.warnings(warnings)
     if report.changed:
         output.note(f"@{session} goes on from snapshot {short(report.snapshot)}")
     else:

@@ -54,6 +54,31 @@ def test_import_writes_the_id(mountctl, tree):
     assert mountctl.json("snapshot", "show", identifier)["snapshot"].startswith(identifier)
 
 
+def test_what_an_unchanged_tree_does_not_keep_is_said(mountctl, tree):
+    mountctl("import", tree)
+    words = ("import", tree, "-m", "again", "--meta", "a=b")
+    assert "no snapshot was made, so --message and --meta went nowhere" in mountctl(*words).stderr
+    (warning,) = mountctl.json(*words)["warnings"]
+    assert "--message" in warning
+    assert mountctl.json("import", tree)["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("export", "main", "--tar", "-", "--image", "x"), "--image goes with --oci"),
+        (("diff", "main", "--copies", "--no-renames"), "exclude each other"),
+        (("checkout", "--list", "--outside-links"), "--outside-links is for"),
+        (("merge", "main", "main", "--diff3"), "--diff3 goes with --write-conflicts"),
+        (("run", "--history", "main", "--", "true"), "--history takes"),
+        (("run", "main", "--explain", "--commit", "--", "true"), "--explain runs nothing"),
+        (("git", "export", "out", "main", "-m", "x"), "none is named"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(mountctl, words, why):
+    assert why in mountctl.fails(2, *words)
+
+
 def test_import_under_json(mountctl, tree):
     made = mountctl.json("import", tree, "--ref", "main")
     assert made["changed"] is True
