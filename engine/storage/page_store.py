@@ -274,7 +274,7 @@ class PageStore(Store):
     def read(self) -> Iterator["_PageReader"]:
         yield _PageReader(self)
 
-    def write(self, change: Callable[..., T]) -> NoReturn:
+    def write(self, change: Callable[..., T], *, frees: bool = False) -> NoReturn:
         raise RuntimeError("a damaged file is never written to")
 
     def transaction_id(self) -> int:
