@@ -13,6 +13,7 @@ replaced by an `Inherited`, which refuses. So nothing has to ask for its process
 
 import contextlib
 import os
+import threading
 import weakref
 from typing import Any, NoReturn
 
@@ -68,6 +69,23 @@ class OfOneProcess:
             f"a {type(self).__name__} belongs to its process and cannot be pickled or copied; "
             "give the other process the store's path, and let it open the store itself"
         )
+
+
+class ModuleLock(OfOneProcess):
+    """A lock of a whole module; free in a child, whoever held it. One thread may nest it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._owned()
+
+    def _inherit(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
 
 def _after_fork() -> None:
