@@ -11,7 +11,9 @@ that a thread held which the child does not have are replaced, and whatever must
 replaced by an `Inherited`, which refuses. So nothing has to ask for its process while it works.
 """
 
+import contextlib
 import os
+import threading
 import weakref
 from typing import Any, NoReturn
 
@@ -56,7 +58,7 @@ class OfOneProcess:
         _living.add(self)
 
     def _inherit(self) -> None:
-        """Makes a child's copy harmless. Called in the child, which has one thread; may not fail.
+        """Makes a child's copy harmless. Called in the child, which has one thread.
 
         Frees nothing that the parent has: no unlocking, no removing, no telling others.
         """
@@ -69,9 +71,27 @@ class OfOneProcess:
         )
 
 
+class ModuleLock(OfOneProcess):
+    """A lock of a whole module; free in a child, whoever held it. One thread may nest it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._owned()
+
+    def _inherit(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 def _after_fork() -> None:
     for each in list(_living):
-        each._inherit()
+        with contextlib.suppress(OSError):  # a descriptor that somebody else has closed
+            each._inherit()
 
 
 os.register_at_fork(after_in_child=_after_fork)

@@ -8,6 +8,7 @@ in a store for a file is opened as what it is, and looked at before anything is 
 A folder may be a link that this user made: to keep `db` or `sessions` on another disk.
 """
 
+import contextlib
 import errno
 import os
 import pwd
@@ -101,7 +102,8 @@ def _give(what: int | str, store: str) -> None:
     """Gives what root has made in somebody's store to that user, who could not use it else."""
     owner = os.stat(store)
     if owner.st_uid:
-        os.chown(what, owner.st_uid, owner.st_gid)
+        with contextlib.suppress(OSError):  # root of a user namespace, or of another machine
+            os.chown(what, owner.st_uid, owner.st_gid)
 
 
 def open_pipe(path: str) -> int:

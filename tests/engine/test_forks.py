@@ -20,6 +20,7 @@ from engine.host.forks import ForkedError
 from engine.host.leases import acquire, is_held
 from engine.mounted.inodes import Owner
 from engine.mounted.overlay_directory import open_overlay
+from engine.storage import chunking, content
 from engine.storage.lmdb_store import LmdbStore
 from engine.storage.store import CompactionRefusedError, Db
 from engine.trees.directory import directory_id
@@ -401,3 +402,29 @@ def test_a_workspace_in_a_child_has_what_is_in_memory(repository: Repository, fi
         assert isinstance(error, ForkedError), error
     assert workspace.read_text("new") == "new"
     workspace.commit("the parent's")
+
+
+def test_a_child_waits_for_no_lock_that_another_thread_held(tmp_path: Path):
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/large").write_bytes(os.urandom(1 << 20))
+    locked, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with content._cutting, chunking._importing:
+            locked.set()
+            end.wait(PATIENCE)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    locked.wait(PATIENCE)
+
+    def own() -> int:
+        with Repository.create(str(tmp_path / "store")) as repository:
+            chunking._chunker.cache_clear()
+            return repository.import_directory(str(tmp_path / "tree")).report.read_bytes
+
+    try:
+        assert in_child(own) == 1 << 20
+    finally:
+        end.set()
+        thread.join(PATIENCE)
