@@ -25,7 +25,7 @@ import lmdb
 
 from engine.host.leases import acquire, share_unseen, sharers
 from engine.storage.lmdb_errors import FULL, is_no_room, translated
-from engine.storage.pages import BadMetaError, read_metas
+from engine.storage.metas import BadMetaError, read_metas
 from engine.storage.store import (
     CompactionRefusedError,
     Db,
