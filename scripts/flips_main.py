@@ -270,22 +270,28 @@ def main() -> int:
     parser.add_argument("--flips", type=int, default=1000, help="how many (%(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="which (%(default)s)")
     parser.add_argument("--command", action="append", choices=COMMANDS, help="only these")
+    parser.add_argument("--seconds", type=float, default=3600, help="at most (%(default)s)")
     parser.add_argument("--no-repair", action="store_true", help="mend nothing")
     asked = parser.parse_args()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="afs-flips.") as home:
         make(home)
         flipping = Flipping(home, asked.command or list(COMMANDS), not asked.no_repair)
+        done = 0
         for flip in choose(flipping.data, asked.flips, asked.seed):
+            if time.monotonic() - began > asked.seconds:
+                break
+            told = len(flipping.wrong)
             flipping.flip(*flip)
+            done += 1
+            for line in flipping.wrong[told:]:
+                print(line, flush=True)
     kinds = sorted({(name, end) for _, name, end in flipping.table})
     for name, end in kinds:
         counts = {k: n for (k, c, e), n in flipping.table.items() if (c, e) == (name, end)}
         each = ", ".join(f"{kind} {n}" for kind, n in sorted(counts.items()))
         print(f"{name:16} {end:12} {sum(counts.values()):6}   {each}")
-    for line in flipping.wrong:
-        print(line)
-    print(f"{asked.flips} flips in {len(flipping.data):,} bytes, {time.monotonic() - began:.0f} s: "
+    print(f"{done} flips in {len(flipping.data):,} bytes, {time.monotonic() - began:.0f} s: "
           f"{len(flipping.wrong)} wrong")  # fmt: skip
     return 1 if flipping.wrong else 0
 

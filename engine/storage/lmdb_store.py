@@ -28,8 +28,8 @@ from engine.host.forks import ForkedError, Inherited, OfOneProcess
 from engine.host.leases import acquire, share_unseen, sharers
 from engine.storage.free_pages import NotAsExpectedError, free_runs, punch
 from engine.storage.lmdb_errors import FULL, is_no_room, translated
+from engine.storage.metas import BadMetaError, read_metas
 from engine.storage.ownership import check_owner
-from engine.storage.pages import BadMetaError, read_metas
 from engine.storage.reserve import Reserve
 from engine.storage.store import (
     CompactionRefusedError,

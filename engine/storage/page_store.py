@@ -17,6 +17,14 @@ from typing import Any, NoReturn, TypeVar
 
 from engine.ids import ID_BYTES
 from engine.storage import pages
+from engine.storage.metas import (
+    BadMetaError,
+    both,
+    raw_metas,
+    read_meta,
+    read_metas,
+    transaction_of,
+)
 from engine.storage.pages import (
     BIG,
     BRANCH,
@@ -24,19 +32,13 @@ from engine.storage.pages import (
     LEAF,
     MAIN,
     NO_PAGE,
-    BadMetaError,
     Flaw,
     Meta,
     Node,
     Tree,
-    both,
     leaf_nodes,
     look,
     overflow_pages,
-    raw_metas,
-    read_meta,
-    read_metas,
-    transaction_of,
 )
 from engine.storage.store import Db, Store, StoreStatistics
 from engine.storage.structure import ALWAYS, check, trees

@@ -10,20 +10,19 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from engine.ids import ID_BYTES
+from engine.storage.metas import BadMetaError, read_metas
 from engine.storage.pages import (
     FREE,
     MAIN,
     NAMED,
     NO_PAGE,
     RECORD_BYTES,
-    BadMetaError,
     Fits,
     Flaw,
     Meta,
     Tell,
     Tree,
     anything,
-    read_metas,
     read_record,
 )
 from engine.storage.store import Db

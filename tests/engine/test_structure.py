@@ -2,6 +2,7 @@
 
 import os
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,13 @@ import pytest
 
 from engine.storage import lmdb_errors
 from engine.storage.lmdb_store import LmdbStore
-from engine.storage.pages import BRANCH, LEAF, META, OVERFLOW
+from engine.storage.metas import read_metas
+from engine.storage.pages import (
+    BRANCH,
+    LEAF,
+    META,
+    OVERFLOW,
+)
 from engine.storage.store import (
     Db,
     NotAStoreError,
@@ -20,6 +27,7 @@ from engine.storage.store import (
     StoreMemoryError,
 )
 from engine.storage.structure import check
+from engine.upkeep.salvaging import examine
 
 PAGE = 4096
 LONG = 12
@@ -219,3 +227,39 @@ def test_only_damage_is_called_damage(tmp_path: Path):
     }  # fmt: skip
     assert kinds[lmdb.DiskError] is StoreFullError
     assert kinds[lmdb.MemoryError] is StoreMemoryError
+
+
+def test_others_write_meanwhile(tmp_path: Path):
+    path = tmp_path / "store"
+    store = LmdbStore(str(path), create=True)
+    fill(store)
+    end = threading.Event()
+
+    def write() -> None:
+        turn = 0
+        while not end.is_set():
+            turn += 1
+
+            def change(writer, turn: int = turn) -> None:
+                for number in range(20):
+                    key = bytes([turn % 7]) + number.to_bytes(31, "big")
+                    writer.put(Db.CHUNKS, key, bytes(turn % 5000))
+                    writer.delete(Db.NODES, key)
+                writer.put(Db.META, b"turn", str(turn).encode())
+
+            store.write(change)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        before = store.transaction_id()
+        for _ in range(30):
+            assert store.flaws() == []
+            assert examine(str(path)) == []
+            with open(path / "db" / "data.mdb", "rb") as file:
+                read_metas(file.fileno())
+        assert store.transaction_id() > before
+    finally:
+        end.set()
+        writer.join()
+        store.close()
