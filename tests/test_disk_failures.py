@@ -8,7 +8,7 @@ import pytest
 from scripts.disk_failures import COMMANDS, FAULTS, Bench
 
 CELLS = [
-    ("import", "full"), ("gc --compact", "full"), ("checkout", "inodes"), ("commit", "read-only"),
+    ("import", "full"), ("gc --compact", "full"), ("session rm", "inodes"), ("commit", "read-only"),
     ("export --tar", "io"), ("import", "fsize"),
 ]  # fmt: skip
 MOUNTED = ["full", "quota"]

@@ -13,6 +13,7 @@ killed at any moment leaves either the old upper on the old base or the empty on
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import re
@@ -44,6 +45,7 @@ from engine.sessions.freezing import Changed, Freeze, Known, Sign
 from engine.sessions.upper import Upper, attribute
 from engine.storage.nodes import Entry
 from engine.storage.objects import NodeBuffer, Objects
+from engine.storage.reserve import Reserve
 from engine.storage.snapshots import encode_snapshot, make_snapshot
 from engine.storage.store import LONGEST_KEY, Db, Reader, Store, Writer
 from engine.trees.layers import NAMES, fold
@@ -54,6 +56,7 @@ _COMPLETE = b"user.overlay.amalgam.complete"
 made of, and since when the machine runs."""
 _KEPT = b"kept."
 """Begins the name of an earlier generation's upper that still has what could not be moved."""
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _UID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -210,7 +213,13 @@ class Sessions:
         """
         while True:
             asked = self.get(name)
-            lease = self._acquire(asked, what, wait)
+            try:
+                lease = self._acquire(asked, what, wait)
+            except OSError as error:
+                reserve = Reserve(os.path.join(self._path, "db", "reserve"))
+                if recover or error.errno not in _FULL or not reserve.release():
+                    raise
+                lease = self._acquire(asked, what, wait)  # with the inode that it had
             try:
                 session = self.get(name)  # it may have changed while we waited
                 if session.uid != asked.uid:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.host.leases import acquire, holder_of
+from engine.storage.store import StoreError
 from fsdriver import launch, messages
 from fsdriver.mountpoint import check, our_mount
 from tests.fsdriver.conftest import Mount, until
@@ -54,8 +56,6 @@ def test_a_mount_that_begins_on_a_full_disk_is_found_and_ends(narrow: Mount) -> 
 
 
 def test_what_a_holder_says_of_itself_takes_no_new_room(tmp_path: Path) -> None:
-    from engine.host.leases import acquire, holder_of
-
     with acquire(str(tmp_path), "mount", what="a long text of who holds it now") as lease:
         lease.describe(what="short")
         assert holder_of(str(tmp_path), "mount")["what"] == "short"
@@ -80,6 +80,20 @@ def test_a_mount_in_the_foreground_lives_on_when_nobody_reads_its_log(own: Mount
     own.ask(messages.Shutdown())
     assert daemon.wait(60) == 0
     own.pid = 0
+
+
+def test_where_there_can_be_no_log_a_mount_begins_all_the_same(own: Mount) -> None:
+    (own.store / "log").rmdir()
+    (own.store / "log").write_bytes(b"not a directory")
+    assert launch.why_no_log(str(own.store), None)
+    own.start()
+    (own.sessions / "s/new").write_bytes(b"x")
+    (own.store / "log").unlink()
+    own.commit("s")
+    own.stop()
+    assert "lines are missing here" in own.log()
+    with pytest.raises(StoreError, match="cannot write the log"):
+        launch.why_no_log(str(own.store), str(own.store / "db/data.mdb/log"))
 
 
 @as_root

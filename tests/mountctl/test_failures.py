@@ -5,6 +5,7 @@ import inspect
 import os
 import pickle
 import pkgutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,27 @@ def test_an_error_of_the_daemon_is_what_it_was_there():
     full = StoreFullError("/store")
     there = describe(LaunchError("StoreFullError", str(full), "/log"))
     assert there == describe(full)
+
+
+@pytest.mark.parametrize("error", [DaemonError, LaunchError])
+def test_what_the_system_told_the_daemon_is_what_it_would_be_here(error):
+    message = "[Errno 28] No space left on device: '/store/locks/mount'"
+    told = error("OSError", message) if error is DaemonError else error("OSError", message, "/log")
+    failure = describe(told)
+    assert failure.exit_code == describe(OSError(errno.ENOSPC, "x")).exit_code == 8
+    assert failure.message == "No space left on device: '/store/locks/mount'"
+    assert "make room" in failure.hint
+
+
+def test_stderr_that_cannot_be_written_changes_nothing(mountctl, tmp_path):
+    (tmp_path / "tree").mkdir()
+    for words, code in [(("import", tmp_path / "tree"), 0), (("snapshot", "show", "none"), 3)]:
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                mountctl.command(*words), env=mountctl.environment(), cwd=mountctl.home,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=full, check=False,
+            )  # fmt: skip
+        assert done.returncode == code
 
 
 def test_an_error_of_the_daemon_that_has_no_row_points_to_its_log():
