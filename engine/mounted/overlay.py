@@ -347,6 +347,7 @@ class SessionInode(Inode):
             gid = -1 if changes.gid is None else changes.gid
             os.chown(where, uid, gid, follow_symlinks=follow)
             self.mode = None
+            self.drop_set_id()  # the host has done so, but not with bits that are kept aside
         if changes.mode is not None:
             mode = stat.S_IMODE(changes.mode)
             self.mode = None  # until it is done

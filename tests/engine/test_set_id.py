@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.archives.bundle_applying import BundleSetIdError
+from engine.ids import SnapshotId
 from engine.repository import Repository
 from engine.storage.nodes import Entry
 from engine.trees.directory import find, walk
@@ -80,7 +81,7 @@ def test_a_file_of_another_owner_loses_them_in_an_import(repository, source):
 
 def in_upper(repository: Repository, source: Path) -> str:
     made = repository.import_directory(str(source))
-    repository.sessions.create("s", (None, None, made.snapshot))
+    repository.sessions.create("s", (None, None, SnapshotId(made.snapshot)))
     with repository.sessions.hold("s", "test") as held:
         return os.fsdecode(held.upper().root)
 

@@ -13,6 +13,8 @@ import pytest
 
 from engine.host.removing import remove_tree
 from engine.host.unlocking import LOCKED, true_mode, unlocked
+from engine.mounted.inodes import Changes, Owner
+from engine.mounted.overlay_directory import open_overlay
 from engine.plain.importing import ImportSourceError
 from engine.repository import Repository
 from engine.sessions.session_tree import SessionTree
@@ -121,7 +123,23 @@ def full_tree(home: Path) -> None:
         assert changed == [("ADDED", b"new")], changed
 
 
-@pytest.mark.parametrize("what", ["commands", "killed", "removed", "full_tree"])
+def chowned(home: Path) -> None:
+    """A file without u+w has its set-id bits aside, where the host's chown(2) does not see them."""
+    repository, _ = make(home)
+    with repository:
+        one = repository.resolve("one")
+        repository.sessions.create("s", (None, None, one))
+        with repository.sessions.hold("s", "test") as held:
+            owner = Owner(os.getuid(), os.getgid())
+            view = open_overlay(repository.objects, held.upper(), held.session.root, b"k", owner)
+            file = view.root.create(b"tool", 0o6555, owner)
+            assert stat.S_IMODE(file.attributes().mode) == 0o6555
+            after = file.change(Changes(gid=os.getgid()))
+            assert stat.S_IMODE(after.mode) == 0o555
+            view.close()
+
+
+@pytest.mark.parametrize("what", ["chowned", "commands", "killed", "removed", "full_tree"])
 def test_what_was_written_can_be_read(public_path, what):
     code = (
         "import sys; from pathlib import Path; from tests.engine import test_unlocking as t; "
