@@ -28,7 +28,7 @@ from fsdriver.metrics import Timing
 from fsdriver.protocol import KILL_SUIDGID, UNSEEN, is_served
 from fsdriver.readahead import ReadAhead
 from fsdriver.seat import Seat
-from fsdriver.writes import Writes
+from fsdriver.writes import IN_PAGE, Writes
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -259,14 +259,17 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        await self.writes.begin(fh & ~KILL_SUIDGID)
+        writes = self.writes
+        if writes.gate is not None:
+            await writes.begin(fh & ~KILL_SUIDGID)
         inode = self.vfs.inode(fh & ~KILL_SUIDGID)
         if inode.to_copy():
             await self.stage(inode)
         if fh & KILL_SUIDGID:
             self._drop_set_id(inode)
         done = inode.write(off, buf)
-        self.writes.end(inode.ino, off, done, self.abilities.largest)
+        if not (off + done) & IN_PAGE or writes.halves:
+            writes.end(inode.ino, off, done, self.abilities.largest)
         return done
 
     def _drop_set_id(self, inode: Inode) -> None:

@@ -17,7 +17,7 @@ HALF_SECONDS = 0.05
 ALL_SECONDS = 1.0
 """How long at most for all parts: of one of hundreds of MB each may be in time."""
 
-_IN_PAGE = 4095
+IN_PAGE = 4095
 _MANY = 1000
 """With more files than that, those that nothing more came for are forgotten."""
 
@@ -26,24 +26,28 @@ class Writes:
     """The WRITEs of one mount."""
 
     def __init__(self) -> None:
-        self._halves: dict[int, float] = {}
-        self._gate: trio.Event | None = None
+        self.halves: dict[int, float] = {}
+        """The files of which more may come, and when the last part came."""
+        self.gate: trio.Event | None = None
+        """Only while somebody waits, and who writes has to `begin`: set when they may."""
         self._changed: trio.Event | None = None
 
     async def begin(self, ino: int) -> None:
         """Returns when a WRITE may be carried out: at once, but while somebody waits."""
-        if self._gate is not None:
-            while self._gate is not None and ino not in self._halves:
-                await self._gate.wait()
+        while (gate := self.gate) is not None and ino not in self.halves:
+            await gate.wait()
 
     def end(self, ino: int, offset: int, size: int, largest: int) -> None:
-        """Notes that a WRITE was carried out: more may come, or the one before is whole."""
-        if not (offset + size) & _IN_PAGE and (offset & _IN_PAGE or size >= largest):
-            self._halves[ino] = trio.current_time()
-            if len(self._halves) > _MANY:
+        """Notes that a WRITE was carried out: more may come, or the one before is whole.
+
+        Nothing changes, and nobody need call it, without `halves` and inside of a page.
+        """
+        if not (offset + size) & IN_PAGE and (offset & IN_PAGE or size >= largest):
+            self.halves[ino] = trio.current_time()
+            if len(self.halves) > _MANY:
                 self._waited_for()
-        elif self._halves:
-            self._halves.pop(ino, None)
+        elif self.halves:
+            self.halves.pop(ino, None)
         else:
             return
         if self._changed is not None:
@@ -52,16 +56,16 @@ class Writes:
     def _waited_for(self) -> float | None:
         """Forgets what took too long; returns when the next one will, None without any."""
         now = trio.current_time()
-        for ino in [ino for ino, at in self._halves.items() if now - at >= HALF_SECONDS]:
-            del self._halves[ino]
-        return min(self._halves.values()) + HALF_SECONDS if self._halves else None
+        for ino in [ino for ino, at in self.halves.items() if now - at >= HALF_SECONDS]:
+            del self.halves[ino]
+        return min(self.halves.values()) + HALF_SECONDS if self.halves else None
 
     async def wait_until_whole(self) -> None:
         """Returns in a moment when no write(2) is known to be half done, ALL_SECONDS at most.
 
         The caller must not give other tasks a turn until it is done.
         """
-        gate = self._gate = trio.Event()
+        gate = self.gate = trio.Event()
         try:
             with trio.move_on_after(ALL_SECONDS):
                 while (until := self._waited_for()) is not None:
@@ -69,5 +73,5 @@ class Writes:
                     with trio.move_on_at(until):
                         await self._changed.wait()
         finally:
-            self._changed = self._gate = None
+            self._changed = self.gate = None
             gate.set()

@@ -145,7 +145,10 @@ class SessionFile(SessionInode):
         fd = self.descriptor()
         if self.overlay.changed is not None:
             self.overlay.touch(os.fstat(fd).st_ino)
-        return ranges.write_all(fd, data, offset)
+        done = os.pwrite(fd, data, offset)
+        return (
+            done if done == len(data) else done + ranges.write_all(fd, data[done:], offset + done)
+        )
 
     def read_unseen(self, offset: int, size: int) -> bytes:
         if not self.copied:
