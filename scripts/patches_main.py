@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from engine.errors import EngineError
 from engine.patches.patching import apply_patch
+from engine.storage.nodes import Kind
 from scripts.patch_cases import ENVIRONMENT, PatchCase, make_patch
 from tests.engine.plants import DictTree, Plant, make_directory, read_directory, without_times
 
@@ -66,31 +67,35 @@ def difference(case: PatchCase, directory: Path) -> str:
     if same == git.tree:
         return ""
     if mine.tree is None:
-        for words, name in _STRICTER:
+        for words, name in _STRICTER.items():
             if words in mine.why:
                 return name
     elif git.tree is None:
-        if "garbage" not in git.why and _files(mine.tree) == by_program(case, directory, *PATCH).tree:
+        if not case.patch.endswith(b"\n"):
+            return NO_LAST_END
+        if same == by_program(case, directory, *PATCH).tree:
             return LIKE_PATCH
-        for words, name in _KINDER:
-            if words in git.why:
-                return name
     return f"? ours {mine.why or 'applied'}, git {git.why or 'applied'}"
 
 
+_UNNAMED = "refused: a header that stands for nothing, or for one side"
+_STRICTER = {
+    "the content of a binary file": "refused: a binary file is named without its content",
+    "goes on where it should end": "refused: more lines follow a hunk than it says",
+    "a hunk's first line is damaged": "refused: a hunk's first line is damaged",
+    "a header without a hunk": _UNNAMED,
+    "hunks are missing": _UNNAMED,
+    "does not name both files": _UNNAMED,
+    "without the name of a file": _UNNAMED,
+}
+"""What we say of a patch that git takes a part of, by the decision."""
+NO_LAST_END = "taken: the patch's last line has no end"
 LIKE_PATCH = "taken, as `patch` takes it"
-_STRICTER: list[tuple[str, str]] = []
-_KINDER: list[tuple[str, str]] = []
 
 
 def _files(plant: Plant) -> Plant:
-    return without_times({p: leaf for p, leaf in plant.items() if leaf.mode != 0o40755 and not _is_directory(leaf)})
-
-
-def _is_directory(leaf: object) -> bool:
-    from engine.storage.nodes import Kind
-
-    return getattr(leaf, "kind", None) == Kind.DIRECTORY
+    files = {path: leaf for path, leaf in plant.items() if leaf.kind != Kind.DIRECTORY}
+    return without_times(files)
 
 
 def differences(seeds: list[int]) -> dict[int, tuple[str, PatchCase]]:

@@ -1,5 +1,6 @@
 """Merging of trees: its laws, what merging path by path gives, and what it costs."""
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -7,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import engine.merging.merge_moves
 import engine.trees.directory
-import engine.trees.renames
 from engine.errors import CorruptObjectError
 from engine.merging.conflicts import ConflictKind
 from engine.merging.merging import MergeResult, merge
@@ -17,6 +18,7 @@ from engine.storage.nodes import Entry, Kind, Totals
 from engine.trees.diffing import DiffTooLargeError
 from engine.trees.directory import directory_entry, directory_id, find, walk
 from engine.trees.links import number_groups
+from engine.trees.renames import pair_files
 from scripts.merge_cases import make_case
 from scripts.merges_main import differences
 from tests.engine.plants import EMPTY_DIRECTORY, Garden, Leaf, Plant, link
@@ -367,8 +369,8 @@ def test_a_mode_is_not_lost_where_the_other_side_made_a_link():
 
 
 def test_too_many_moved_files_are_told_of(monkeypatch):
-    monkeypatch.setattr(engine.trees.renames.pair_files, "__kwdefaults__",
-                        {**engine.trees.renames.pair_files.__kwdefaults__, "most_compared": 1})  # fmt: skip
+    few = partial(pair_files, most_compared=1)
+    monkeypatch.setattr(engine.merging.merge_moves, "pair_files", few)
     base = {b"d/%d" % n: Leaf(b"%d\n" % n + BODY) for n in range(2)}
     ours = {b"e/%d" % n: Leaf(b"%d\n" % n + BODY + b"more\n") for n in range(2)}
     theirs = {path: Leaf(b"top\n" + leaf.data) for path, leaf in base.items()}

@@ -18,7 +18,6 @@ from engine.storage.nodes import Entry, Kind
 from engine.trees.diffing import Change, diff
 from engine.trees.renames import diff_with_renames
 from tests.engine.plants import (
-    EMPTY_DIRECTORY,
     DictTree,
     Garden,
     Leaf,
@@ -314,6 +313,16 @@ def test_fuzz():
     assert b"line eleven" in tree.files[b"f"].data
 
 
+def test_a_hunk_that_is_there_twice():
+    made = plain(b"a/n", b"b/n", *["@@ -0,0 +1 @@\n+a\n"] * 2)
+    with pytest.raises(PatchRefusedError, match="hunk 2: it does not come after"):
+        apply_patch(DictTree({}), made)
+    with pytest.raises(PatchRefusedError, match="hunk 2: it does not come after"):
+        apply_patch(
+            DictTree({b"f": Leaf(TEXT)}), plain(b"a/f", b"b/f", *["@@ -2,0 +3 @@\n+a\n"] * 2)
+        )
+
+
 GOOD = b"diff --git a/good b/good\n" + plain(b"a/good", b"b/good", HUNK, stamp="")
 
 
@@ -478,8 +487,8 @@ def test_what_was_not_understood_is_refused(text, why):
     "frame",
     [
         "%s-- \n2.39.5\n\n",
-        "From 12 Mon Sep 17\nSubject: [PATCH] x\n\n- a list\n+ of what\n  it does\n---\n good | 2 +-\n\n"
-        "%s-- \n2.39.5\n\n\nFrom 34 Mon Sep 17\nSubject: [PATCH 2/2] y\n\n  more\n",
+        "From 12 Mon Sep 17\nSubject: [PATCH] x\n\n- a list\n+ of what\n  it does\n---\n"
+        " good | 2 +-\n\n%s-- \n2.39.5\n\n\nFrom 34 Mon Sep 17\nSubject: [PATCH 2/2] y\n\n  more\n",
         "Index: good\n" + "=" * 67 + "\n%s\n",
         "\ufeff%s",
         "# HG changeset patch\n# User x\n\ndescription\n\n%s",
@@ -500,7 +509,10 @@ def test_what_a_patch_only_tells_of_is_named():
 
 
 def test_ends_of_lines_are_named():
-    unix, dos = DictTree({b"good": Leaf(TEXT)}), DictTree({b"good": Leaf(TEXT.replace(b"\n", b"\r\n"))})
+    unix, dos = (
+        DictTree({b"good": Leaf(TEXT)}),
+        DictTree({b"good": Leaf(TEXT.replace(b"\n", b"\r\n"))}),
+    )
     with pytest.raises(PatchRefusedError, match="CR LF in the patch only"):
         apply_patch(unix, GOOD.replace(b"\n", b"\r\n"))
     with pytest.raises(PatchRefusedError, match="CR LF in the file only"):

@@ -475,13 +475,18 @@ def report_of(data: bytes) -> ImportReport:
 def test_records_that_are_not_understood_are_counted():
     ours = {"mtime": "5.5", "comment": "x", "SCHILY.xattr.user.mine": "1", "atime": "1"}
     odd = {
-        "RHT.security.selinux": "x", "SCHILY.xattr.user.a": "1", "VENDOR.new": "x",
-        "LIBARCHIVE.xattr.user.a": "MQ", "LIBARCHIVE.xattr.security.ima": "MQ",
+        "RHT.security.selinux": "x",
+        "SCHILY.xattr.user.a": "1",
+        "VENDOR.new": "x",
+        "LIBARCHIVE.xattr.user.a": "MQ",
+        "LIBARCHIVE.xattr.security.ima": "MQ",
     }
     data = member("a", pax_headers=ours) + member("b", pax_headers=odd)
     data += member("c", pax_headers={"VENDOR.new": "y"})
     assert report_of(data + END).left_out == {
-        "record RHT.security.selinux": 1, "record VENDOR.new": 2, "attribute security.ima": 1
+        "record RHT.security.selinux": 1,
+        "record VENDOR.new": 2,
+        "attribute security.ima": 1,
     }
 
 
