@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ def _files(plant: Plant) -> Plant:
     return without_times(files)
 
 
-def differences(seeds: list[int]) -> dict[int, tuple[str, PatchCase]]:
+def differences(seeds: Iterable[int]) -> dict[int, tuple[str, PatchCase]]:
     """Returns what `difference` says of each case."""
     found = {}
     for seed in seeds:
@@ -115,7 +116,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the first case's")
     parser.add_argument("--show", action="store_true", help="write these patches")
     options = parser.parse_args()
-    found = differences(list(range(options.seed, options.seed + options.cases)))
+    found = differences(range(options.seed, options.seed + options.cases))
     for name, count in Counter(name for name, _ in found.values()).most_common():
         if not name.startswith("?"):
             print(f"{count:6,}  {name or 'the same'}")

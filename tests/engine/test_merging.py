@@ -389,6 +389,24 @@ def test_random_histories_merge_as_git_has_them():
     assert sum(not name for name in found.values()) > 48
 
 
+def test_exchanging_the_sides_of_moved_directories():
+    for seed in range(20):
+        case = make_case(seed)
+        garden = Garden()
+        base, ours, theirs = map(garden.plant, (case.base, case.ours, case.theirs))
+        one, other = merged(garden, base, ours, theirs), merged(garden, base, theirs, ours)
+        assert [(c.path, c.kind, c.base, c.ours, c.theirs) for c in one.conflicts] == [
+            (c.path, c.kind, c.base, c.theirs, c.ours) for c in other.conflicts
+        ]
+        for favor, swapped in ((Favor.OURS, Favor.THEIRS), (Favor.THEIRS, Favor.OURS)):
+            one = merged(garden, base, ours, theirs, favor=favor)
+            other = merged(garden, base, theirs, ours, favor=swapped)
+            assert one.conflicts == other.conflicts == []
+            assert one.root is not None
+            assert other.root is not None
+            assert garden.harvest(one.root) == garden.harvest(other.root)
+
+
 # Attributes and links.
 
 

@@ -17,6 +17,7 @@ from engine.patches.quoting import quoted, unquoted
 from engine.storage.nodes import Entry, Kind
 from engine.trees.diffing import Change, diff
 from engine.trees.renames import diff_with_renames
+from scripts.patches_main import differences
 from tests.engine.plants import (
     DictTree,
     Garden,
@@ -529,6 +530,12 @@ def test_a_bomb_is_refused_before_it_is_large():
     patch = patch.replace(b"literal 5", b"literal %d" % (1 << 24))
     with pytest.raises(PatchRefusedError, match="more bytes than it may"):
         apply_patch(DictTree({}), patch, largest=1 << 20)
+
+
+def test_damaged_patches_get_the_verdict_of_git():
+    found = differences([*range(9), 145, 307])
+    undecided = {seed: (name, case.log) for seed, (name, case) in found.items() if name[:1] == "?"}
+    assert undecided == {}
 
 
 # Parts.
