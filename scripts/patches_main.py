@@ -71,9 +71,11 @@ def difference(case: PatchCase, directory: Path) -> str:
         for words, name in _STRICTER.items():
             if words in mine.why:
                 return name
+    elif not case.patch.endswith(b"\n"):
+        return NO_LAST_END
     elif git.tree is None:
-        if not case.patch.endswith(b"\n"):
-            return NO_LAST_END
+        if "dev/null: No such file" in git.why:
+            return NO_MODE
         if same == by_program(case, directory, *PATCH).tree:
             return LIKE_PATCH
     return f"? ours {mine.why or 'applied'}, git {git.why or 'applied'}"
@@ -87,9 +89,11 @@ _STRICTER = {
     "a header without a hunk": _UNNAMED,
     "hunks are missing": _UNNAMED,
     "does not name both files": _UNNAMED,
+    "does not name one file": _UNNAMED,
     "without the name of a file": _UNNAMED,
 }
 """What we say of a patch that git takes a part of, by the decision."""
+NO_MODE = "taken: `/dev/null` says that a file is new, its mode is missing"
 NO_LAST_END = "taken: the patch's last line has no end"
 LIKE_PATCH = "taken, as `patch` takes it"
 
