@@ -45,7 +45,7 @@ def make_patch(seed: int, directory: Path) -> PatchCase:
     name, write = dice.choice(_WRITERS)
     patch = write(directory)
     log = [name]
-    for _ in range(dice.choice([0, 1, 1, 2])):
+    for _ in range(dice.choice([0, 0, 1, 1, 1, 2])):
         damage = dice.choice(_DAMAGES)
         patch = damage(dice, patch)
         log.append(damage.__name__.strip("_"))
@@ -58,7 +58,7 @@ def _some_lines(dice: random.Random, plant: Plant) -> Plant:
     for path, leaf in plant.items():
         if leaf.mode != 0o777 and dice.random() < 0.1:
             found[path] = leaf._replace(data=leaf.data.rstrip(b"\n"))
-    if dice.random() < 0.1 and "empty".encode() not in found:
+    if dice.random() < 0.1 and b"empty" not in found:
         found[b"empty"] = Leaf(b"")
     return found
 
@@ -69,36 +69,37 @@ def _run(directory: Path, *words: str) -> bytes:
     return done.stdout
 
 
-def _git(*more: str) -> Callable[[Path], bytes]:
-    def write(directory: Path) -> bytes:
-        words = ["git", "diff", "--no-index", "--binary", *more, "a", "b"]
-        patch = _run(directory, *words)
-        # The two directories are what `a/` and `b/` stand for.
-        return patch.replace(b"a/a/", b"a/").replace(b"b/b/", b"b/")
-
-    return write
-
-
-def _mail(directory: Path) -> bytes:
+def _repository(directory: Path) -> None:
     for words in (
-        ["init", "-q"], ["--work-tree=a", "add", "-A"], ["commit", "-qm", "old"],
-        ["--work-tree=b", "add", "-A"],
+        ["init", "-q"], ["--work-tree=a", "add", "-A"],
+        ["commit", "-q", "--allow-empty", "-m", "x"], ["--work-tree=b", "add", "-A"],
         ["commit", "-q", "--allow-empty", "-m", "new\n\n- a list\n+ of things\n  and more"],
     ):  # fmt: skip
         _run(directory, "git", *words)
-    return _run(directory, "git", "format-patch", "--binary", "--stdout", "-1")
+
+
+def _git(*words: str) -> Callable[[Path], bytes]:
+    def write(directory: Path) -> bytes:
+        _repository(directory)
+        return _run(directory, "git", *words)
+
+    return write
 
 
 def _diff(*more: str) -> Callable[[Path], bytes]:
     return lambda directory: _run(directory, "diff", "-r", *more, "a", "b")
 
 
+_COMPARE = ("diff", "--binary", "HEAD~", "HEAD")
 _WRITERS: list[tuple[str, Callable[[Path], bytes]]] = [
-    ("git diff", _git()), ("git diff -M", _git("-M")), ("git diff", _git()),
-    ("git diff -U0", _git("-U0")), ("git diff, coloured", _git("--color=always")),
-    ("git format-patch", _mail), ("git format-patch", _mail), ("diff -u", _diff("-u")),
-    ("diff -uN", _diff("-uN")), ("diff -uN", _diff("-uN")), ("diff -c", _diff("-cN")),
-    ("diff", _diff("-N")), ("diff -e", _diff("-e")),
+    ("git diff", _git(*_COMPARE, "--no-renames")), ("git diff -M", _git(*_COMPARE, "-M")),
+    ("git diff -C", _git(*_COMPARE, "-C")), ("git diff -U1", _git(*_COMPARE, "-U1")),
+    ("git diff, coloured", _git(*_COMPARE, "--color=always")),
+    ("git diff without binary files", _git("diff", "HEAD~", "HEAD")),
+    ("git format-patch", _git("format-patch", "--binary", "--stdout", "-1")),
+    ("git format-patch", _git("format-patch", "--binary", "--stdout", "-1")),
+    ("diff -u", _diff("-u")), ("diff -uN", _diff("-uN")), ("diff -uN", _diff("-uN")),
+    ("diff -c", _diff("-cN")), ("diff", _diff("-N")), ("diff -e", _diff("-e")),
 ]  # fmt: skip
 
 
@@ -210,5 +211,5 @@ def _index_lines(_: random.Random, patch: bytes) -> bytes:
 _DAMAGES: list[Callable[[random.Random, bytes], bytes]] = [
     _cut, _cut_in_a_line, _lose_a_line, _double_a_line, _rubbish, _carriage_returns, _mark,
     _counts, _starts, _double_a_hunk, _exchange_hunks, _other_byte, _no_last_end, _wide, _page,
-    _quote, _index_lines,
+    _quote, _index_lines, _cut, _lose_a_line, _double_a_line, _rubbish, _counts, _starts,
 ]  # fmt: skip

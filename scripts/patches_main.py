@@ -11,11 +11,13 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 from engine.errors import EngineError
 from engine.patches.patching import apply_patch
+from engine.storage.nodes import Kind
 from scripts.patch_cases import ENVIRONMENT, PatchCase, make_patch
 from tests.engine.plants import DictTree, Plant, make_directory, read_directory, without_times
 
@@ -66,39 +68,42 @@ def difference(case: PatchCase, directory: Path) -> str:
     if same == git.tree:
         return ""
     if mine.tree is None:
-        for words, name in _STRICTER:
+        for words, name in _STRICTER.items():
             if words in mine.why:
                 return name
+    elif not case.patch.endswith(b"\n"):
+        return NO_LAST_END
     elif git.tree is None:
-        if (
-            "garbage" not in git.why
-            and _files(mine.tree) == by_program(case, directory, *PATCH).tree
-        ):
+        if "dev/null: No such file" in git.why:
+            return NO_MODE
+        if same == by_program(case, directory, *PATCH).tree:
             return LIKE_PATCH
-        for words, name in _KINDER:
-            if words in git.why:
-                return name
     return f"? ours {mine.why or 'applied'}, git {git.why or 'applied'}"
 
 
+_UNNAMED = "refused: a header that stands for nothing, or for one side"
+_STRICTER = {
+    "the content of a binary file": "refused: a binary file is named without its content",
+    "goes on where it should end": "refused: more lines follow a hunk than it says",
+    "a hunk's first line is damaged": "refused: a hunk's first line is damaged",
+    "a header without a hunk": _UNNAMED,
+    "hunks are missing": _UNNAMED,
+    "does not name both files": _UNNAMED,
+    "does not name one file": _UNNAMED,
+    "without the name of a file": _UNNAMED,
+}
+"""What we say of a patch that git takes a part of, by the decision."""
+NO_MODE = "taken: `/dev/null` says that a file is new, its mode is missing"
+NO_LAST_END = "taken: the patch's last line has no end"
 LIKE_PATCH = "taken, as `patch` takes it"
-_STRICTER: list[tuple[str, str]] = []
-_KINDER: list[tuple[str, str]] = []
 
 
 def _files(plant: Plant) -> Plant:
-    return without_times(
-        {p: leaf for p, leaf in plant.items() if leaf.mode != 0o40755 and not _is_directory(leaf)}
-    )
+    files = {path: leaf for path, leaf in plant.items() if leaf.kind != Kind.DIRECTORY}
+    return without_times(files)
 
 
-def _is_directory(leaf: object) -> bool:
-    from engine.storage.nodes import Kind
-
-    return getattr(leaf, "kind", None) == Kind.DIRECTORY
-
-
-def differences(seeds: list[int]) -> dict[int, tuple[str, PatchCase]]:
+def differences(seeds: Iterable[int]) -> dict[int, tuple[str, PatchCase]]:
     """Returns what `difference` says of each case."""
     found = {}
     for seed in seeds:
@@ -115,7 +120,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the first case's")
     parser.add_argument("--show", action="store_true", help="write these patches")
     options = parser.parse_args()
-    found = differences(list(range(options.seed, options.seed + options.cases)))
+    found = differences(range(options.seed, options.seed + options.cases))
     for name, count in Counter(name for name, _ in found.values()).most_common():
         if not name.startswith("?"):
             print(f"{count:6,}  {name or 'the same'}")

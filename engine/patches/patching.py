@@ -343,7 +343,11 @@ def _patched(file: FilePatch, lines: list[bytes], fuzz: int) -> tuple[list[bytes
         places.setdefault(line, []).append(number)
     result: list[bytes] = []
     done = offset = moved = 0
+    last = -1
     for number, hunk in enumerate(file.hunks, 1):
+        if not hunk.old and hunk.old_start <= last:  # nothing else says where it belongs
+            raise PatchRefusedError(file.path, "it does not come after the hunk before it", number)
+        last = hunk.old_start
         expected = hunk.old_start - (1 if hunk.old else 0) + offset
         for less in range(fuzz + 1):
             head, tail = min(less, hunk.leading), min(less, hunk.trailing)

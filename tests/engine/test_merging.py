@@ -1,5 +1,6 @@
 """Merging of trees: its laws, what merging path by path gives, and what it costs."""
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -7,8 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import engine.merging.merge_moves
 import engine.trees.directory
-import engine.trees.renames
 from engine.errors import CorruptObjectError
 from engine.merging.conflicts import ConflictKind
 from engine.merging.merging import MergeResult, merge
@@ -17,6 +18,7 @@ from engine.storage.nodes import Entry, Kind, Totals
 from engine.trees.diffing import DiffTooLargeError
 from engine.trees.directory import directory_entry, directory_id, find, walk
 from engine.trees.links import number_groups
+from engine.trees.renames import pair_files
 from scripts.merge_cases import make_case
 from scripts.merges_main import differences
 from tests.engine.plants import EMPTY_DIRECTORY, Garden, Leaf, Plant, link
@@ -367,8 +369,8 @@ def test_a_mode_is_not_lost_where_the_other_side_made_a_link():
 
 
 def test_too_many_moved_files_are_told_of(monkeypatch):
-    monkeypatch.setattr(engine.trees.renames.pair_files, "__kwdefaults__",
-                        {**engine.trees.renames.pair_files.__kwdefaults__, "most_compared": 1})  # fmt: skip
+    few = partial(pair_files, most_compared=1)
+    monkeypatch.setattr(engine.merging.merge_moves, "pair_files", few)
     base = {b"d/%d" % n: Leaf(b"%d\n" % n + BODY) for n in range(2)}
     ours = {b"e/%d" % n: Leaf(b"%d\n" % n + BODY + b"more\n") for n in range(2)}
     theirs = {path: Leaf(b"top\n" + leaf.data) for path, leaf in base.items()}
@@ -385,6 +387,24 @@ def test_random_histories_merge_as_git_has_them():
     undecided = {seed: name for seed, name in found.items() if name.startswith("?")}
     assert undecided == {}, {s: make_case(s).log for s in undecided}
     assert sum(not name for name in found.values()) > 48
+
+
+def test_exchanging_the_sides_of_moved_directories():
+    for seed in range(20):
+        case = make_case(seed)
+        garden = Garden()
+        base, ours, theirs = map(garden.plant, (case.base, case.ours, case.theirs))
+        one, other = merged(garden, base, ours, theirs), merged(garden, base, theirs, ours)
+        assert [(c.path, c.kind, c.base, c.ours, c.theirs) for c in one.conflicts] == [
+            (c.path, c.kind, c.base, c.theirs, c.ours) for c in other.conflicts
+        ]
+        for favor, swapped in ((Favor.OURS, Favor.THEIRS), (Favor.THEIRS, Favor.OURS)):
+            one = merged(garden, base, ours, theirs, favor=favor)
+            other = merged(garden, base, theirs, ours, favor=swapped)
+            assert one.conflicts == other.conflicts == []
+            assert one.root is not None
+            assert other.root is not None
+            assert garden.harvest(one.root) == garden.harvest(other.root)
 
 
 # Attributes and links.

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import Repository, SnapshotId
-from fsdriver import calibration
+from engine.errors import NotFoundError
+from fsdriver import calibration, messages
 from fsdriver.calibration import calibrate
 from fsdriver.choosing import Attempt, Moves, keep, moves_of, plan, tree_size
 from fsdriver.cost_model import (
@@ -215,6 +216,16 @@ def test_costs_of_another_machine_do_not_count(records: RunRecords, tmp_path: Pa
 
 
 # For real.
+
+
+@pytest.mark.fuse
+def test_a_session_that_is_removed_meanwhile_is_named(own: Mount):
+    own.start()
+    with own.repository() as repository, Attempt(repository, "s", [LAZY]) as attempt:
+        attempt.prepare("true")
+        own.ask(messages.Remove("s"))
+        with pytest.raises(NotFoundError, match="no session is called 's'"):
+            attempt.start(["true"])
 
 
 @pytest.mark.fuse
