@@ -5,9 +5,31 @@ one sentence without a hint. Hints and exit codes belong to the command line, er
 driver: each keeps one table, and a test fails when a class has no row there.
 """
 
+_OF_THE_SYSTEM = ("errno", "strerror", "filename", "filename2")
+"""What an OSError keeps beside its fields."""
+
 
 class EngineError(Exception):
-    """Base of every error that the engine raises on purpose."""
+    """Base of every error that the engine raises on purpose.
+
+    Errors can be pickled and copied, with message, fields and notes: other processes report them.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Python's own way calls the class with the message, which is not what ours are made of.
+        system = {name: getattr(self, name, None) for name in _OF_THE_SYSTEM}
+        given = {name: value for name, value in system.items() if value is not None}
+        return _made_again, (type(self), self.args, vars(self) | given)
+
+
+def _made_again(
+    cls: type[EngineError], args: tuple[object, ...], facts: dict[str, object]
+) -> EngineError:
+    error = cls.__new__(cls)
+    error.args = args
+    for name, value in facts.items():
+        setattr(error, name, value)
+    return error
 
 
 class InvalidNameError(EngineError):

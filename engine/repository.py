@@ -28,6 +28,7 @@ from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotF
 from engine.git.git_export import GitExport, GitExportOptions, ToExport, export_git
 from engine.git.git_import import GitImport, GitImportOptions, import_git
 from engine.git.git_refs import known_ref
+from engine.host.forks import OfOneProcess
 from engine.host.leases import Lease, LeaseHeldError, acquire
 from engine.ids import SnapshotId, check_name, digest, is_full_id, is_id_prefix
 from engine.merging.snapshot_merging import MergeOptions, MergeReport, merge_snapshots
@@ -49,7 +50,7 @@ from engine.storage.nodes import Entry
 from engine.storage.objects import ChunkSink, NodeBuffer, Objects
 from engine.storage.owners import keep_owners, keeps_owners
 from engine.storage.snapshots import Snapshot, decode_snapshot, encode_snapshot, make_snapshot
-from engine.storage.store import Db, Reader, Store, Writer
+from engine.storage.store import Db, Reader, Store, StoreDamagedError, Writer
 from engine.trees.diffing import Change, diff
 from engine.trees.history import History, StoredLinks
 from engine.trees.insight import InsightDiff, InsightOptions, insight
@@ -63,8 +64,10 @@ from engine.upkeep.repairing import (
     drop_unneeded,
     from_directory,
     from_store,
+    restore_refs,
     wanted_of,
 )
+from engine.upkeep.salvaging import verify_pages
 from engine.upkeep.usage import Usage, measure
 from engine.upkeep.verifying import VerifyReport, verify
 from engine.workspaces.committing import CommitQueue
@@ -101,8 +104,11 @@ def _end(commits: CommitQueue, pins: Pins, pid: int) -> None:
             pins.close()
 
 
-class Repository:
-    """A store opened for use. One per store and process; safe in several threads."""
+class Repository(OfOneProcess):
+    """A store opened for use. One per store and process; safe in several threads.
+
+    A child of fork() opens its own: there everything but `close` raises ForkedError.
+    """
 
     def __init__(self, path: str, store: Store) -> None:
         self.path = path
@@ -117,16 +123,19 @@ class Repository:
         self._end = weakref.finalize(self, _end, self.commits, self.pins, os.getpid())
 
     @classmethod
-    def create(cls, path: str) -> "Repository":
+    def create(cls, path: str, *, trusted: bool = False) -> "Repository":
         """Makes an empty store at `path`. Raises StoreExistsError and what `open` raises."""
         path = os.path.abspath(path)
-        return cls(path, LmdbStore(path, create=True))
+        return cls(path, LmdbStore(path, create=True, trusted=trusted))
 
     @classmethod
-    def open(cls, path: str) -> "Repository":
-        """Opens the store at `path`. Raises a StoreError."""
+    def open(cls, path: str, *, trusted: bool = False) -> "Repository":
+        """Opens the store at `path`. Raises a StoreError, StrangeFileError.
+
+        One that belongs to another user is opened only if who can write there is `trusted`.
+        """
         path = os.path.abspath(path)
-        return cls(path, LmdbStore(path))
+        return cls(path, LmdbStore(path, trusted=trusted))
 
     def close(self) -> None:
         """Writes the commits that wait and closes the store. Raises StoreFullError."""
@@ -301,7 +310,7 @@ class Repository:
             if not writer.delete(Db.SNAPSHOTS, identifier):
                 raise NotFoundError("snapshot", identifier.hex())
 
-        self.store.write(change)
+        self.store.write(change, frees=True)
 
     def _sessions_in(self, reader: Reader) -> Iterator[Session]:
         for key, raw in reader.items(Db.SESSIONS):
@@ -336,7 +345,7 @@ class Repository:
             if not writer.delete(Db.REFS, name.encode("utf-8", "surrogateescape") or b"-"):
                 raise NotFoundError("ref", name)
 
-        self.store.write(change)
+        self.store.write(change, frees=True)
 
     # The large operations.
 
@@ -349,10 +358,13 @@ class Repository:
         parents: tuple[SnapshotId, ...] = (),
         metadata: dict[str, Any] | None = None,
         use_cache: bool = True,
+        set_id: bool = False,
         owners: bool | None = None,
         progress: Progress | None = None,
     ) -> ImportResult:
         """Imports a directory as a snapshot, with `owners` if the store keeps them or it is said.
+
+        Set-id bits stay on the user's own files; with `owners` or `set_id` on all.
 
         Without `parents`, the parent is what `ref` names, else the last import of the same
         directory. If the tree is that one's, no snapshot is made and its id is returned.
@@ -388,7 +400,7 @@ class Repository:
         with self.storing():
             (identifier, changed), root, report = import_directory(
                 self.store, self.objects, source, finish=finish, store_path=self.path,
-                use_cache=use_cache, owners=self._owners(owners), progress=progress,
+                use_cache=use_cache, set_id=set_id, owners=self._owners(owners), progress=progress,
             )  # fmt: skip
         return ImportResult(identifier, root, changed, report)
 
@@ -535,10 +547,13 @@ class Repository:
         message: str = "",
         parents: tuple[SnapshotId, ...] = (),
         metadata: dict[str, Any] | None = None,
+        set_id: bool = False,
         owners: bool | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> ImportResult:
         """Imports a tar archive from a stream, compressed or not, as a snapshot.
+
+        Set-id bits are kept with `set_id` only; see `engine.host.set_id`.
 
         Without `parents`, the parent is what `ref` names; if the tree is that one's, no snapshot
         is made. `progress` is told bytes of the archive. Raises ArchiveDamagedError,
@@ -546,7 +561,7 @@ class Repository:
         """
         return self._import_archive(
             lambda reader: reader.read(stream, progress), False, ref, message, parents, metadata,
-            self._owners(owners),
+            set_id, self._owners(owners),
         )  # fmt: skip
 
     def _import_archive(
@@ -557,6 +572,7 @@ class Repository:
         message: str,
         parents: tuple[SnapshotId, ...],
         metadata: dict[str, Any] | None,
+        set_id: bool,
         owners: bool,
     ) -> ImportResult:
         if ref is not None:
@@ -564,7 +580,7 @@ class Repository:
         self.commits.flush()
         with self.storing():
             sink, nodes = ChunkSink(self.store), NodeBuffer()
-            reader = TarReader(sink, nodes, layered=layered, owners=owners)
+            reader = TarReader(sink, nodes, layered=layered, set_id=set_id, owners=owners)
             read(reader)
             root = reader.draft.build(nodes)
             sink.flush()
@@ -590,6 +606,7 @@ class Repository:
         reader.report.files = root.totals.entries if root.totals else 0
         reader.report.new_bytes = sink.stored_bytes
         reader.report.lost_owners = reader.lost_owners()
+        reader.report.warnings = reader.warnings()
         return ImportResult(identifier, root, changed, reader.report)
 
     def import_oci(
@@ -601,6 +618,7 @@ class Repository:
         message: str = "",
         parents: tuple[SnapshotId, ...] = (),
         metadata: dict[str, Any] | None = None,
+        set_id: bool = False,
         owners: bool | None = None,
         progress: Progress | None = None,
     ) -> ImportResult:
@@ -613,7 +631,7 @@ class Repository:
             read_image(path, reader, image=image, progress=progress)
 
         return self._import_archive(
-            read, True, ref, message, parents, metadata, self._owners(owners)
+            read, True, ref, message, parents, metadata, set_id, self._owners(owners)
         )
 
     def layers_of(self, name: str) -> list[State]:
@@ -640,11 +658,13 @@ class Repository:
         *,
         image: str = "latest",
         architecture: str = "amd64",
+        set_id: bool = False,
         progress: Progress | None = None,
     ) -> OciReport:
         """Makes an OCI layout at `target`: a layer for each state of `layers`, and for `root`.
 
-        States that equal the one before make no layer. See `oci_writing`.
+        States that equal the one before make no layer; set-id bits are written with `set_id` only.
+        See `oci_writing`.
         """
         states: list[State] = []
         for label, state in [*layers, ("session" if layers else "snapshot", root)]:
@@ -652,22 +672,24 @@ class Repository:
                 states.append((label, state))
         return write_image(
             self.objects, states, target,
-            image=image, architecture=architecture, progress=progress,
+            image=image, architecture=architecture, set_id=set_id, progress=progress,
         )  # fmt: skip
 
     def export_tar(
-        self, root: Entry, out: IO[bytes], *, progress: Progress | None = None
-    ) -> TarReport:
+        self, root: Entry, out: IO[bytes], *, set_id: bool = False,
+        progress: Progress | None = None,
+    ) -> TarReport:  # fmt: skip
         """Writes a tree as a tar archive, uncompressed; the same bytes for the same tree.
 
-        With other processes where that is faster; see `tar_crew`.
+        Set-id bits are written with `set_id` only, for the archive gives every file to root. With
+        other processes where that is faster; see `tar_crew`.
         """
         if workers := workers_for(root):
             with Crew(self.path, workers) as crew:
-                return write_tree(self.objects, root, out, crew, progress=progress)
+                return write_tree(self.objects, root, out, crew, set_id=set_id, progress=progress)
         total = root.totals.entries + 1 if root.totals else None
         members = everything(self.objects, root)
-        return write_tar(self.objects, members, out, total=total, progress=progress)
+        return write_tar(self.objects, members, out, total=total, set_id=set_id, progress=progress)
 
     def create_bundle(
         self,
@@ -702,6 +724,7 @@ class Repository:
         *,
         take_refs: bool = True,
         move_refs: bool = False,
+        set_id: bool = False,
         progress: Progress | None = None,
     ) -> ApplyReport:
         """Takes in what a bundle carries, all or nothing visible; see `bundle_applying`."""
@@ -709,17 +732,18 @@ class Repository:
         with self.storing():
             return apply_bundle(
                 self.store, self.objects, stream,
-                take_refs=take_refs, move_refs=move_refs, progress=progress,
+                take_refs=take_refs, move_refs=move_refs, set_id=set_id, progress=progress,
             )  # fmt: skip
 
     def collect(self, *, dry_run: bool = False, progress: Progress | None = None) -> CollectReport:
         """Removes what nothing refers to, in batches, while others store and commit.
 
-        Raises LeaseHeldError while another collection runs, CorruptObjectError when the store
-        is damaged. Where somebody stores objects for longer than GC_WAIT, it ends early, and
-        the report says so.
+        Raises LeaseHeldError while another collection runs, CorruptObjectError or
+        StoreDamagedError when the store is damaged. Where somebody stores objects for longer
+        than GC_WAIT, it ends early, and the report says so.
         """
         what = "collecting garbage"
+        self._check_frame()
         self.commits.flush()
         self.pins.tidy()
         if not dry_run:
@@ -744,7 +768,7 @@ class Repository:
                 report.ended_early = f"somebody has been storing objects for {GC_WAIT:.0f} seconds"
             else:
                 stamp = str(time.time_ns()).encode()
-                self.store.write(lambda writer: writer.put(Db.META, COLLECTED, stamp))
+                self.store.write(lambda writer: writer.put(Db.META, COLLECTED, stamp), frees=True)
         return report
 
     def object_named(self, name: str) -> Target:
@@ -803,30 +827,49 @@ class Repository:
         """Makes the store's file as small as what is in it, and so gives room back to the disk.
 
         Raises CompactionRefusedError while another process has the store open for longer than
-        `wait` seconds, StoreFullError without room for a copy, LeaseHeldError.
+        `wait` seconds, StoreFullError without room for a copy, LeaseHeldError, StoreDamagedError.
         """
+        self._check_frame()
         before = self.store.statistics()
         with acquire(self.path, "gc", what="compacting"):
             self.store.compact(wait)
         return CompactReport(before.file_bytes, self.store.statistics().file_bytes)
 
-    def verify(self, progress: Progress | None = None) -> VerifyReport:
-        """Checks every object."""
-        self.commits.flush()
-        return verify(self.store, progress)
+    def _check_frame(self) -> None:
+        """Raises StoreDamagedError if LMDB should not be let loose on all of the file."""
+        flaws = self.store.flaws()
+        if flaws:
+            raise StoreDamagedError(self.path, flaws[0])
 
-    def repair(self, source: str | None = None, progress: Progress | None = None) -> RepairReport:
+    def verify(self, progress: Progress | None = None) -> VerifyReport:
+        """Checks the frame of the store's file, and every object."""
+        self.commits.flush()
+        flaws = self.store.flaws()
+        return verify_pages(self.path, flaws, progress) if flaws else verify(self.store, progress)
+
+    def repair(
+        self,
+        source: str | None = None,
+        progress: Progress | None = None,
+        *,
+        trusted: bool = False,
+    ) -> RepairReport:
         """Puts right what can be: from another store, or a directory that holds the bytes.
 
         Damaged objects that no tree needs are removed, and rows of the stat cache that lead to
-        nothing whole. The report says what is damaged afterwards. Raises LeaseHeldError during a
-        collection, and what opening or reading the source raises.
+        nothing whole. The report says what is damaged afterwards. `trusted` is said of a store
+        that is the source, as in `open`. Raises LeaseHeldError during a collection,
+        StoreDamagedError if the file's own frame is damaged (`repair_store` can mend that), and
+        what opening or reading the source raises.
         """
+        self._check_frame()
         what = "repairing"
         with acquire(self.path, "gc", what=what), ExitStack() as stack:
             take: Source | None = None
+            other: Store | None = None
             if source is not None and os.path.isdir(os.path.join(source, "db")):
-                other = stack.enter_context(closing(LmdbStore(os.path.abspath(source))))
+                opened = LmdbStore(os.path.abspath(source), trusted=trusted)
+                other = stack.enter_context(closing(opened))
                 take = from_store(self.store, other)
             elif source is not None:
                 take = from_directory(self.store, self.objects, source, self.path, progress)
@@ -840,6 +883,9 @@ class Repository:
                     break
                 self.objects.shed()
                 repaired += taken
+                report = self.verify(progress)
+            if other is not None and (found := restore_refs(self.store, other)):
+                repaired += found
                 report = self.verify(progress)
             if any(not damage.where for damage in report.damage):
                 with acquire(self.path, "objects", wait=GC_WAIT, what=what):

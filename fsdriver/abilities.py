@@ -11,3 +11,5 @@ class Abilities:
     """It needs no OPENDIR, and caches listings then."""
     no_open: bool = False
     """It needs no OPEN: files live by its lookups."""
+    largest: int = 1 << 20
+    """The most bytes that one WRITE brings."""

@@ -1,7 +1,7 @@
 """The channel to the kernel: the one module that owns the connections of a mount.
 
 It holds the open /dev/fuse and gives pyfuse3 one end of a SOCK_SEQPACKET pair as `/dev/fd/N`,
-so that one message stays one message. Between the two it does five things, and knows no
+so that one message stays one message. Between the two it does six things, and knows no
 rule about trees:
 
 - it joins two mounts to one pyfuse3. What is immutable is mounted a second time inside of the
@@ -18,6 +18,8 @@ rule about trees:
 - in place of a file handle it puts the inode's number: pyfuse3 passes only the handle on, and a
   kernel that does not send OPEN has none. The handle's first bit says whether set-user-ID and
   set-group-ID bits are to go, which the kernel then does not ask for beforehand;
+- what pyfuse3 has no handlers for and a filesystem should do, `ranges` does: FALLOCATE, LSEEK and
+  COPY_FILE_RANGE, each in a task of its own;
 - notifications it sends itself, from a thread: one may wait for a request to be answered.
 
 All of it happens where pyfuse3 waits for a request: it takes a request from the device and puts it
@@ -46,9 +48,18 @@ import trio
 from engine import InodeNo
 from fsdriver import protocol
 from fsdriver.abilities import Abilities
-from fsdriver.device import MountRefusedError, mount
+from fsdriver.device import Access, MountRefusedError, mount, mount_part
+from fsdriver.errand import Errand
 from fsdriver.guard import Guard
-from fsdriver.mountpoint import UnmountError, mounts, unmount
+from fsdriver.mountpoint import (
+    UnmountError,
+    check_unmounted,
+    mounts,
+    parts_in,
+    unmount,
+    unmount_command,
+)
+from fsdriver.ranges import Ranges
 from fsdriver.seat import Seat
 
 log = structlog.get_logger("channel")
@@ -61,14 +72,16 @@ _INIT_ADD = (
     | protocol.MAX_PAGES
     | protocol.HANDLE_KILLPRIV_V2
 )
-_INIT_CLEAR = protocol.ATOMIC_O_TRUNC | protocol.AUTO_INVAL_DATA
+_INIT_CLEAR = protocol.ATOMIC_O_TRUNC | protocol.AUTO_INVAL_DATA | protocol.ASYNC_DIO
 """Truncation comes as SETATTR: in an OPEN that nobody sends, it would be lost. Pages stay when the
-time of a change turns out to be another than the kernel thought: it was the kernel's own."""
+time of a change turns out to be another than the kernel thought: it was the kernel's own. After a
+write past the page cache the kernel drops the pages that a reader has filled meanwhile, but not
+if it lets an asynchronous one end by itself: then old bytes would stay."""
 
 _ANSWERED_HERE = frozenset(
     {
         protocol.OPEN, protocol.RELEASE, protocol.IOCTL, protocol.GETXATTR, protocol.INIT,
-        protocol.INTERRUPT,
+        protocol.INTERRUPT, *protocol.ABOUT_RANGES,
     }
 )  # fmt: skip
 
@@ -87,6 +100,12 @@ To be woken takes as long: who asks in a loop is answered in two thirds of the t
 """
 
 _PAGE = 4096
+
+_NOTICE_SECONDS = 10.0
+"""How long a notification may wait in the kernel; its thread is left there then."""
+
+_ATTRIBUTES_ONLY = struct.pack("=qq", -1, 0)
+"""The range of a notification that is about no page: a negative offset."""
 
 
 class Part(NamedTuple):
@@ -138,7 +157,7 @@ class Channel:
         mountpoint: str,
         *,
         source: str,
-        allow_other: bool,
+        access: Access,
         plain: bool = False,
         part: Part | None = None,
     ) -> None:
@@ -148,16 +167,17 @@ class Channel:
         """
         self.abilities = abilities
         self._counts = [0] * 256
-        self._mountpoint, self._source, self._allow_other = mountpoint, source, allow_other
+        self._mountpoint, self._source, self._access = mountpoint, source, access
         self._plain = plain
+        self.ranges: Ranges | None = None
         self._wanted = None if plain else part
         self._part: _Connection | None = None
         if plain:
-            self._start(operations, mountpoint, _options(source, allow_other))
+            self._start(operations, mountpoint, _options(source, access))
             return
         self._agreed = trio.Event()
         self._connections: list[_Connection] = []
-        self._reading = self._stopping = self._unmounting = False
+        self._reading = self._stopping = self._unmounting = self._gone = False
         self._readers = trio.lowlevel.ParkingLot()
         self._turns = self._slept = 0
         self._in_a_loop = False
@@ -167,7 +187,8 @@ class Channel:
         """A request that comes after what was forgotten, and is still in its inbox."""
         self._guard = Guard()
         try:
-            self._whole = self._connect(mountpoint, _ROOT)
+            device = mount(mountpoint, source=source, access=access)
+            self._whole = self._connection(device, mountpoint, _ROOT)
         except BaseException:
             self._guard.close()
             raise
@@ -179,16 +200,13 @@ class Channel:
             self._bound_messages()
             self.seat = Seat(self._theirs.fileno())
             self._events = select.epoll()
-            self._start(operations, f"/dev/fd/{self._theirs.fileno()}", _options(source, False))
+            self._start(operations, f"/dev/fd/{self._theirs.fileno()}", _options(source, Access()))
         except BaseException:
             self._give_up()
             raise
 
-    def _connect(self, where: str, root: int) -> _Connection:
-        """Mounts the whole, or a part of it. Raises MountRefusedError, or OSError."""
-        device = mount(
-            where, source=self._source, allow_other=self._allow_other, part=root != _ROOT
-        )
+    def _connection(self, device: int, where: str, root: int) -> _Connection:
+        """Takes what was mounted, the whole or a part of it. Raises OSError."""
         try:
             return _Connection(device, where, root, self._guard)
         except BaseException:
@@ -225,6 +243,7 @@ class Channel:
             await pyfuse3.main(min_tasks=2, max_tasks=99)
             return
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             self._listen(self._whole)
             nursery.start_soon(self._complete, ready)
             nursery.start_soon(self._keep_guard)
@@ -233,28 +252,32 @@ class Channel:
                 await pyfuse3.main(min_tasks=2, max_tasks=99)
             finally:
                 pyfuse3.trio = trio  # type: ignore[attr-defined]  # likewise
+                # Before a task is waited for that may wait for the mount.
+                self._give_up()
+                self.seat.put(-1, answered=False)
             nursery.cancel_scope.cancel()
 
     async def _complete(self, ready: Callable[[], None]) -> None:
         """Mounts the part once the whole is served."""
         await self._agreed.wait()
-        await trio.to_thread.run_sync(self._mount_part)
+        await self._mount_part()
         ready()
 
-    def _mount_part(self) -> None:
-        """Mounts the part if it can be; else the whole shows it. May be called from a thread."""
+    async def _mount_part(self) -> None:
+        """Mounts the part if it can be; else the whole shows it."""
         wanted = self._wanted
         if wanted is None:
             return
         where = os.path.join(self._mountpoint, wanted.name)
         wanted.elsewhere(True)
         try:
-            self._part = self._connect(where, wanted.root)
+            device = await mount_part(where, source=self._source, access=self._access)
+            self._part = self._connection(device, where, wanted.root)
         except (MountRefusedError, OSError) as error:
             log.info("one mount for all", error=str(error))
             wanted.elsewhere(False)
             self._wanted = None
-            self._whole.notify(protocol.INVAL_ENTRY, _ROOT, _name(os.fsencode(wanted.name)))
+            await self.forget_entry(InodeNo(_ROOT), os.fsencode(wanted.name))
             return
         self._listen(self._part)
         self.abilities.no_open = bool(self._kernel_flags & protocol.NO_OPEN_SUPPORT)
@@ -271,14 +294,17 @@ class Channel:
         """Makes `serve` return; the mount stays until `close`."""
         pyfuse3.terminate()
 
-    def unmount(self) -> None:
-        """Ends the mount unless it is busy (UnmountError); `serve` returns then. From a thread."""
+    async def unmount(self) -> None:
+        """Ends the mount unless it is busy (UnmountError); `serve` returns then."""
         part, self._unmounting = self._part, True
         try:
-            unmount(self._mountpoint)
+            for where in (*parts_in(self._mountpoint), self._mountpoint):
+                with Errand(unmount_command(where)) as errand:
+                    await trio.lowlevel.wait_readable(errand.fileno())
+                    check_unmounted(where, *errand.done())
         except UnmountError:
             if part is not None and not any(mount.path == part.mountpoint for mount in mounts()):
-                self._mount_part()
+                await self._mount_part()
             raise
         finally:
             self._unmounting = False
@@ -291,23 +317,46 @@ class Channel:
         pyfuse3.close(unmount=True)
         if not self._plain:
             self._events.close()
+            for connection in {*self._connections, self._whole}:
+                os.close(connection.device)
             self._ours.close()
             with contextlib.suppress(OSError):  # pyfuse3 has closed it
                 os.close(self._theirs.detach())
 
     def _give_up(self) -> None:
-        with contextlib.suppress(UnmountError):  # it was unmounted already
-            unmount(self._mountpoint, lazy=True)  # and what is mounted inside
+        """Lets whoever waits for the mount fail, and unmounts even a busy one; again is harmless.
+
+        Nothing here waits for the mount: from now on the guard refuses what comes, and without a
+        guard the kernel, for nobody has the devices open. Their numbers stay ours, because a
+        thread may be about to write to one.
+        """
+        if self._gone:
+            return
+        self._gone = True
+        self._guard.close()
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for connection in {*self._connections, self._whole}:
-            os.close(connection.device)
-        self._guard.close()  # which has them, too
+            os.dup2(nothing, connection.device, inheritable=False)
+        os.close(nothing)
+        here = [mount for mount in mounts() if mount.path == self._mountpoint]
+        if here and here[-1].source == self._source:  # else it was unmounted already
+            try:
+                unmount(self._mountpoint, lazy=True)  # and what is mounted inside
+            except UnmountError as error:
+                log.error("the mount was left", error=str(error))
 
     async def _keep_guard(self) -> None:
         """Starts another guard when somebody has ended it, but not again and again."""
         for _ in range(_GUARDS):
             await trio.lowlevel.wait_readable(self._guard.fileno())
             log.warning("the guard has ended, and another one begins")
-            self._guard.start()
+            try:
+                self._guard.start()
+            except OSError as error:
+                log.error("there is no guard any more", error=str(error))
+                return
+        await trio.lowlevel.wait_readable(self._guard.fileno())
+        log.error("the guard has ended too often: killed, the daemon may leave programs waiting")
 
     # From the kernel.
 
@@ -422,6 +471,10 @@ class Channel:
                 flags = protocol.HALF.unpack_from(message, protocol.WRITE_FLAGS_AT)[0]
                 if flags & protocol.WRITE_KILL_SUIDGID:
                     handle |= protocol.KILL_SUIDGID
+            elif opcode == protocol.READ:
+                flags = protocol.HALF.unpack_from(message, protocol.READ_FLAGS_AT)[0]
+                if flags & os.O_NOATIME:
+                    handle |= protocol.UNSEEN
             protocol.WORD.pack_into(message, protocol.BODY_AT, handle)
         elif opcode == protocol.SETATTR:
             valid = protocol.HALF.unpack_from(message, protocol.BODY_AT)[0]
@@ -465,6 +518,11 @@ class Channel:
             if protocol.is_served(message[at:]):
                 return False
             self._answer(connection, unique, -errno.ENODATA)
+        elif opcode in protocol.ABOUT_RANGES:
+            if self.ranges is None:
+                return False  # libfuse answers that it has none
+            self._in_a_loop = False  # the task begins when nobody is waited for
+            self._nursery.start_soon(self._serve_ranges, connection, bytes(message))
         elif connection is not self._whole:  # INIT: as the whole's was answered
             reply = bytearray(self._init_reply)
             protocol.WORD.pack_into(reply, protocol.UNIQUE_AT, unique)
@@ -477,6 +535,17 @@ class Channel:
 
     def _answer(self, connection: _Connection, unique: int, error: int) -> None:
         connection.write(protocol.OUT.pack(protocol.OUT.size, error, unique))
+
+    async def _serve_ranges(self, connection: _Connection, message: bytes) -> None:
+        assert self.ranges is not None
+        _, opcode, unique, node, uid, *_ = protocol.IN.unpack_from(message)
+        try:
+            reply = await self.ranges.answer(opcode, node, uid, message[protocol.BODY_AT :])
+        except OSError as error:
+            self._answer(connection, unique, -(error.errno or errno.EIO))
+        else:
+            size = protocol.OUT.size + len(reply)
+            connection.write(protocol.OUT.pack(size, 0, unique) + reply)
 
     # To the kernel.
 
@@ -502,6 +571,7 @@ class Channel:
         fields[6] = min(fields[6], self._largest)
         fields[8] = self._largest // _PAGE if flags & protocol.MAX_PAGES else 0
         protocol.INIT_OUT.pack_into(message, protocol.OUT.size, *fields)
+        self.abilities.largest = fields[6]
         self._init_reply = bytes(message)
         self.abilities.no_opendir = bool(flags & protocol.NO_OPENDIR_SUPPORT)
         log.info(
@@ -524,6 +594,24 @@ class Channel:
             await _quietly(pyfuse3.invalidate_inode, ino)
             return
         await _quietly(self._notify, protocol.INVAL_INODE, ino, struct.pack("=qq", 0, 0))
+
+    def attributes_changed(self, ino: int) -> None:
+        """Makes the kernel ask for a session's inode's attributes again, at once.
+
+        May be called while a request is answered: no page is touched, so nothing is waited for.
+        """
+        if self._plain:
+            with contextlib.suppress(OSError):
+                pyfuse3.invalidate_inode(ino, attr_only=True)
+            return
+        self._whole.notify(protocol.INVAL_INODE, ino, _ATTRIBUTES_ONLY)
+
+    def write_back(self, ino: int, offset: int, length: int) -> None:
+        """Makes the kernel write what it has of a session's file, and drop it.
+
+        Not from the serving thread, which answers those writes.
+        """
+        self._whole.notify(protocol.INVAL_INODE, ino, struct.pack("=qq", offset, length))
 
     def give(self, ino: int, offset: int, data: Sequence[bytes | memoryview]) -> None:
         """Puts bytes of a file into the kernel's page cache. Not from the serving thread.
@@ -591,16 +679,20 @@ async def _quietly(function: Callable[..., None], *arguments: object) -> None:
         with contextlib.suppress(OSError):
             function(*arguments)
 
-    await trio.to_thread.run_sync(notify)
+    with trio.move_on_after(_NOTICE_SECONDS) as patience:
+        # The thread may be left: in the kernel it can wait for a request that we answer.
+        await trio.to_thread.run_sync(notify, abandon_on_cancel=True)
+    if patience.cancelled_caught:
+        log.warning("the kernel takes no notice", seconds=_NOTICE_SECONDS)
 
 
-def _options(source: str, allow_other: bool) -> set[str]:
+def _options(source: str, access: Access) -> set[str]:
     options = set(pyfuse3.default_options)
     name = os.fsencode(source).decode("ascii", "backslashreplace")
     name = name.replace("\\", "\\\\").replace(",", "\\,")
     options |= {f"fsname={name}", "subtype=amalgamfs"}
-    if os.geteuid() == 0:
-        options |= {"dev", "suid"}
-    if allow_other:
+    # libfuse, as root, mounts with neither unless it is asked.
+    options |= {"suid" if access.suid else "nosuid", "dev" if access.dev else "nodev"}
+    if access.allow_other:
         options.add("allow_other")
     return options

@@ -3,12 +3,16 @@
 `plan` estimates each mode by `cost_model` from
 earlier runs of the same command (`run_records`) and the machine's costs (`calibration`). An
 `Attempt` takes the first mode that is possible, and tells afterwards what the run took and did.
+
+The kernel's overlayfs refuses to rename a directory of the base (EXDEV), which the other modes do.
+So a plan has `overlay` only for a command that was seen to rename none: see `Moves`.
 """
 
 import contextlib
 import errno
 import time
 from collections.abc import Iterable, Sequence
+from enum import Enum
 from itertools import islice
 
 import msgspec
@@ -26,6 +30,7 @@ from fsdriver.cost_model import (
     FULL,
     LAZY,
     MODES,
+    OVERLAY,
     Costs,
     Estimate,
     Outcome,
@@ -34,16 +39,37 @@ from fsdriver.cost_model import (
     estimate,
 )
 from fsdriver.launch import LaunchError
-from fsdriver.run_records import RunRecord, RunRecords, key_of, shown
+from fsdriver.run_records import ENOUGH, RunRecord, RunRecords, key_of, shown
 from fsdriver.running import Ended, ModeRefusedError, Place, Run, find_place, mounted
 
 GENERATIONS = 1000
 """How many ancestors of a tree count as the same tree for the runs of a command."""
 
-_GIVEN = "given"
+_GIVEN, _MOVED = "given", "moved"
 _ASKING = ("LOOKUP", "READ", "READDIR", "READDIRPLUS", "READLINK", _GIVEN)
 _MAKING = ("CREATE", "MKDIR", "MKNOD", "SYMLINK", "LINK")
 _REMOVING = ("UNLINK", "RMDIR")
+
+
+class Moves(Enum):
+    """Whether a command renames directories of its base, as its runs in the mount have shown."""
+
+    NONE = "none"
+    """A run that ended with exit code 0 renamed none, and no run renamed any."""
+    SOME = "some"
+    UNKNOWN = "unknown"
+    """No run in the mount has ended with exit code 0, and none has renamed any."""
+
+
+def moves_of(runs: Iterable[RunRecord]) -> Moves:
+    """Returns what runs of one command say about its renames of directories."""
+    seen = Moves.UNKNOWN
+    for run in runs:
+        if run.outcome.moved:
+            return Moves.SOME
+        if run.outcome.moved == 0 and run.exit_code == 0:
+            seen = Moves.NONE
+    return seen
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -54,11 +80,18 @@ class Plan(msgspec.Struct, frozen=True):
     costs: Costs
     tree: Tree
     mounted: bool
+    moves: Moves = Moves.NONE
 
     @property
     def modes(self) -> list[str]:
-        """The modes in the order in which they are to be tried."""
-        return [each.mode for each in self.estimates]
+        """The modes in the order in which they are to be tried.
+
+        Without `overlay` if the command may rename a directory of the base.
+        """
+        found = [each.mode for each in self.estimates]
+        if self.moves is not Moves.NONE and len(found) > 1:
+            found = [mode for mode in found if mode != OVERLAY]
+        return found
 
 
 def tree_size(root: Entry) -> Tree:
@@ -81,13 +114,14 @@ def plan(
     """
     records = RunRecords(repository.path)
     ancestors = repository.history().ancestors(base)
-    earlier = records.like(command, islice(ancestors, GENERATIONS))
+    same = records.like(command, islice(ancestors, GENERATIONS))
+    earlier = same[-ENOUGH:]
     costs, tree = records.costs(), tree_size(root)
     estimates = estimate(
         costs, tree, [each.outcome for each in earlier],
         mount="" if place is None else place.name or "new", modes=modes,
     )  # fmt: skip
-    return Plan(estimates, earlier, costs, tree, place is not None)
+    return Plan(estimates, earlier, costs, tree, place is not None, moves_of(same))
 
 
 class Attempt:
@@ -178,7 +212,10 @@ class Attempt:
         mask: Sequence[int] | None = None,
         inherit: Sequence[int] = (),
     ) -> Run:
-        """Starts the command, in another mode should it turn out to be refused."""
+        """Starts the command, in another mode should it turn out to be refused.
+
+        Raises NotFoundError if the session was removed meanwhile.
+        """
         while True:
             if self._run is None:
                 self.prepare(command[0])
@@ -186,6 +223,9 @@ class Attempt:
             try:
                 run.start(command, below=below, mask=mask, inherit=inherit)
                 return run
+            except FileNotFoundError:
+                self._repository.sessions.get(self._session)  # raises if it was removed meanwhile
+                raise
             except ModeRefusedError as error:
                 self._run = None
                 run.close()
@@ -222,7 +262,12 @@ class Attempt:
         except DaemonLostError:
             return {}
         assert isinstance(reply, messages.Statistics)
-        return {**reply.groups["messages"], _GIVEN: reply.groups["ahead"].get("given", 0)}
+        uid = self._repository.sessions.get(self._session).uid
+        return {
+            **reply.groups["messages"],
+            _GIVEN: reply.groups["ahead"].get("given", 0),
+            _MOVED: reply.groups["moved"].get(uid, 0),
+        }
 
     def outcome(self) -> Outcome:
         """Returns what the run took and did, once it is closed. Raises OSError."""
@@ -239,6 +284,7 @@ class Attempt:
             mode=run.mode, seconds=self.seconds, tree=tree_size(session.root),
             work=self._work(run, done), mount=place.name if place is not None else "",
             fresh=place is not None and not place.name,
+            moved=self._came([_MOVED]) if run.mode == LAZY and self._after else None,
         )  # fmt: skip
 
     def _work(self, run: Run, done: UpperWork) -> Work:

@@ -1,7 +1,9 @@
 """The command line's end of the control socket. Blocks; imports neither trio nor pyfuse3."""
 
+import errno
 import os
 import socket
+import stat
 import struct
 from types import TracebackType
 
@@ -44,6 +46,7 @@ class Client:
         try:
             _connect_patiently(self._socket, path)
             self._socket.settimeout(timeout)
+            self.pid = self.pid or _peer(self._socket)
         except OSError as error:
             self._socket.close()
             raise DaemonLostError(pid, str(error)) from error
@@ -80,6 +83,13 @@ class Client:
         self.close()
 
 
+def _peer(sock: socket.socket) -> int:
+    """Returns the process at the other end."""
+    pid: int
+    pid, _, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid
+
+
 def find_daemon(store_path: str, timeout: float | None = None) -> Client | None:
     """Returns a connection to the daemon that has the store mounted, or None if none has.
 
@@ -88,7 +98,8 @@ def find_daemon(store_path: str, timeout: float | None = None) -> Client | None:
     if not is_held(store_path, "mount"):
         return None
     facts = holder_of(store_path, "mount")
-    return Client(str(facts.get("socket", "")), int(facts.get("pid", 0)), timeout)
+    # Not where the lease says, which whoever can write to the store could have lead anywhere.
+    return Client(socket_path(store_path), int(facts.get("pid", 0)), timeout)
 
 
 def socket_path(store_path: str) -> str:
@@ -97,10 +108,16 @@ def socket_path(store_path: str) -> str:
 
 
 def connect(sock: socket.socket, path: str) -> None:
-    """Connects to a Unix socket whose path may be longer than the 107 bytes that fit."""
+    """Connects to a Unix socket whose path may be longer than the 107 bytes that fit.
+
+    Raises OSError, also for a symbolic link that leads to a socket.
+    """
     folder = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    name = os.path.basename(path)
     try:
-        sock.connect(f"/proc/self/fd/{folder}/{os.path.basename(path)}")
+        if stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        sock.connect(f"/proc/self/fd/{folder}/{name}")
     finally:
         os.close(folder)
 

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     if number is not None:
         ctypes.CDLL(None).syscall(number, 1, 0, _IDLE)  # fails without harm
     try:
-        with Repository.open(argv[0]) as repository:
+        with Repository.open(argv[0], trusted=True) as repository:
             report = repository.collect()
     except (EngineError, OSError) as error:
         sys.stdout.write(json.dumps({"kind": type(error).__name__, "message": str(error)}))

@@ -124,7 +124,8 @@ class Control:
         return msgspec.structs.replace(self._facts, sessions=sorted(self._vfs.live))
 
     async def _statistics(self, request: messages.GetStatistics) -> messages.AnyReply:
-        return messages.Statistics(self._groups(), self._operations.timings)
+        groups = {**self._groups(), "moved": self._vfs.moved()}
+        return messages.Statistics(groups, self._operations.timings)
 
     def _groups(self) -> dict[str, dict[str, int]]:
         vfs, timings = self._vfs, self._operations.timings
@@ -167,7 +168,8 @@ class Control:
                     await trio.to_thread.run_sync(freeze.build_ahead)
                     if freeze.is_ahead():
                         break
-                yield live, freeze
+                await self._operations.writes.wait_until_whole()
+                yield live, freeze  # and until it is frozen, no other task gets a turn
             finally:
                 live.overlay.changed = None
                 storing.__exit__(None, None, None)
@@ -181,9 +183,13 @@ class Control:
             )
             await trio.to_thread.run_sync(live.held.clean)
         return messages.Committed(
-            report.snapshot.hex(), report.changed, report.new_bytes, list(report.warnings),
+            report.snapshot.hex(),
+            report.changed,
+            report.new_bytes,
+            list(report.warnings),
             report.lost_owners,
-        )  # fmt: skip
+            report.lost,
+        )
 
     async def _fork(self, request: messages.Fork) -> messages.AnyReply:
         check_name("session", request.name)
@@ -278,12 +284,18 @@ class Control:
         for name in self._vfs.removed_snapshots():
             await self._channel.forget_entry(SNAPSHOTS, name)
 
-    async def watch(self, seconds: float, pressure: Pressure) -> None:
-        """Looks every so often whether somebody else has changed the store, or memory is short."""
+    async def watch(
+        self, seconds: float, pressure: Pressure, check_log: Callable[[], None]
+    ) -> None:
+        """Looks every so often whether somebody else has changed the store, or memory is short.
+
+        And whether there is something to do about the log.
+        """
         store = self._vfs.repository.store
         last = store.transaction_id()
         while True:
             await trio.sleep(seconds)
+            check_log()
             if pressure.is_high():
                 await self._shed(messages.Shed())
             elif self._vfs.shrink():
@@ -312,7 +324,7 @@ class Control:
         """
         for session in self._vfs.lent:
             self._vfs.check_not_lent(session)
-        await trio.to_thread.run_sync(self._channel.unmount)
+        await self._channel.unmount()
         self._channel.stop()
         return messages.Done()
 

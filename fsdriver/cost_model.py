@@ -101,7 +101,8 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What a run in a mode took, in seconds from its first step to its last, and did.
 
     `mount` names the mount in which it ran, empty for a checkout; `fresh` tells whether that was
-    made for it.
+    made for it. `moved` is how often it renamed a directory that its tree had from the start, None
+    where nobody could see that: overlayfs refuses it, and a checkout is not watched.
     """
 
     mode: str
@@ -110,6 +111,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     work: Work
     mount: str = ""
     fresh: bool = False
+    moved: int | None = None
 
 
 class Estimate(msgspec.Struct, frozen=True):

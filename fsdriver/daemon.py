@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import structlog
 import trio
@@ -24,18 +24,24 @@ from engine import EngineError, Repository
 from engine.host.leases import acquire
 from engine.mounted.vfs import SNAPSHOTS, Vfs
 from engine.storage.nodes import Owner
+from fsdriver.apart import keep_apart
 from fsdriver.channel import Channel, Part
 from fsdriver.client import socket_path
 from fsdriver.control import Control, listen
+from fsdriver.device import Access
 from fsdriver.housekeeping import LOOK_SECONDS, Housekeeping, Schedule
 from fsdriver.launch import default_log
+from fsdriver.logs import Logging
 from fsdriver.messages import Status
 from fsdriver.operations import Operations
 from fsdriver.own_directory import remove_own_directory
 from fsdriver.pressure import Pressure, sources
+from fsdriver.ranges import Ranges
 from fsdriver.readahead import ReadAhead
 
 WATCH_SECONDS = 1.0
+AGAIN_SECONDS = 10.0
+"""How long what looks after the mount pauses after a failure, of the store or the system."""
 SWITCH_SECONDS = 0.0005
 """How long a request may have to wait for a thread to give the interpreter up."""
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -48,20 +54,27 @@ log = structlog.get_logger("daemon")
 def main(argv: list[str]) -> int:
     """Runs a daemon in this process; returns its exit status."""
     options = _parser().parse_args(argv)
-    _prepare_process()
+    options.store = os.path.abspath(options.store)
+    options.mountpoint = os.path.realpath(options.mountpoint)
+    _prepare_process(options.mountpoint)
+    logging = Logging(options.log, options.store)
     try:
         with _mounted(options) as (vfs, channel, control, listener):
 
             def ready() -> None:
-                _tell(options.ready_fd, {"pid": os.getpid()})
                 log.info("mounted", mountpoint=options.mountpoint, store=options.store)
+                if not _tell(options.ready_fd, {"pid": os.getpid()}):
+                    log.info("ending", reason="whoever started it is gone")
+                    channel.stop()
 
             house = Housekeeping(
                 vfs.repository,
                 Schedule(options.gc_every, options.gc_below, options.gc_look),
                 control.requests,
             )
-            trio.run(_serve, channel, control, house, listener, ready, options.life_fd)
+            trio.run(
+                _serve, channel, control, house, listener, ready, options.life_fd, logging.check
+            )
             del vfs
         if options.life_fd >= 0:
             remove_own_directory(options.mountpoint)
@@ -70,6 +83,8 @@ def main(argv: list[str]) -> int:
         log.error("cannot serve", kind=type(error).__name__, error=str(error))
         _tell(options.ready_fd, {"kind": type(error).__name__, "message": str(error)})
         return FAILED
+    finally:
+        logging.end()
     return 0
 
 
@@ -78,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("store")
     parser.add_argument("mountpoint")
     parser.add_argument("--allow-other", action="store_true")
+    parser.add_argument("--suid", action="store_true")
+    parser.add_argument("--dev", action="store_true")
     parser.add_argument("--plain", action="store_true")
     parser.add_argument("--log", default=None)
     parser.add_argument("--ready-fd", type=int, default=-1)
@@ -88,29 +105,26 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare_process() -> None:
+def _prepare_process(mountpoint: str) -> None:
+    keep_apart(mountpoint)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ends it as SIGTERM does, while nothing is served
     os.umask(0)
     sys.setswitchinterval(SWITCH_SECONDS)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
 
 
-def _tell(fd: int, facts: dict[str, object]) -> None:
-    """Tells whoever started us, once."""
+def _tell(fd: int, facts: dict[str, object]) -> bool:
+    """Tells whoever started us, once; False if nobody hears it any more."""
     if fd >= 0:
-        with contextlib.suppress(OSError):
+        try:
             os.write(fd, json.dumps(facts).encode() + b"\n")
+        except BrokenPipeError:
+            return False
+        finally:
             os.close(fd)
+    return True
 
 
 @contextlib.contextmanager
@@ -118,10 +132,10 @@ def _mounted(
     options: argparse.Namespace,
 ) -> Iterator[tuple[Vfs, Channel, Control, socket.socket]]:
     """Holds the lease, the store, the socket and the mount, and lets go in reverse."""
-    store, mountpoint = os.path.abspath(options.store), os.path.abspath(options.mountpoint)
+    store, mountpoint = options.store, options.mountpoint
     where = socket_path(store)
     with contextlib.ExitStack() as stack:
-        repository = stack.enter_context(Repository.open(store))
+        repository = stack.enter_context(Repository.open(store, trusted=True))
         lease = stack.enter_context(acquire(store, "mount", what=f"mounted on {mountpoint}"))
         lease.describe(what=f"mounted on {mountpoint}", mountpoint=mountpoint, socket=where)
         facts = {"mountpoint": mountpoint, "socket": where}
@@ -141,12 +155,14 @@ def _mounted(
 
         channel = Channel(
             operations, operations.abilities, mountpoint, source=store,
-            allow_other=options.allow_other, plain=options.plain,
+            access=Access(options.allow_other, options.suid, options.dev), plain=options.plain,
             part=Part("snapshots", SNAPSHOTS, elsewhere),
         )  # fmt: skip
         stack.callback(channel.close)
+        operations.attributes_changed = channel.attributes_changed
         if not options.plain:
             operations.seat = channel.seat
+            channel.ranges = Ranges(operations, channel.write_back, channel.attributes_changed)
             operations.ahead = ReadAhead(channel.give)
             stack.callback(operations.ahead.close)
         status = Status(
@@ -167,16 +183,28 @@ async def _serve(
     listener: socket.socket,
     ready: Callable[[], None],
     life: int,
+    check_log: Callable[[], None],
 ) -> None:
+    pressure = Pressure(sources())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(control.serve, listener)
-        nursery.start_soon(control.watch, WATCH_SECONDS, Pressure(sources()))
-        nursery.start_soon(house.run)
+        nursery.start_soon(_again, "watch", control.watch, WATCH_SECONDS, pressure, check_log)
+        nursery.start_soon(_again, "housekeeping", house.run)
         nursery.start_soon(_end_on_signal, channel)
         if life >= 0:
             nursery.start_soon(_end_with, life, channel)
         await channel.serve(ready)
         nursery.cancel_scope.cancel()
+
+
+async def _again(name: str, task: Callable[..., Awaitable[None]], *arguments: object) -> None:
+    """Runs what only looks after the mount: a failure is logged, and a while later it goes on."""
+    while True:
+        try:
+            return await task(*arguments)
+        except (EngineError, OSError) as error:
+            log.error("interrupted", task=name, kind=type(error).__name__, error=str(error))
+        await trio.sleep(AGAIN_SECONDS)
 
 
 async def _end_with(life: int, channel: Channel) -> None:

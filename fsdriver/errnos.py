@@ -2,14 +2,14 @@
 
 import errno
 
-from engine.archives.bundle_applying import BundleBaseError
+from engine.archives.bundle_applying import BundleBaseError, BundleSetIdError
 from engine.archives.bundles import (
     BundleFormatError,
     BundleTooLargeError,
     BundleTruncatedError,
     BundleVersionError,
 )
-from engine.archives.oci_reading import ImageDamagedError
+from engine.archives.oci_reading import ImageChoiceError, ImageDamagedError
 from engine.archives.oci_writing import ImageRefusedError
 from engine.archives.tar_reading import ArchiveDamagedError
 from engine.episodes.bisecting import BisectRefusedError
@@ -24,8 +24,15 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
-from engine.git.git_repository import GitMissingError, GitRefusedError, GitSourceError
+from engine.git.git_repository import (
+    GitMissingError,
+    GitOwnerError,
+    GitRefusedError,
+    GitSourceError,
+)
+from engine.host.forks import ForkedError
 from engine.host.leases import LeaseHeldError
+from engine.host.own_files import StrangeFileError
 from engine.merging.snapshot_merging import NoMergeBaseError
 from engine.patches.patch_parsing import PatchFormatError
 from engine.patches.patching import PatchRefusedError
@@ -43,11 +50,18 @@ from engine.storage.store import (
     CompactionRefusedError,
     NewerFormatError,
     NotAStoreError,
+    StoreBusyError,
     StoreDamagedError,
     StoreError,
     StoreExistsError,
     StoreFullError,
+    StoreInternalError,
+    StoreMemoryError,
+    StoreOpenError,
+    StoreOwnerError,
     StorePermissionError,
+    StorePlaceError,
+    StoreReadOnlyError,
 )
 from engine.trees.diffing import DiffTooLargeError
 from engine.trees.drafts import ArchiveRefusedError
@@ -69,6 +83,7 @@ ERRNOS: dict[type[EngineError], int] = {
     ArchiveRefusedError: errno.EINVAL,
     BundleBaseError: errno.ENOENT,
     BundleFormatError: errno.EINVAL,
+    BundleSetIdError: errno.EPERM,
     BundleTooLargeError: errno.EFBIG,
     BundleTruncatedError: errno.EINVAL,
     BundleVersionError: errno.EINVAL,
@@ -79,9 +94,12 @@ ERRNOS: dict[type[EngineError], int] = {
     CorruptStepError: errno.EIO,
     DiffTooLargeError: errno.E2BIG,
     EngineError: errno.EIO,
+    ForkedError: errno.EIO,
+    ImageChoiceError: errno.EINVAL,
     ImageDamagedError: errno.EIO,
     ImageRefusedError: errno.EINVAL,
     GitMissingError: errno.EIO,
+    GitOwnerError: errno.EACCES,
     GitRefusedError: errno.EIO,
     GitSourceError: errno.EIO,
     ImportSourceError: errno.EIO,
@@ -115,8 +133,16 @@ ERRNOS: dict[type[EngineError], int] = {
     StoreError: errno.EIO,
     StoreExistsError: errno.EEXIST,
     StoreFullError: errno.ENOSPC,
+    StoreBusyError: errno.EAGAIN,
+    StoreMemoryError: errno.ENOMEM,
+    StoreInternalError: errno.EIO,
     TreeTooLargeError: errno.ENOSPC,
+    StoreOpenError: errno.EBUSY,
+    StoreOwnerError: errno.EACCES,
     StorePermissionError: errno.EACCES,
+    StorePlaceError: errno.EACCES,
+    StoreReadOnlyError: errno.EROFS,
+    StrangeFileError: errno.EACCES,
     TooDeepError: errno.ENAMETOOLONG,
 }
 

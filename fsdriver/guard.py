@@ -35,6 +35,8 @@ A process that is gone but for a thread is its children's parent as before.
 """
 _RESEND = protocol.OUT.pack(protocol.OUT.size, protocol.RESEND, 0)
 """Has the kernel (6.9 and later) send again what was taken and not answered."""
+_ENDED_SECONDS = 1.0
+"""How long one that has hung up may take to be gone."""
 
 
 class Guard:
@@ -51,7 +53,10 @@ class Guard:
         """Starts the process, or another one when it has ended."""
         if self._socket is not None and self._process is not None:
             self._socket.close()
-            self._process.wait()
+            try:
+                self._process.wait(_ENDED_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.returncode = 0  # nobody waits for it
         self._socket, theirs = socket.socketpair(
             socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC
         )
@@ -95,6 +100,8 @@ class Guard:
         if self._socket is not None and self._process is not None:
             self._socket.close()
             self._socket = None
+            with contextlib.suppress(OSError):  # one that somebody has stopped would keep all
+                self._process.send_signal(signal.SIGCONT)
             self._process.returncode = 0  # it outlives us: nobody waits for it
 
 

@@ -27,6 +27,9 @@ AGAIN_SECONDS = 600.0
 """How long after one collection another may begin, however little room there is."""
 WORTH_BYTES, WORTH_SHARE = 64 << 20, 0.25
 """A compaction follows where so many bytes of the file, and such a share of it, are free."""
+LITTLE_BYTES = 1 << 20
+"""The same where the disk has little room."""
+LITTLE_ROOM = "little room"
 
 log = structlog.get_logger("housekeeping")
 
@@ -71,7 +74,7 @@ class Housekeeping:
             disk = os.statvfs(self._repository.path)
             little = disk.f_bavail < schedule.below * disk.f_blocks
             if little and store.transaction_id() != self._last_state:
-                return "little room"
+                return LITTLE_ROOM
         if schedule.every:
             before = max(self._repository.collected_ns() / 1e9, self._started)
             overdue = time.time() - before - schedule.every
@@ -83,16 +86,18 @@ class Housekeeping:
     async def _collect(self, reason: str) -> None:
         path, store = self._repository.path, self._repository.store
         log.info("collecting", reason=reason)
-        done = await trio.run_process(
-            [sys.executable, "-m", "fsdriver.collector", path],
-            capture_stdout=True, check=False, cwd="/",
-        )  # fmt: skip
         self._started = time.time()  # what failed is tried again when it is due again
         try:
+            done = await trio.run_process(
+                [sys.executable, "-P", "-m", "fsdriver.collector", path],
+                capture_stdout=True, check=False, cwd="/",
+            )  # fmt: skip
+            self._started = time.time()
             log.info("collected", status=done.returncode, **json.loads(done.stdout or b"{}"))
             facts = store.statistics()
             free = facts.file_bytes - facts.used_bytes
-            if free > WORTH_BYTES and free > WORTH_SHARE * facts.file_bytes:
+            worth = LITTLE_BYTES if reason == LITTLE_ROOM else WORTH_BYTES
+            if free > worth and free > WORTH_SHARE * facts.file_bytes:
                 report = await trio.to_thread.run_sync(self._repository.compact)
                 log.info("compacted", before=report.bytes_before, after=report.bytes_after)
         except (EngineError, OSError, ValueError) as error:

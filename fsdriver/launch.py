@@ -4,6 +4,7 @@ The daemon is a fresh interpreter in a session of its own, because a process wit
 environment or threads must not fork. It tells through a pipe that it serves, or why not.
 """
 
+import errno
 import json
 import os
 import select
@@ -16,6 +17,7 @@ from typing import Any
 
 from engine.errors import EngineError
 from engine.host.leases import is_held
+from engine.host.own_files import open_own, own_folder
 from engine.storage.store import StoreError
 
 DEVICE = "/dev/fuse"
@@ -40,11 +42,27 @@ def default_log(store_path: str) -> str:
     return os.path.join(store_path, "log", "mount.log")
 
 
+def open_log(path: str, store_path: str | None = None) -> int:
+    """Opens a log to append to, and makes it and its directory if need be. Raises OSError.
+
+    A pipe is not waited for. The log that a store has by default is one of its own files: raises
+    StrangeFileError for what somebody has put there in its place.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+    if store_path is not None and path == default_log(store_path):
+        own_folder(store_path, "log")
+        return open_own(store_path, os.path.relpath(path, store_path), flags)
+    os.makedirs(os.path.dirname(path) or ".", mode=0o700, exist_ok=True)
+    return os.open(path, flags, 0o600)
+
+
 def daemon_command(
     store_path: str,
     mountpoint: str,
     *,
     allow_other: bool = False,
+    suid: bool = False,
+    dev: bool = False,
     plain: bool = False,
     gc_every: float = 0.0,
     gc_below: float = 0.0,
@@ -52,11 +70,16 @@ def daemon_command(
     """Returns the command that serves a checked mount point, in the foreground.
 
     It collects garbage every `gc_every` seconds, and when less than the share `gc_below` of the
-    disk is free; 0 is never.
+    disk is free; 0 is never. Set-id bits and device nodes work there only with `suid` and `dev`.
     """
-    command = [sys.executable, "-m", "fsdriver.daemon", store_path, mountpoint]
+    # -P: what lies in the directory where it starts is no module of ours.
+    command = [sys.executable, "-P", "-m", "fsdriver.daemon", store_path, mountpoint]
     if allow_other:
         command.append("--allow-other")
+    if suid:
+        command.append("--suid")
+    if dev:
+        command.append("--dev")
     if plain:
         command.append("--plain")
     if gc_every:
@@ -71,6 +94,8 @@ def launch(
     mountpoint: str,
     *,
     allow_other: bool = False,
+    suid: bool = False,
+    dev: bool = False,
     plain: bool = False,
     log: str | None = None,
     life: int | None = None,
@@ -82,33 +107,35 @@ def launch(
     With `life`, the reading end of a pipe, the mount ends when the other end is closed by all
     who have it, and the mount point is removed. Raises LaunchError; nothing is left running then.
     """
+    _check_device(log or default_log(store_path))
+    no_log = why_no_log(store_path, log)
     log = log or default_log(store_path)
-    _check_device(log)
-    try:
-        os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(store_path, f"cannot write the log {log!r}: {error.strerror}") from error
+    output = os.memfd_create("errors", os.MFD_CLOEXEC)  # until it has opened its log
     ready, told = os.pipe2(os.O_CLOEXEC)
     command = daemon_command(
         store_path, mountpoint,
-        allow_other=allow_other, plain=plain, gc_every=gc_every, gc_below=gc_below,
+        allow_other=allow_other, suid=suid, dev=dev, plain=plain,
+        gc_every=gc_every, gc_below=gc_below,
     )  # fmt: skip
     command += ["--ready-fd", str(told), "--log", log]
     if life is not None:
         command += ["--life-fd", str(life)]
     try:
         daemon = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output,
             pass_fds=(told,) if life is None else (told, life), start_new_session=True, cwd="/",
         )  # fmt: skip
+    except BaseException:
+        os.close(output)
+        raise
     finally:
         os.close(told)
-        os.close(output)
     try:
         answer = _wait(ready)
+        answer.setdefault("message", _last_words(output))
     finally:
         os.close(ready)
+        os.close(output)
     if "pid" in answer:
         daemon.returncode = 0  # it outlives us: nobody waits for it
         return int(answer["pid"])
@@ -118,9 +145,31 @@ def launch(
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()
-    raise LaunchError(
-        str(answer.get("kind", "")), str(answer.get("message", "the daemon ended at once")), log
-    )
+    where = f"none ({no_log})" if no_log else log
+    raise LaunchError(str(answer.get("kind", "")), str(answer["message"]), where)
+
+
+def why_no_log(store_path: str, log: str | None) -> str:
+    """Returns why nothing can be logged for now; empty if it can.
+
+    That fails no mount: the daemon writes once it can. Raises StoreError where a log that was
+    asked for can never be.
+    """
+    try:
+        os.close(open_log(log or default_log(store_path), store_path))
+    except OSError as error:
+        if log is not None and error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise StoreError(
+                store_path, f"cannot write the log {log!r}: {error.strerror}"
+            ) from error
+        return error.strerror or str(error)
+    return ""
+
+
+def _last_words(output: int) -> str:
+    """Returns why a daemon ended that did not tell."""
+    text = os.pread(output, 1 << 16, 0).decode("utf-8", "replace").strip()
+    return "the daemon ended at once" + (f": {text.splitlines()[-1]}" if text else "")
 
 
 def _check_device(log: str) -> None:

@@ -121,7 +121,10 @@ class Status(Reply, frozen=True, tag=True):
 
 
 class Statistics(Reply, frozen=True, tag=True):
-    """Numbers by group and name; how long operations took."""
+    """Numbers by group and name; how long operations took.
+
+    The group `moved` has by a session's uid how often a directory of its base was renamed.
+    """
 
     groups: dict[str, dict[str, int]]
     timings: dict[str, Timing]
@@ -135,6 +138,7 @@ class Committed(Reply, frozen=True, tag=True):
     new_bytes: int
     warnings: list[str]
     lost_owners: int = 0
+    lost: dict[str, int] = {}
 
 
 class Frozen(Reply, frozen=True, tag=True):

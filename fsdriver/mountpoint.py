@@ -7,15 +7,19 @@ endpoint is not connected"); such a one of ours is unmounted when its place is w
 import ctypes
 import errno
 import os
+import shlex
 import shutil
-import subprocess
 from typing import NamedTuple
 
 from engine.errors import EngineError
+from fsdriver.errand import PATIENCE, Errand, call
 
 FILESYSTEM = "fuse.amalgamfs"
 PART = "fuse.amalgamfs.part"
 """What is mounted on `snapshots` inside of one."""
+
+ANSWER_SECONDS = 3.0
+"""How long a mount may take to tell that it lives; who has not by then may do so later."""
 
 _MNT_DETACH = 2
 
@@ -34,6 +38,14 @@ class UnmountError(EngineError):
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"cannot unmount {path!r}: {why}")
         self.path, self.why = path, why
+
+
+class UnmountRefusedError(UnmountError):
+    """A mount cannot be ended, and not because it is in use. `target` is for a shell."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        self.target = shlex.quote(path)
 
 
 class Mount(NamedTuple):
@@ -77,12 +89,14 @@ def _real(path: str) -> str:
 
 
 def is_dead(path: str) -> bool:
-    """Tells whether a mount's daemon is gone. Asks what the kernel cannot answer by itself."""
-    try:
-        os.statvfs(path)
-    except OSError as error:
-        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
-    return False
+    """Tells whether a mount's daemon is gone. Asks what the kernel cannot answer by itself.
+
+    False as well where nobody answers for `ANSWER_SECONDS`: a daemon is there, and hangs.
+    """
+    with Errand(call("statvfs", path)) as errand:
+        return errand.wait(ANSWER_SECONDS) and errand.done()[0] in {
+            errno.ENOTCONN, errno.ECONNABORTED,
+        }  # fmt: skip
 
 
 def check(path: str, store_path: str) -> str:
@@ -117,32 +131,57 @@ def check(path: str, store_path: str) -> str:
 
 
 def unmount(path: str, *, lazy: bool = False) -> None:
-    """Ends a mount, as root or with fusermount3. Raises UnmountError (busy, not yours).
+    """Ends a mount, as root or with fusermount3.
+
+    Raises UnmountError while it is in use, UnmountRefusedError for any other reason.
 
     What of ours is mounted inside goes first, or together with a dead mount: no path may
-    lead through that any more.
+    lead through that any more. Waits no longer than `PATIENCE` for a daemon that hangs.
     """
     if not lazy:
-        for mount in reversed(mounts()):
-            if mount.kind == PART and mount.path.startswith(path + os.sep):
-                try:
-                    unmount(mount.path)
-                except UnmountError:
-                    if not is_dead(path):
-                        raise
-                    lazy = True
-    if os.geteuid() == 0:
+        for inside in parts_in(path):
+            try:
+                unmount(inside)
+            except UnmountError:
+                if not is_dead(path):
+                    raise
+                lazy = True
+    if lazy and os.geteuid() == 0:  # asks nothing of the mount: no path leads into it
         libc = ctypes.CDLL(None, use_errno=True)
-        if libc.umount2(os.fsencode(path), _MNT_DETACH if lazy else 0) == 0:
-            return
-        code = ctypes.get_errno()
-        raise UnmountError(path, os.strerror(code))
+        if libc.umount2(os.fsencode(path), _MNT_DETACH):
+            raise UnmountRefusedError(path, os.strerror(ctypes.get_errno()))
+        return
+    with Errand(unmount_command(path, lazy=lazy)) as errand:
+        if not errand.wait():
+            raise UnmountError(path, f"nobody has answered for {PATIENCE:.0f} seconds")
+        check_unmounted(path, *errand.done())
+
+
+def parts_in(path: str) -> list[str]:
+    """Returns what of ours is mounted inside of a mount, the latest first."""
+    return [
+        mount.path
+        for mount in reversed(mounts())
+        if mount.kind == PART and mount.path.startswith(path + os.sep)
+    ]
+
+
+def unmount_command(path: str, *, lazy: bool = False) -> list[str]:
+    """Returns the errand that ends one mount. Raises UnmountRefusedError without fusermount3."""
+    if os.geteuid() == 0:
+        return call("umount", path, "lazy" if lazy else "")
     tool = shutil.which("fusermount3") or shutil.which("fusermount")
     if tool is None:
-        raise UnmountError(path, "fusermount3 is not installed")
-    done = subprocess.run(
-        [tool, "-u", *(["-z"] if lazy else []), "--", path],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    if done.returncode:
-        raise UnmountError(path, done.stderr.strip() or f"fusermount3 failed ({done.returncode})")
+        raise UnmountRefusedError(path, "fusermount3 is not installed")
+    return [tool, "-u", *(["-z"] if lazy else []), "--", path]
+
+
+def check_unmounted(path: str, status: int, said: str) -> None:
+    """Raises UnmountError if that errand failed: with `status`, and what it said."""
+    if not status:
+        return
+    why = said.strip() or f"fusermount3 failed ({status})"
+    if os.geteuid() == 0 and status > 0:
+        why = os.strerror(status)
+    kind = UnmountError if os.strerror(errno.EBUSY) in why else UnmountRefusedError
+    raise kind(path, why)

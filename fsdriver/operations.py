@@ -26,15 +26,21 @@ from engine.storage.nodes import Owner
 from fsdriver.abilities import Abilities
 from fsdriver.errnos import errno_of
 from fsdriver.metrics import Timing
-from fsdriver.protocol import KILL_SUIDGID, is_served
+from fsdriver.protocol import KILL_SUIDGID, UNSEEN, is_served
 from fsdriver.readahead import ReadAhead
 from fsdriver.seat import Seat
+from fsdriver.writes import IN_PAGE, Writes
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 COPY_IN_THREAD = 1 << 20
 """A file of more bytes than this is copied up in a thread, while others are served."""
+
+OURS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""Answers that are errors of the daemon, or of what it stands on. All others are ordinary."""
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Answers that programs are prepared for, and who looks after the disk wants to know of."""
 
 _DOTS = (b".", b"..")
 """What every listing begins with. The kernel takes the names, and counts no reference."""
@@ -57,12 +63,18 @@ def _answered(
             raise
         except OSError as error:
             code = error.errno or errno.EIO
-            if code in {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC}:
+            if code in OURS:
                 log.error("failed", operation=name, error=str(error))
+            elif code in NO_ROOM:
+                log.warning("no room", error=os.strerror(code))
             raise FUSEError(code) from error
         except EngineError as error:
-            log.error("failed", operation=name, kind=type(error).__name__, error=str(error))
-            raise FUSEError(errno_of(error)) from error
+            code = errno_of(error)
+            if code in NO_ROOM:
+                log.warning("no room", error=os.strerror(code))
+            elif code in OURS:
+                log.error("failed", operation=name, kind=type(error).__name__, error=str(error))
+            raise FUSEError(code) from error
         except Exception as error:
             log.exception("crashed", operation=name)
             raise FUSEError(errno.EIO) from error
@@ -109,10 +121,13 @@ class Operations(pyfuse3.Operations):
         self.timings: defaultdict[str, Timing] = defaultdict(Timing)
         self._staging: dict[int, trio.Event] = {}
         self.abilities = Abilities()
+        self.writes = Writes()
         self.ahead: ReadAhead | None = None
         self.seat: Seat | None = None
+        self.attributes_changed: Callable[[int], None] | None = None
+        """Tells the kernel that it has old attributes."""
 
-    async def _stage(self, inode: Inode, changes: Changes | None = None) -> None:
+    async def stage(self, inode: Inode, changes: Changes | None = None) -> None:
         """Copies a large file up in a thread before it is changed; others wait for that."""
         while inode.to_copy(changes) > COPY_IN_THREAD:
             running = self._staging.get(inode.ino)
@@ -131,7 +146,7 @@ class Operations(pyfuse3.Operations):
         """Copies what must be before a name goes."""
         child = directory.copied_without(name)
         if child is not None:
-            await self._stage(child)
+            await self.stage(child)
 
     async def _sync(self, inode: Inode) -> None:
         """Opens before it waits: by then a commit may have changed over, or a name gone."""
@@ -227,12 +242,16 @@ class Operations(pyfuse3.Operations):
         found = self.vfs.inode(inode)
         if flags & os.O_ACCMODE != os.O_RDONLY and found.read_only:
             raise FUSEError(errno.EROFS)
-        if flags & os.O_TRUNC:
+        if flags & os.O_TRUNC:  # in a mount that is `plain` only; then the kernel does not do it
+            if ctx.uid != 0:
+                self._drop_set_id(found)
             found.change(Changes(size=0))
         return FileInfo(fh=inode, keep_cache=True)
 
     @_answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
+        if fh >= UNSEEN:
+            return self.vfs.inode(fh & ~UNSEEN).read_unseen(off, size)
         inode = self.vfs.inode(fh)
         data = inode.read(off, size)
         if self.ahead is not None:
@@ -241,12 +260,26 @@ class Operations(pyfuse3.Operations):
 
     @_answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
+        writes = self.writes
+        if writes.gate is not None:
+            await writes.begin(fh & ~KILL_SUIDGID)
         inode = self.vfs.inode(fh & ~KILL_SUIDGID)
         if inode.to_copy():
-            await self._stage(inode)
+            await self.stage(inode)
         if fh & KILL_SUIDGID:
-            inode.drop_set_id()
-        return inode.write(off, buf)
+            self._drop_set_id(inode)
+        done = inode.write(off, buf)
+        if not (off + done) & IN_PAGE or writes.halves:
+            writes.end(inode.ino, off, done, self.abilities.largest)
+        return done
+
+    def _drop_set_id(self, inode: Inode) -> None:
+        """Takes set-id bits away where the reply has no attributes, and tells the kernel.
+
+        It would go on with the mode that it has, which is what execve(2) looks at.
+        """
+        if inode.drop_set_id() and self.attributes_changed is not None:
+            self.attributes_changed(inode.ino)
 
     async def flush(self, fh: int) -> None:
         raise FUSEError(errno.ENOSYS)  # a write has reached the upper when it returns
@@ -283,7 +316,7 @@ class Operations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        await self._stage(found, changes)
+        await self.stage(found, changes)
         if fh is not None and fh & KILL_SUIDGID:
             found.drop_set_id()
         return _encode_attributes(found, found.change(changes))
@@ -330,7 +363,7 @@ class Operations(pyfuse3.Operations):
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         file, parent = self.vfs.inode(inode), self.vfs.inode(new_parent_inode)
-        await self._stage(file)
+        await self.stage(file)
         return self._made(parent.link(new_name, file))
 
     @_answered
@@ -338,7 +371,7 @@ class Operations(pyfuse3.Operations):
         parent = self.vfs.inode(parent_inode)
         child = parent.copied_without(name)
         if child is not None:
-            await self._stage(child)
+            await self.stage(child)
         parent.unlink(name)
 
     @_answered
@@ -358,7 +391,7 @@ class Operations(pyfuse3.Operations):
         old, new = self.vfs.inode(parent_inode_old), self.vfs.inode(parent_inode_new)
         moved = old.lookup(name_old)
         if moved is not None and not stat.S_ISDIR(moved.attributes().mode):
-            await self._stage(moved)
+            await self.stage(moved)
         await self._stage_without(new, name_new)
         old.rename(name_old, new, name_new, flags)
 
@@ -380,11 +413,11 @@ class Operations(pyfuse3.Operations):
     @_answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         found = self.vfs.inode(inode)
-        await self._stage(found)
+        await self.stage(found)
         found.set_xattr(name, value)
 
     @_answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
         found = self.vfs.inode(inode)
-        await self._stage(found)
+        await self.stage(found)
         found.remove_xattr(name)

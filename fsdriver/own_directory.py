@@ -21,7 +21,7 @@ class OwnDirectory:
     """A directory that is ours, empty, and used by this process; `leave` it in the end."""
 
     def __init__(self, path: str, fd: int) -> None:
-        self.path, self._fd = path, fd
+        self.path, self._fd, self._pid = path, fd, os.getpid()
 
     def fileno(self) -> int:
         """Returns its descriptor: a process that inherits it uses the directory, too."""
@@ -29,7 +29,8 @@ class OwnDirectory:
 
     def leave(self) -> None:
         """Uses it no more, and removes it unless somebody else does."""
-        _remove(self.path, self._fd)
+        if self._pid == os.getpid():  # a child of fork() shares the lock, and would take it over
+            _remove(self.path, self._fd)
         self.hand_on()
 
     def hand_on(self) -> None:

@@ -8,12 +8,14 @@ what the modes cost on this machine.
 
 import os
 import platform
+import secrets
 import shlex
 from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from engine.host.leases import LeaseHeldError, acquire
+from engine.host.own_files import open_own
 from engine.ids import SnapshotId, digest
 from fsdriver.cost_model import ELSEWHERE, Costs, Outcome
 
@@ -22,6 +24,10 @@ KEPT = 1000
 ENOUGH = 10
 """How many runs an estimate rests on at most."""
 
+RUNS, COSTS = "runs", "costs"
+"""The names of the two files."""
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 _LARGEST = 1 << 20
 _WAIT = 1.0
 
@@ -56,7 +62,6 @@ class RunRecords:
 
     def __init__(self, store: str) -> None:
         self._store = store
-        self._path, self._costs = os.path.join(store, "runs"), os.path.join(store, "costs")
 
     def add(self, record: RunRecord) -> None:
         """Keeps a run; of one that cannot be kept nothing is said. Raises OSError."""
@@ -66,7 +71,8 @@ class RunRecords:
         except LeaseHeldError:
             return
         with lease:
-            with open(self._path, "ab") as file:
+            fd = open_own(self._store, RUNS, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+            with open(fd, "ab") as file:
                 if file.tell():
                     line = b"\n" + line  # should the last one have been cut off
                 file.write(line)
@@ -76,12 +82,12 @@ class RunRecords:
 
     def _keep(self, records: Sequence[RunRecord]) -> None:
         lines = b"".join(msgspec.json.encode(record) + b"\n" for record in records)
-        _replace(self._path, lines)
+        self._replace(RUNS, lines)
 
     def all(self) -> list[RunRecord]:
         """Returns all runs, the latest last. Raises OSError."""
         try:
-            with open(self._path, "rb") as file:
+            with open(open_own(self._store, RUNS, os.O_RDONLY), "rb") as file:
                 lines = file.read().split(b"\n")
         except FileNotFoundError:
             return []
@@ -94,20 +100,19 @@ class RunRecords:
         return found
 
     def like(self, command: Sequence[str], lineage: Iterable[SnapshotId]) -> list[RunRecord]:
-        """Returns the last runs of a command that ended by themselves, the latest last.
+        """Returns the runs of a command that no signal has ended, the latest last.
 
         Those on a tree of `lineage`, snapshots that it came from and itself, if there are any.
         """
         key = key_of(command)
         same = [each for each in self.all() if each.key == key and each.exit_code < 128]
         bases = {identifier.hex() for identifier in lineage} if same else set()
-        near = [each for each in same if each.base in bases]
-        return (near or same)[-ENOUGH:]
+        return [each for each in same if each.base in bases] or same
 
     def costs(self) -> Costs:
         """Returns the machine's costs, or those of another one. Raises OSError."""
         try:
-            with open(self._costs, "rb") as file:
+            with open(open_own(self._store, COSTS, os.O_RDONLY), "rb") as file:
                 costs = msgspec.json.decode(file.read(), type=Costs)
         except (FileNotFoundError, msgspec.DecodeError):
             return ELSEWHERE
@@ -116,21 +121,21 @@ class RunRecords:
 
     def set_costs(self, costs: Costs) -> None:
         """Keeps the machine's costs. Raises OSError."""
-        _replace(self._costs, msgspec.json.encode(costs) + b"\n")
+        self._replace(COSTS, msgspec.json.encode(costs) + b"\n")
+
+    def _replace(self, name: str, data: bytes) -> None:
+        temporary = f"{name}.{secrets.token_hex(4)}"
+        path = os.path.join(self._store, temporary)
+        try:
+            with open(open_own(self._store, temporary, _NEW), "wb") as file:
+                file.write(data)
+            os.replace(path, os.path.join(self._store, name))
+        except BaseException:
+            if os.path.lexists(path):
+                os.unlink(path)
+            raise
 
 
 def this_machine() -> str:
     """Returns what stands for this machine and its kernel."""
     return f"{platform.node()} {platform.release()}"
-
-
-def _replace(path: str, data: bytes) -> None:
-    temporary = f"{path}.{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-        raise

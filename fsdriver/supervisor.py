@@ -24,6 +24,7 @@ import json
 import os
 import select
 import signal
+import struct
 import sys
 import time
 from typing import Any, NamedTuple
@@ -36,7 +37,11 @@ FORWARDED = (
 WATCHED = (*FORWARDED, signal.SIGCHLD, signal.SIGIO)
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
+_MS_NOSUID, _MS_NODEV = 2, 4
 _MS_BIND, _MS_REC, _MS_PRIVATE, _MS_SLAVE = 0x1000, 0x4000, 0x40000, 0x80000
+_MOUNT_SETATTR, _AT_FDCWD, _AT_RECURSIVE = 442, -100, 0x8000
+_MOUNT_ATTR = struct.Struct("=QQQQ")
+"""What mount_setattr(2) is told: attributes to set (as `_MS_NOSUID`), to clear, and two more."""
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _SAME_SECONDS = 1.0
 """Within this time a signal sent to the process group and one passed on are the same.
@@ -146,13 +151,26 @@ def _enter(job: Job) -> None:
 def _bind(job: Job) -> None:
     if job.cover >= 0:
         cover = os.fsencode(job.mountpoint)
-        _call("a place for the tree", _libc.mount, b"tmpfs", cover, b"tmpfs", 0, b"mode=700")
+        flags = _MS_NOSUID | _MS_NODEV
+        _call("a place for the tree", _libc.mount, b"tmpfs", cover, b"tmpfs", flags, b"mode=700")
         try:
             os.makedirs(job.place)
         except OSError as error:
             raise _RefusedError("a place for the tree", error.errno or errno.EIO) from error
     tree, place = os.fsencode(job.tree), os.fsencode(job.place)
     _call("the tree's place", _libc.mount, tree, place, None, _MS_BIND | _MS_REC, None)
+    in_mount = job.mountpoint and job.tree.startswith(job.mountpoint + os.sep)
+    if not in_mount:  # it is a checkout, on a disk where set-id bits work
+        _take_privileges(place)
+
+
+def _take_privileges(place: bytes) -> None:
+    """Makes set-id bits and devices have no effect at a mount. Only adds: what is locked stays."""
+    attributes = _MOUNT_ATTR.pack(_MS_NOSUID | _MS_NODEV, 0, 0, 0)
+    at, flags = ctypes.c_int(_AT_FDCWD), ctypes.c_uint(_AT_RECURSIVE)
+    size = ctypes.c_size_t(len(attributes))
+    number = ctypes.c_long(_MOUNT_SETATTR)
+    _call("a mount without set-id bits", _libc.syscall, number, at, place, flags, attributes, size)
 
 
 def _mount_overlay(job: Job) -> None:
@@ -170,7 +188,9 @@ def _mount_overlay(job: Job) -> None:
     layers = [f"{option}=/proc/self/fd/{fd}" for option, fd in parts.items()]
     options = ",".join(["userxattr", "xino=on", *layers])
     source, place = os.fsencode(job.name), os.fsencode(job.place)
-    _call("overlayfs", _libc.mount, source, place, b"overlay", 0, options.encode())
+    # As the store's mount has it: what shows there as the user's own may be anybody's.
+    flags = os.fstatvfs(parts["lowerdir"]).f_flag & (_MS_NOSUID | _MS_NODEV)
+    _call("overlayfs", _libc.mount, source, place, b"overlay", flags, options.encode())
     for descriptor in parts.values():
         os.close(descriptor)
 

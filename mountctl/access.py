@@ -28,9 +28,9 @@ from mountctl.text import short
 class StoreAccess:
     """An open store, to be used in a `with` statement."""
 
-    def __init__(self, path: str, output: Output) -> None:
-        """Opens the store at `path`. Raises a StoreError."""
-        self.repository = Repository.open(path)
+    def __init__(self, path: str, output: Output, *, trusted: bool) -> None:
+        """Opens the store at `path`. Raises what `Repository.open` does."""
+        self.repository = Repository.open(path, trusted=trusted)
         self._output = output
         self._client: Client | None = None
 
@@ -108,9 +108,13 @@ class StoreAccess:
         reply = self._daemon.ask(messages.Commit(session, message, ref, metadata or {}))
         assert isinstance(reply, messages.Committed)
         return CommitReport(
-            bytes.fromhex(reply.snapshot), reply.changed, reply.new_bytes, tuple(reply.warnings),
+            bytes.fromhex(reply.snapshot),
+            reply.changed,
+            reply.new_bytes,
+            tuple(reply.warnings),
             reply.lost_owners,
-        )  # fmt: skip
+            reply.lost,
+        )
 
     def fork(self, session: str, name: str) -> None:
         """Makes a session that begins with all that another one has now."""

@@ -71,7 +71,9 @@ def _found(
     try:
         from engine.storage.names import look_up
 
-        with look_up(context.ensure_object(Invocation).store_path) as names:
+        invocation = context.ensure_object(Invocation)
+        path = invocation.store_path
+        with look_up(path, trusted=invocation.trusts(path)) as names:
             return [item for item in find(names, incomplete) if item.value.startswith(incomplete)]
     except Exception:  # noqa: BLE001 - a shell that completes shows no error, it has no place for one
         return []

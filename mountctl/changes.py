@@ -24,6 +24,12 @@ _COLOURS = {"A": "green", "D": "red", "M": "yellow", "T": "magenta", "U": "cyan"
             "R": "blue", "C": "blue"}  # fmt: skip
 
 
+def warn_of_set_id(output: Output, dropped: int) -> None:
+    """Tells how many files that were written lost their set-id bits, if any did."""
+    if dropped:
+        output.warning(f"{count(dropped, 'file')} lost set-id bits; --set-id writes them")
+
+
 def path_text(change: Change) -> str:
     """Returns a change's path, safe for a terminal; directories end in a slash.
 

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import resource
+import shlex
 import shutil
 import stat
 import subprocess
@@ -21,6 +22,7 @@ from engine.errors import EngineError
 from engine.host.leases import is_held
 from engine.repository import Repository
 from engine.storage.chunking import compiled
+from engine.storage.ownership import check_owner
 from engine.storage.store import NotAStoreError
 from fsdriver.mountpoint import FILESYSTEM, is_dead, mounts
 from mountctl.failures import describe
@@ -31,6 +33,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 DEVICE = "/dev/fuse"
 FUSE_CONFIGURATION = "/etc/fuse.conf"
 
+_PIP = f"{shlex.quote(sys.executable)} -m pip install"
 _LITTLE_ROOM = 1 << 30
 _FEW_INODES = 10_000
 _FEW_FILES = 1024
@@ -49,17 +52,17 @@ class Check(NamedTuple):
     hint: str = ""
 
 
-def run_checks(store: str) -> Iterator[Check]:
+def run_checks(store: str, *, trusted: bool) -> Iterator[Check]:
     """Yields all checks; `store` is the path of the store, which need not be there."""
     for check in (_python, _chunker, _pyfuse3, _device, _fusermount, _user_namespaces):
         yield check()
     yield _allow_other(FUSE_CONFIGURATION)
     yield _open_files()
     yield _dead_mounts()
-    yield _store(store)
+    yield _store(store, trusted)
     where = _existing(os.path.join(store, "sessions"))
     yield from _room(where)
-    if os.access(where, os.W_OK):
+    if os.access(where, os.W_OK) and _may_try(store, trusted):
         with tempfile.TemporaryDirectory(prefix=".doctor-", dir=where) as scratch:
             yield _attributes(scratch)
             yield _whiteouts(scratch)
@@ -67,7 +70,7 @@ def run_checks(store: str) -> Iterator[Check]:
     else:
         yield Check(
             "store's disk", FAIL, f"you may not write to {quoted(where)}",
-            "name a store of yours with --store, or run it as its owner",
+            "name a store in a directory that you can write to: --store DIR or AMALGAMFS_STORE",
         )  # fmt: skip
 
 
@@ -81,13 +84,13 @@ def _chunker() -> Check:
         return Check("fastcdc", OK, "compiled")
     return Check(
         "fastcdc", WARN, "not compiled: large files are read 200 times slower",
-        "install a C compiler, then `pip install --force-reinstall --no-binary fastcdc fastcdc`",
+        f"install a C compiler, then `{_PIP} --force-reinstall --no-binary fastcdc fastcdc`",
     )  # fmt: skip
 
 
 def _pyfuse3() -> Check:
     if importlib.util.find_spec("pyfuse3") is None:
-        return Check("pyfuse3", FAIL, "not installed", "install it: `pip install pyfuse3`")
+        return Check("pyfuse3", FAIL, "not installed", f"install it: `{_PIP} pyfuse3`")
     for library in ("libfuse3.so.3", "libfuse3.so.4"):
         try:
             ctypes.CDLL(library)
@@ -178,7 +181,10 @@ def _open_files() -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= hard < _FEW_FILES:
         return Check(
-            "open files", WARN, f"at most {hard}", f"raise the hard limit: `ulimit -Hn {4096}`"
+            "open files",
+            WARN,
+            f"at most {hard}",
+            f"have root raise the hard limit to {4096:,} or more: limits.conf(5)",
         )
     return Check("open files", OK, f"{soft:,}, and up to {hard:,} for the mount")
 
@@ -202,13 +208,13 @@ def _dead_mounts() -> Check:
 def _is_served(store: str) -> bool:
     try:
         return is_held(store, "mount")
-    except OSError:
+    except (EngineError, OSError):
         return False
 
 
-def _store(path: str) -> Check:
+def _store(path: str, trusted: bool) -> Check:
     try:
-        with Repository.open(path) as repository:
+        with Repository.open(path, trusted=trusted) as repository:
             counts = repository.store.statistics().counts
     except NotAStoreError:
         return Check("store", WARN, f"there is none at {quoted(path)}", "make it: `mountctl init`")
@@ -216,6 +222,15 @@ def _store(path: str) -> Check:
         failure = describe(error)
         return Check("store", FAIL, failure.message, failure.hint)
     return Check("store", OK, f"{quoted(path)}, {count(counts['snapshots'], 'snapshot')}")
+
+
+def _may_try(store: str, trusted: bool) -> bool:
+    """Tells whether something may be written to the store's directory, if there is one."""
+    try:
+        check_owner(store, trusted=trusted)
+    except (EngineError, OSError):
+        return False
+    return True
 
 
 def _existing(path: str) -> str:

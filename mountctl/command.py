@@ -35,6 +35,10 @@ def _global_options() -> list[click.Parameter]:
             "--store", type=DIRECTORY, metavar="DIR",
             help="The store; else $AMALGAMFS_STORE, else amalgamfs/store among the XDG data.",
         ),
+        GlobalOption(
+            "--trust-store", is_flag=True,
+            help="Open a store of another user, too; else those in $AMALGAMFS_TRUST_STORE.",
+        ),
         GlobalOption("--json", is_flag=True, help="Answer with one JSON object or array."),
         GlobalOption("--quiet", "-q", is_flag=True, help="No notes and no progress."),
     ]  # fmt: skip

@@ -9,6 +9,7 @@ Under `--json` an error is the last line of stderr: {"error": {"kind", "message"
 """
 
 import errno
+import re
 from typing import Any, NamedTuple
 
 import click
@@ -23,8 +24,7 @@ BUG, NOT_EXECUTABLE, NO_PROGRAM, INTERRUPTED, READER_GONE = 70, 126, 127, 130, 1
 
 EXIT_CODES = {
     DONE: "done",
-    FOUND: "verify found damage or could not repair all of it, doctor something missing, bisect "
-    "several snapshots, or merge-base none",
+    FOUND: "doctor: a requirement is missing; bisect: several candidates; merge-base: none",
     USAGE: "the command line is wrong, or a name that it gives cannot be used",
     UNKNOWN: "no such snapshot, ref, session or mount, or a shortened id fits several",
     REFUSED: "refused because of what is there: a name taken, a directory not empty",
@@ -32,7 +32,8 @@ EXIT_CODES = {
     NO_STORE: "there is no store, or it needs a later version of the program",
     PERMISSION: "the user may not do that",
     FULL: "no space left on a disk; nothing was lost",
-    DAMAGED: "an object or the whole store is damaged, or a disk does not read",
+    DAMAGED: "an object or the whole store is damaged (verify: damage is left), or a disk does not "
+    "read",
     DAEMON: "the mount's daemon failed or does not answer",
     SYSTEM: "the operating system refused for another reason",
     CONFLICTS: "a merge found conflicts; they are listed",
@@ -83,12 +84,43 @@ ROWS = {
         NO_STORE, "use a later version of AmalgamFS for it; nothing was changed"
     ),
     "StorePermissionError": Row(
-        PERMISSION, "run it as the store's owner, or name a store of yours with --store"
+        PERMISSION,
+        "`ls -ld` shows whose it is: run it as that user, or name a store of yours with --store",
+    ),
+    "StorePlaceError": Row(
+        PERMISSION, "name one in a directory that you can write to: --store DIR or AMALGAMFS_STORE"
+    ),
+    "StoreOwnerError": Row(
+        PERMISSION,
+        "run it as user {owner}; or, if you trust who can write there, with --trust-store, or name "
+        "{path} in AMALGAMFS_TRUST_STORE",
+    ),
+    "StrangeFileError": Row(
+        REFUSED, "look at it with `ls -l`; if you do not know what it is for, remove or move it"
+    ),
+    "StoreOpenError": Row(
+        BUSY, "use the `Repository` that is there, from every thread, or close it first"
+    ),
+    "StoreReadOnlyError": Row(
+        PERMISSION,
+        "make that disk writable (`mount -o remount,rw`), or copy the store to one that is "
+        "(`cp -a`) and name the copy with --store",
     ),
     "StoreDamagedError": Row(
-        DAMAGED, "restore its folder `db` from a copy; what sessions changed is in `sessions`"
+        DAMAGED,
+        "`mountctl verify` names all damage; `mountctl verify --repair --from DIR` mends what "
+        "another store or a directory has",
     ),
-    "StoreFullError": Row(FULL, "make room on that disk, then run the command again"),
+    "StoreBusyError": Row(BUSY, "wait until some of them have ended, then run it again"),
+    "StoreMemoryError": Row(
+        SYSTEM, "raise the limit: `ulimit -v unlimited`, or end what takes this process's memory"
+    ),
+    "StoreInternalError": Row(SYSTEM, "run the command again; if it stays, report it"),
+    "StoreFullError": Row(
+        FULL,
+        "make room on that disk, or let the store: `mountctl snapshot rm` what can go, then "
+        "`mountctl gc --compact`, which needs none; run the command again",
+    ),
     "CompactionRefusedError": Row(
         BUSY, "end what has the store open, then run it again; what was collected is collected"
     ),
@@ -101,6 +133,7 @@ ROWS = {
     "MissingObjectError": Row(
         DAMAGED, "`mountctl verify` names every path that is damaged; all others stay readable"
     ),
+    "ForkedError": Row(SYSTEM, "open the store again in the new process: `Repository.open(PATH)`"),
     "LeaseHeldError": Row(BUSY, "wait until it has ended, then run the command again"),
     # trees in and out
     "ImportSourceError": Row(
@@ -133,6 +166,7 @@ ROWS = {
     "ArchiveDamagedError": Row(DAMAGED, "get the archive again; nothing was imported"),
     "ArchiveRefusedError": Row(REFUSED, "look at it with `tar -tv`; nothing was imported"),
     "ImageRefusedError": Row(REFUSED, "look at the path that the message names"),
+    "ImageChoiceError": Row(REFUSED, "name one of them with --image"),
     "ImageDamagedError": Row(DAMAGED, "get the image again; nothing was imported"),
     "BundleFormatError": Row(
         DAMAGED, "get the bundle again; what has come of it is kept and not read twice"
@@ -144,14 +178,23 @@ ROWS = {
     "BundleBaseError": Row(
         UNKNOWN, "apply a bundle with those first, or have this one made without --have"
     ),
+    "BundleSetIdError": Row(
+        REFUSED, "--set-id takes it; such a program runs as whoever writes it out"
+    ),
     "BundleTooLargeError": Row(REFUSED, "name fewer snapshots"),
     # git
     "GitMissingError": Row(
         SYSTEM,
-        "install it beside AmalgamFS: `pip install 'amalgamfs[git]'`, or `pip install pygit2`",
+        "`{python} -m pip install pygit2` installs it where this program finds it",
     ),
     "GitSourceError": Row(
-        REFUSED, "`git fsck` in that repository tells more; what was imported until then is kept"
+        REFUSED,
+        "`git status` there tells whether it is a repository, `git fsck` what is wrong in it; what "
+        "was imported until then is kept",
+    ),
+    "GitOwnerError": Row(
+        REFUSED,
+        "if you trust who owns it: `git config --global --add safe.directory {safe}`",
     ),
     "GitRefusedError": Row(
         REFUSED, "`--author`, another branch (`SNAPSHOT:BRANCH`) or --force may be what you want"
@@ -189,7 +232,9 @@ ROWS = {
         REFUSED, "name a snapshot to compare both with: `mountctl merge --base SNAPSHOT`"
     ),
     "PatchFormatError": Row(
-        USAGE, "give a unified diff as `mountctl diff --patch` or `git diff --binary` writes it"
+        USAGE,
+        "give a unified diff as `diff -uN`, `git diff --binary --no-color` or `mountctl diff "
+        "--patch` writes it; nothing was changed",
     ),
     "PatchRefusedError": Row(
         REFUSED, "nothing was changed; apply it to what it was made for, or with --fuzz, --strip"
@@ -203,10 +248,11 @@ ROWS = {
     "UnmountError": Row(
         BUSY, "leave the directory in every shell and end what has files open there, then try again"
     ),
-    "LaunchError": Row(DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"),
-    "MountRefusedError": Row(
-        DAEMON, "`mountctl doctor` checks this machine; the log says more: {log}"
+    "UnmountRefusedError": Row(
+        SYSTEM, "put right what it says, or have root run `umount {target}`: the daemon ends then"
     ),
+    "LaunchError": Row(DAEMON, "`mountctl doctor` checks this machine; its log: {log}"),
+    "MountRefusedError": Row(DAEMON, "`mountctl doctor` checks this machine; its log: {log}"),
     # run
     "ModeRefusedError": Row(
         REFUSED, "`--mode auto` takes another one; `mountctl doctor` may know why"
@@ -224,12 +270,13 @@ ROWS = {
 _SYSTEM = {
     errno.ENOSPC: Row(FULL, "make room on that disk, then run the command again"),
     errno.EDQUOT: Row(FULL, "make room within your quota, then run the command again"),
+    errno.EFBIG: Row(FULL, "raise the limit of a file's size: `ulimit -f unlimited`"),
     errno.EACCES: Row(PERMISSION, "run it as a user who may, or choose another path"),
     errno.EPERM: Row(PERMISSION, "run it as a user who may, or choose another path"),
     errno.EROFS: Row(PERMISSION, "choose a path on a disk that can be written"),
-    errno.EIO: Row(DAMAGED, "a disk or a mount does not read or write: see `dmesg`"),
+    errno.EIO: Row(DAMAGED, "a disk or a mount does not read or write: see `dmesg`, as root"),
     errno.ENOTCONN: Row(DAEMON, "a mount there has lost its daemon: `mountctl umount` the path"),
-    errno.EMFILE: Row(SYSTEM, "raise the limit of open files: `ulimit -n 4096`"),
+    errno.EMFILE: Row(SYSTEM, "raise the limit of open files: `ulimit -n $(ulimit -Hn)`"),
     errno.ENFILE: Row(SYSTEM, "end programs that hold many files open"),
 }
 _OTHER_SYSTEM = Row(SYSTEM, "look at the path that the message names; `mountctl doctor` may help")
@@ -237,6 +284,10 @@ _BUG = Row(BUG, "please report it with the lines above; the store keeps what was
 
 _RELAYED = {"DaemonError", "LaunchError"}
 """Errors that carry the class of the daemon's error as `kind`."""
+
+
+_OF_THE_SYSTEM = re.compile(r"\[Errno (\d+)\] ")
+"""How Python writes an error of the operating system, which may be one of the daemon's."""
 
 
 class _Fields(dict[str, Any]):
@@ -256,6 +307,9 @@ def describe(error: Exception) -> Failure:
         names.insert(0, relayed)
     row = next((ROWS[name] for name in names if name in ROWS), None)
     message = str(error)
+    told = _OF_THE_SYSTEM.match(message) if kind in _RELAYED else None
+    if told is not None and int(told[1]) in _SYSTEM:
+        row, message = _SYSTEM[int(told[1])], message[told.end() :]
     if row is None and isinstance(error, OSError):
         row = _SYSTEM.get(error.errno or 0, _OTHER_SYSTEM)
         message = error.strerror or message or kind

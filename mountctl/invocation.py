@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from mountctl.access import StoreAccess
 
 STORE_VARIABLE = "AMALGAMFS_STORE"
+TRUST_VARIABLE = "AMALGAMFS_TRUST_STORE"
+"""Paths of stores of other users that may be opened, with colons between; `*` for all."""
 COMPLETE_VARIABLE = "_MOUNTCTL_COMPLETE"
 """Set by a shell that asks what a word may become; click's name for it."""
 
@@ -24,6 +26,7 @@ class Invocation:
         self.store: str | None = None
         self.json = False
         self.quiet = False
+        self.trust_store = False
 
     @cached_property
     def output(self) -> Output:
@@ -42,6 +45,28 @@ class Invocation:
 
     def open(self) -> "StoreAccess":
         """Opens the store; to be used in a `with` statement. Raises a StoreError."""
+        from mountctl import crashed
         from mountctl.access import StoreAccess
 
-        return StoreAccess(self.store_path, self.output)
+        path = self.store_path
+        crashed.arm(path, self.json)
+        return StoreAccess(path, self.output, trusted=self.trusts(path))
+
+    def trusts(self, path: str) -> bool:
+        """Tells whether the store at `path` may be opened though another user owns it.
+
+        By the option, the environment, or because root got here by sudo from its owner.
+        """
+        listed = [each for each in os.environ.get(TRUST_VARIABLE, "").split(":") if each]
+        if self.trust_store or "*" in listed:
+            return True
+        real = os.path.realpath(path)
+        if any(os.path.realpath(each) == real for each in listed):
+            return True
+        user = os.environ.get("SUDO_UID", "")
+        if os.geteuid() or not user.isdecimal():
+            return False
+        try:
+            return os.stat(path).st_uid == int(user)
+        except OSError:
+            return False

@@ -9,7 +9,7 @@ from engine.host.leases import holder_of, is_held
 from engine.repository import Repository
 from fsdriver import mountpoint as places
 from fsdriver.client import DaemonError, DaemonLostError, find_daemon
-from fsdriver.launch import daemon_command, launch, wait_until_ended
+from fsdriver.launch import daemon_command, launch, wait_until_ended, why_no_log
 from fsdriver.messages import Shutdown
 from mountctl.output import Output
 
@@ -37,6 +37,8 @@ class Service(NamedTuple):
     """How a mount is to be served."""
 
     allow_other: bool
+    suid: bool
+    dev: bool
     plain: bool
     gc_every: float
     gc_below: float
@@ -49,12 +51,12 @@ class Prepared(NamedTuple):
     mountpoint: str
 
 
-def prepare(store: str, mountpoint: str, output: Output) -> Prepared:
+def prepare(store: str, mountpoint: str, output: Output, *, trusted: bool) -> Prepared:
     """Checks all that can be checked before a daemon starts, and removes dead mounts.
 
-    Raises a StoreError, AlreadyMountedError, MountPointError.
+    Raises what `Repository.open` does, AlreadyMountedError, MountPointError.
     """
-    Repository.open(store).close()
+    Repository.open(store, trusted=trusted).close()
     last = _place_of(store)
     if is_held(store, "mount"):
         raise AlreadyMountedError(store, last, holder_of(store, "mount").get("pid", 0))
@@ -74,8 +76,11 @@ def _clear(path: str, output: Output) -> bool:
     return True
 
 
-def start(prepared: Prepared, service: Service, log: str | None) -> int:
+def start(prepared: Prepared, service: Service, log: str | None, output: Output) -> int:
     """Starts a daemon in the background and returns its process id once it serves."""
+    why = why_no_log(prepared.store, log)
+    if why:
+        output.warning(f"there is no log for now: {why}")
     return launch(prepared.store, prepared.mountpoint, log=log, **service._asdict())
 
 
@@ -87,8 +92,7 @@ def become_daemon(prepared: Prepared, service: Service, log: str | None) -> NoRe
     """
     command = daemon_command(prepared.store, prepared.mountpoint, **service._asdict())
     if log is not None:
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        os.dup2(descriptor, 2)
+        why_no_log(prepared.store, log)
         command += ["--log", log]
     sys.stdout.flush()
     os.execv(sys.executable, command)
@@ -118,6 +122,8 @@ def end(store: str, mountpoint: str | None, output: Output) -> str:
         try:
             client.ask(Shutdown())
         except DaemonError as error:
+            if error.kind == "UnmountRefusedError":
+                raise places.UnmountRefusedError(path, _reason(str(error))) from error
             if error.kind not in {"UnmountError", "InUseError"}:
                 raise
             why = _why(path) if error.kind == "UnmountError" else str(error)
@@ -131,7 +137,16 @@ def end(store: str, mountpoint: str | None, output: Output) -> str:
 
 def _place_of(store: str) -> str:
     """Returns where a store is or was mounted last; empty if that is not known."""
-    return str(holder_of(store, "mount").get("mountpoint", ""))
+    told = str(holder_of(store, "mount").get("mountpoint", ""))
+    if not told and is_held(store, "mount"):  # a full disk has no room for it
+        ours = [m.path for m in places.mounts() if (m.kind, m.source) == (places.FILESYSTEM, store)]
+        return ours[-1] if ours else ""
+    return told
+
+
+def _reason(message: str) -> str:
+    """Returns what an error of `mountpoint` says without where it was."""
+    return message.partition("': ")[2] or message
 
 
 def _why(path: str) -> str:

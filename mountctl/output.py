@@ -8,6 +8,7 @@ and NO_COLOR is not set, and never says anything that the text does not.
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -33,10 +34,26 @@ INTERVAL = 0.1
 _RATE_SECONDS = 5.0
 _MOST_WARNINGS = 20
 _TABLE_ROWS = 200
+_COLOUR = re.compile(r"(\x1b\[[0-9;]{1,12}m)")
 
 
 def _is_terminal(stream: IO[str] | None) -> bool:
     return stream is not None and stream.isatty()
+
+
+def _tell(text: str, colour: bool | None = None) -> None:
+    """Writes to stderr. A full disk, or nobody who reads it, changes nothing of what was done."""
+    try:
+        click.echo(text, err=True, color=colour)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)  # what was not written yet would fail again at the end
+        os.close(nowhere)
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """Returns a value as JSON, all in printable ASCII: a terminal could obey nothing in it."""
+    return json.dumps(plain(value), indent=indent)
 
 
 class Output:
@@ -56,8 +73,21 @@ class Output:
         return click.style(text, fg=colour) if self._colour else text
 
     def line(self, text: str = "") -> None:
-        """Writes a line of data; what came from outside was made safe by the caller."""
+        """Writes a line of data; what came from outside was quoted by the caller.
+
+        Should that have been forgotten, nothing but colours of ours reaches the terminal.
+        """
+        if not text.isprintable():
+            text = self._checked(text)
         click.echo(text, color=self._colour)
+
+    def _checked(self, text: str) -> str:
+        if not self._colour:
+            return visible(text, keep="\n\t")
+        parts = _COLOUR.split(text)  # every second one is a colour
+        return "".join(
+            part if at % 2 else visible(part, keep="\n\t") for at, part in enumerate(parts)
+        )
 
     def raw(self, data: bytes) -> None:
         """Writes data as it is, for another program."""
@@ -65,12 +95,11 @@ class Output:
 
     def result(self, value: Any) -> None:
         """Writes the one object or array of a command under `--json`."""
-        text = json.dumps(plain(value), indent=2 if self.to_terminal else None)
-        click.echo(text.replace("\x7f", "\\u007f"))
+        click.echo(_json(value, indent=2 if self.to_terminal else None))
 
     def record(self, value: Any) -> None:
         """Writes one of many objects under `--json`, each on a line of its own."""
-        click.echo(json.dumps(plain(value)))
+        click.echo(_json(value))
         sys.stdout.flush()
 
     def clear(self) -> None:
@@ -131,27 +160,27 @@ class Output:
         if self.json:
             self._say("note", text, "")
         else:
-            click.echo(visible(text, keep="\n").removesuffix("\n"), err=True)
+            _tell(visible(text, keep="\n").removesuffix("\n"))
 
     def last(self, label: str, value: Any) -> None:
         """Writes, under `--json`, what came of a command whose stdout is another program's."""
-        click.echo(json.dumps({label: plain(value)}), err=True)
+        click.echo(_json({label: value}), err=True)
 
     def failure(self, failure: Failure) -> None:
         """Tells why the command ends, and what to do."""
         if self.json:
-            click.echo(json.dumps({"error": plain(failure._asdict())}), err=True)
+            _tell(_json({"error": failure._asdict()}))
             return
         self._say("error", failure.message, "red")
         self._say("hint", failure.hint, "cyan")
 
     def _say(self, label: str, text: str, colour: str) -> None:
         if self.json:
-            click.echo(json.dumps({label: plain(text)}), err=True)
+            _tell(_json({label: text}))
             return
         if label != "note":
             text = f"{click.style(label + ':', fg=colour)} {text}"
-        click.echo(text, err=True, color=self._error_colour)
+        _tell(text, self._error_colour)
 
     @contextmanager
     def progress(

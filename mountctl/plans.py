@@ -24,6 +24,7 @@ def show_plan(output: Output, plan: "Plan") -> None:
             "tree": msgspec.to_builtins(plan.tree),
             "mounted": plan.mounted,
             "calibrated": bool(plan.costs.machine),
+            "moves": plan.moves.value,
         }
         output.result(fields)
         return
@@ -42,8 +43,23 @@ def show_plan(output: Output, plan: "Plan") -> None:
             for each in plan.estimates
         ],
     )
-    output.note(_reason(plan.estimates))
+    output.note(_reason([each for each in plan.estimates if each.mode in plan.modes]))
+    if left_out := _left_out(plan):
+        output.note(left_out)
     output.note(_ground(plan))
+
+
+def _left_out(plan: "Plan") -> str:
+    """Returns why auto does not take overlay; empty if it may."""
+    if len(plan.modes) == len(plan.estimates):
+        return ""
+    refuses = "overlayfs refuses to rename a directory of the base"
+    if plan.moves.value == "some":
+        return f"auto leaves overlay out: this command renames directories, and {refuses}"
+    return (
+        f"auto leaves overlay out: {refuses}, and no run in the mount (--mode lazy) "
+        "has shown yet that this command does without"
+    )
 
 
 def _reason(estimates: "Sequence[Estimate]") -> str:

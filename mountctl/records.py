@@ -136,6 +136,16 @@ def show_sessions(output: Output, repository: Repository, sessions: list[Session
         for session in sessions
     ]
     output.table(("SESSION", "SNAPSHOT", "CREATED", "HELD BY"), rows)
+    for session in sessions:
+        warn_of_left_over(output, repository, session)
+
+
+def warn_of_left_over(output: Output, repository: Repository, session: Session) -> None:
+    """Names what an interrupted operation has left of a session and nobody could finish."""
+    for path in repository.sessions.left_over(session):
+        output.warning(
+            f"@{session.name}: what an interrupted operation could not move is in {path!r}"
+        )
 
 
 def session_fields(repository: Repository, session: Session) -> dict[str, Any]:
@@ -147,4 +157,5 @@ def session_fields(repository: Repository, session: Session) -> dict[str, Any]:
         "created": when(session.created_ns),
         "created_ns": session.created_ns,
         "held_by": holder_text(repository, session) or None,
+        "left_over": repository.sessions.left_over(session),
     }

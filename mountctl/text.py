@@ -27,13 +27,16 @@ def short(identifier: bytes) -> str:
     return identifier.hex()[:12]
 
 
-def quoted(name: bytes | str) -> str:
+def quoted(name: object) -> str:
     r"""Returns a name as git writes it: plain, or in quotes with octal escapes where needed.
 
     `a\nb` becomes `"a\\nb"`, so that one name is one word of one line, and two different names
-    never look the same.
+    never look the same. An error of the system names a file by its path or its descriptor: the
+    latter becomes `descriptor 5`.
     """
-    text = os.fsdecode(name)
+    if isinstance(name, int):
+        return f"descriptor {name}"
+    text = os.fsdecode(name) if isinstance(name, str | bytes | os.PathLike) else str(name)
     if text.isprintable() and '"' not in text and "\\" not in text:
         return text
     return '"' + "".join(_SHORT_ESCAPES.get(c) or _octal(c) for c in text) + '"'
@@ -68,6 +71,14 @@ def count(number: int, noun: str) -> str:
     if number != 1:
         noun = noun[:-1] + "ies" if noun.endswith("y") else noun + "s"
     return f"{number:,} {noun}"
+
+
+def not_kept(message: str | None, metadata: object = None) -> list[str]:
+    """Returns warnings of what was given for a snapshot, where none was made."""
+    given = [option for option, value in (("--message", message), ("--meta", metadata)) if value]
+    if not given:
+        return []
+    return [f"no snapshot was made, so {' and '.join(given)} went nowhere"]
 
 
 def when(time_ns: int) -> str:

@@ -223,8 +223,8 @@ def _folder(base: str, name: str) -> str:
 
 
 def mount(store: str, at: str, *, plain: bool) -> None:
-    """Mounts a store as the side asks for; for all users where root does it."""
-    others = ["--allow-other"] if os.geteuid() == 0 else []
+    """Mounts a store as the side asks for; where root does it, for all users and all of POSIX."""
+    others = ["--allow-other", "--suid", "--dev"] if os.geteuid() == 0 else []
     mountctl(store, "mount", at, *others, *(["--plain"] if plain else []), patient=True)
 
 

@@ -10,6 +10,7 @@ it stored stays until a collection, so applying it again goes on where it ended.
 garbage collection away meanwhile.
 """
 
+import os
 from collections import OrderedDict
 from typing import IO, NamedTuple
 
@@ -25,6 +26,7 @@ from engine.archives.bundles import (
     Record,
 )
 from engine.errors import CorruptObjectError, EngineError, MissingObjectError
+from engine.host.set_id import SET_ID
 from engine.ids import ChunkId, NodeId, SnapshotId
 from engine.progress import Progress, unheard
 from engine.storage.chunking import LARGEST_CHUNK
@@ -59,6 +61,17 @@ class BundleBaseError(EngineError):
         ids = ", ".join(each.hex() for each in missing[:4]) + (" …" if len(missing) > 4 else "")
         super().__init__(f"the bundle builds on snapshots that are not in the store: {ids}")
         self.missing = missing
+
+
+class BundleSetIdError(EngineError):
+    """A bundle has a file with set-id bits, which nobody has asked for: `path` is its name.
+
+    A bundle's nodes are what their ids say, so the bits cannot be dropped.
+    """
+
+    def __init__(self, name: bytes) -> None:
+        super().__init__(f"the bundle has a file with set-id bits, {os.fsdecode(name)!r}")
+        self.path = name
 
 
 class ApplyReport(msgspec.Struct):
@@ -97,14 +110,16 @@ def apply_bundle(
     *,
     take_refs: bool = True,
     move_refs: bool = False,
+    set_id: bool = False,
     progress: Progress | None = None,
 ) -> ApplyReport:
     """Stores what a bundle carries and makes its snapshots visible; durable when it returns.
 
     With `take_refs`, refs that are not there are made; `move_refs` also moves those that name
     another snapshot. Memory holds a batch, the ids of the nodes that came, and those of what the
-    bundle builds on. Raises BundleBaseError, a
-    BundleFormatError, StoreFullError: then there is no new snapshot and no ref has changed.
+    bundle builds on. Raises BundleBaseError, a BundleFormatError, StoreFullError, and unless
+    `set_id` BundleSetIdError for a file with such a bit that the store does not have yet: then
+    there is no new snapshot and no ref has changed.
     """
     reader = BundleReader(stream)
     manifest = reader.manifest
@@ -112,7 +127,7 @@ def apply_bundle(
         missing = tuple(each for each in manifest.have if not view.has(Db.SNAPSHOTS, each))
     if missing:
         raise BundleBaseError(missing)
-    job = _Apply(store, objects, manifest.snapshots)
+    job = _Apply(store, objects, manifest.snapshots, set_id)
     tell = progress or unheard
     for record in reader:
         try:
@@ -156,7 +171,10 @@ def apply_bundle(
 
 
 class _Apply:
-    def __init__(self, store: Store, objects: Objects, expected: tuple[bytes, ...]) -> None:
+    def __init__(
+        self, store: Store, objects: Objects, expected: tuple[bytes, ...], set_id: bool
+    ) -> None:
+        self.refused_bits = 0 if set_id else SET_ID
         self.store, self.objects = store, objects
         self.expected = set(expected)
         self.report = ApplyReport(expected)
@@ -199,6 +217,10 @@ class _Apply:
         self.carried.add(identifier)
         if self.knows(Db.NODES, self.nodes, identifier):
             return
+        if isinstance(node, DirectoryNode):
+            for entry in node.entries:
+                if entry.mode & self.refused_bits and entry.kind == Kind.FILE:
+                    raise BundleSetIdError(entry.name)
         self.nodes[identifier] = value
         self.report.new_nodes += 1
         self.count(len(value))

@@ -26,7 +26,19 @@ _MOST_MANIFESTS = 1000
 _DEEPEST = 4
 _PIECE = 1 << 20
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
+_ATTACHED = {"vnd.docker.reference.type", "dev.cosignproject.cosign/imageref"}
+"""Annotations of manifests that are no images, but say something of one: how it was built
+(BuildKit's attestations), who has signed it."""
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
+
+class ImageChoiceError(ImageRefusedError):
+    """Not one image of a layout is meant, but none or several. `names` are those there are."""
+
+    def __init__(self, path: str, number: int, names: list[str]) -> None:
+        what = ", ".join(names[:10]) + (", …" if len(names) > 10 else "") or "none"
+        super().__init__(path, f"{number} images are meant; there are: {what}")
+        self.number, self.names = number, names
 
 
 class ImageDamagedError(EngineError):
@@ -48,6 +60,12 @@ def read_image(
     job = _Layout(path)
     manifest = job.choose(image)
     layers = _list(manifest.get("layers"), path, "its manifest has no list of layers")
+    for layer in layers:
+        kind = layer.get("mediaType") if isinstance(layer, dict) else None
+        if kind is not None and ("tar" not in str(kind) or "encrypted" in str(kind)):
+            raise ImageRefusedError(path, f"{str(kind)[:100]!r} is no layer of files")
+    if job.attached:
+        reader.report.left_out["attestation"] = job.attached
     if len(layers) > _MOST_LAYERS:
         raise ImageRefusedError(path, f"it has {len(layers):,} layers")
     total = sum(_size(layer, path) for layer in layers)
@@ -66,6 +84,7 @@ def _tell(progress: Progress | None, total: int, before: int, at: int) -> None:
 class _Layout:
     def __init__(self, path: str) -> None:
         self.path = path
+        self.attached = 0
         if not os.path.isdir(path):
             raise ImageRefusedError(path, "it is not a directory")
 
@@ -75,12 +94,16 @@ class _Layout:
             index = self.document(stream)
         found: list[tuple[str, dict[str, Any]]] = []
         self.collect(index, "", 0, found)
-        names = sorted({name for name, _ in found})
+        titles = [name for name, _ in found]
+        # What has no name of its own is known by its digest.
+        names = sorted(
+            name if name and titles.count(name) == 1 else str(each.get("digest"))
+            for name, each in found
+        )
         if image is not None:
-            found = [each for each in found if each[0] == image]
+            found = [each for each in found if image in {each[0], each[1].get("digest")}]
         if len(found) != 1:
-            what = ", ".join(names[:10]) or "none"
-            raise ImageRefusedError(self.path, f"{len(found)} images are meant; there are: {what}")
+            raise ImageChoiceError(self.path, len(found), names)
         return self.load(found[0][1])
 
     def collect(
@@ -92,10 +115,15 @@ class _Layout:
             if not isinstance(each, dict) or len(found) >= _MOST_MANIFESTS:
                 raise ImageRefusedError(self.path, "its index is wrong or too long")
             annotations = each.get("annotations")
-            own = annotations.get(NAME) if isinstance(annotations, dict) else None
+            annotations = annotations if isinstance(annotations, dict) else {}
+            if "artifactType" in each or _ATTACHED & annotations.keys():
+                self.attached += 1
+                continue
+            own = annotations.get(NAME)
             platform = each.get("platform")
             if own is None and isinstance(platform, dict):
-                own = f"{name}@{platform.get('os')}/{platform.get('architecture')}"
+                parts = [platform.get(key) for key in ("os", "architecture", "variant")]
+                own = f"{name}@{'/'.join(str(part) for part in parts if part is not None)}"
             title = str(own) if own is not None else name
             if "index" in str(each.get("mediaType")) or "list" in str(each.get("mediaType")):
                 self.collect(self.load(each), title, depth + 1, found)

@@ -20,7 +20,7 @@ from typing import IO
 import msgspec
 
 from engine.archives.tar_parts import Large, Members, Part, extents, members, parts
-from engine.archives.tar_worker import ASKED, MADE, SLOT_BYTES, Left
+from engine.archives.tar_worker import ASKED, MADE, SLOT_BYTES, Left, needs_parent
 from engine.archives.tar_writing import TarReport, TarWriter, opening, padding, read_ahead
 from engine.progress import Progress
 from engine.storage import content
@@ -58,7 +58,7 @@ class Literal(msgspec.Struct, frozen=True):
 
 
 Job = Members | Part | Large | Literal
-"""What comes next in an archive. A Large is made here, as it is a name of a file of several."""
+"""What comes next in an archive. A Large is made here: see `needs_parent`."""
 
 
 def write_tree(
@@ -67,6 +67,7 @@ def write_tree(
     out: IO[bytes],
     crew: "Crew",
     *,
+    set_id: bool = False,
     progress: Progress | None = None,
 ) -> TarReport:
     """Writes all of a tree and the end, as `write_tar` does; see `everything`."""
@@ -76,7 +77,7 @@ def write_tree(
         if progress is not None:
             progress(writer.report.entries, total, writer.report.bytes)
 
-    writer = TarWriter(objects, out, tell)
+    writer = TarWriter(objects, out, tell, set_id=set_id)
     writer.add(b".", root)
     for job, ticket in _assigned(jobs(objects, root), crew):
         if ticket is None or not crew.take(ticket, writer):
@@ -89,7 +90,7 @@ def write_tree(
 def jobs(objects: Objects, root: Entry) -> Iterator[Job]:
     """Yields all that is below a tree's root, in the archive's order."""
     for part in parts(objects, root):
-        if isinstance(part, Members) or part.entry.link is not None:
+        if isinstance(part, Members) or needs_parent(part.entry):
             yield part
             continue
         head, pieces = opening(objects, part.path, part.entry)
@@ -214,6 +215,7 @@ class Crew:
         """Each opens the store at `store`. `made` counts the parts that they have made."""
         self._store, self._wanted = store, workers
         self._workers: list[_Worker] = []
+        self._pid = os.getpid()
         self.made = 0
 
     @property
@@ -247,6 +249,10 @@ class Crew:
         self._end(idle=kind is None)
 
     def _end(self, *, idle: bool) -> None:
+        if os.getpid() != self._pid:  # the workers are those of the process that this one left
+            for worker in self._workers:
+                worker.connection.close()
+            return
         for worker in self._workers:
             worker.connection.close()  # it ends then, with what it is at
             if idle:

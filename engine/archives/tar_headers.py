@@ -10,6 +10,7 @@ By hand: tarfile takes many times as long, and cannot write attributes' names th
 import tarfile
 from functools import lru_cache
 
+from engine.host.hostfs import kept_xattrs
 from engine.storage.nodes import Entry, Kind
 
 _TYPES: dict[int, bytes] = {
@@ -58,7 +59,7 @@ def header(path: bytes, entry: Entry, target: bytes | None, sparse: int | None =
     if ns or not 0 <= seconds < _LONGEST:
         extended.append((b"mtime", _decimal(entry.mtime_ns)))
     if entry.xattrs and kind != tarfile.LNKTYPE:
-        for name, value in entry.xattrs:
+        for name, value in kept_xattrs(entry.xattrs):  # a bundle may have others
             escaped = name.replace(b"%", b"%25").replace(b"=", b"%3D")
             extended.append((b"SCHILY.xattr." + escaped, value))
     uid, gid = entry.owner or _NOBODY

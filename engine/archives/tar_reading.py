@@ -2,8 +2,10 @@
 
 Python's tarfile knows the formats: ustar, pax, GNU. What is here guards it: it takes a damaged
 header for the archive's end, and reads headers as long as they say they are. Compression (gzip,
-bzip2, xz, zstd) is told by the first bytes. Owners are left out; of attributes only `user.*` is
-kept; devices are left out with a warning. The holes of GNU's sparse files are holes.
+bzip2, xz, zstd) is told by the first bytes. Owners are left out, and set-id bits with them unless
+they are asked for; of attributes only `user.*` is kept. What else is left out is named in a
+warning and counted by kind (see `tar_leavings`). The
+holes of GNU's sparse files are holes.
 """
 
 import bz2
@@ -22,8 +24,12 @@ from typing import IO, Any
 
 import zstandard
 
+from engine.archives.tar_leavings import XATTR, count_records, unknown_holes
 from engine.errors import EngineError
-from engine.host.hostfs import OVERLAY_PREFIX
+from engine.host.hostfs import is_in_range, is_kept
+from engine.host.losses import ACLS, SET_ID, TIME, Losses, is_lost
+from engine.host.set_id import EVERY_BIT
+from engine.host.set_id import SET_ID as SET_ID_BITS
 from engine.ids import ChunkId, digest
 from engine.plain.importing import ImportReport
 from engine.storage.chunking import SMALLEST_CHUNK
@@ -41,7 +47,7 @@ from engine.storage.nodes import (
 from engine.storage.objects import ChunkSink, NodeBuffer
 from engine.trees.drafts import ArchiveRefusedError, Draft, Xattrs
 
-XATTR = "SCHILY.xattr."
+_ACL = "SCHILY.acl."
 WHITEOUT, OPAQUE = b".wh.", b".wh..wh..opq"
 
 LONGEST_HEADER = 8 << 20
@@ -55,6 +61,8 @@ _EXTENDED = {
     tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
 }  # fmt: skip
 _DEVICES = {tarfile.CHRTYPE, tarfile.BLKTYPE}
+_DUMPED, _LABEL, _CONTINUED = b"D", b"V", b"M"
+"""GNU tar's: a directory with a list of its names, an archive's label, the rest of a file."""
 _TIME = re.compile(r"(-?)([0-9]{1,30})(?:\.([0-9]*))?")
 _DAMAGE = (
     tarfile.TarError, ValueError, EOFError, OverflowError, RecursionError,
@@ -247,12 +255,16 @@ class _Packer:
 class TarReader:
     """Reads archives into a draft: one, or with `layered` one layer over the other.
 
-    The contents go to `sink`, lists of long files to `nodes`. Who calls it flushes both.
+    The contents go to `sink`, lists of long files to `nodes`. Who calls it flushes both. Files
+    have set-id bits with `set_id` only: an archive's owners are not those who get its files.
     """
 
     def __init__(
-        self, sink: ChunkSink, nodes: NodeBuffer, *, layered: bool = False, owners: bool = False
-    ) -> None:
+        self, sink: ChunkSink, nodes: NodeBuffer,
+        *, layered: bool = False, set_id: bool = False, owners: bool = False,
+    ) -> None:  # fmt: skip
+        self._losses = Losses()
+        self._dropped = 0 if set_id else SET_ID_BITS
         self._sink, self._nodes = sink, nodes
         self._owners = owners
         self._seen: Counter[Owner] = Counter()
@@ -271,8 +283,14 @@ class TarReader:
                 self._take(member, forward)
                 if progress is not None:
                     progress(forward.tell())
-            while forward.read(_PIECE):  # a checksum at the end of what is compressed
-                pass
+            behind = 0
+            while data := forward.read(_PIECE):  # a checksum at the end of what is compressed
+                behind += len(data) if data.strip(b"\0") else 0
+            if behind:
+                self._count("bytes after the archive's end", behind)
+                self.report.warnings.append(
+                    "something follows the archive's end and was not read: is it several archives?"
+                )
             packer.finish()
         except _DAMAGE as error:
             raise ArchiveDamagedError(forward.tell(), str(error)) from error
@@ -283,15 +301,24 @@ class TarReader:
         finally:
             packer.close()
         self.draft.layer += 1
+        self.report.lost = self._losses.counts()
+
+    def warnings(self) -> list[str]:
+        """Returns what was left out of all that was read, and what files lost."""
+        return [*self.report.warnings, *self._losses.warnings()]
 
     def _take(self, member: tarfile.TarInfo, forward: _Forward) -> None:
         path = os.fsencode(member.name)
-        mode, mtime_ns = member.mode & 0o7777, _mtime(member)
-        if self.draft.layered and self._whiteout(path):
-            return
-        if member.isdir():
+        mode, mtime_ns = member.mode & EVERY_BIT, self._mtime(path, member)
+        if self.draft.layered:
+            path = path.lstrip(b"/")  # an image is a whole system: its root is the tree's
+            if self._whiteout(path):
+                return
+        if member.pax_headers:
+            self._count_records(path, member)
+        if member.isdir() or member.type == _DUMPED:
             self.draft.put_directory(
-                path, mode, mtime_ns, _xattrs(path, member), self._owner(path, member)
+                path, mode, mtime_ns, self._xattrs(path, member), self._owner(path, member)
             )
             return
         kind, size = Kind.FILE, 0
@@ -304,24 +331,35 @@ class TarReader:
                 raise ArchiveRefusedError(path, "is a link with an impossible target")
         elif member.islnk():
             target = os.fsencode(member.linkname)
+            if self.draft.layered:
+                target = target.lstrip(b"/")
             if target in self._left_out:
-                self._leave_out(path, "is another name of a device")
+                self._leave_out(path, "name of what is left out", "is another name of such a one")
             else:
                 self.draft.link(path, target)
             return
         elif member.isfifo():
             kind = Kind.FIFO
         elif member.type in _DEVICES:
-            self._leave_out(path, "is a device")
+            self._leave_out(path, "device", "is a device")
+            return
+        elif member.type == _CONTINUED:
+            raise ArchiveRefusedError(path, "began in another volume: join the volumes first")
+        elif member.type == _LABEL:
+            self._leave_out(path, "label", "is the archive's label")
             return
         elif not member.isreg():
-            self._leave_out(path, f"has the unknown type {member.type!r}")
+            what = f"type {member.type.decode('ascii', 'backslashreplace')}"
+            self._leave_out(path, what, f"has the unknown type {member.type!r}")
             return
         else:
             content, size = self._content(member, forward)
             self.report.read_files += 1
             self.report.read_bytes += size
-        xattrs = _xattrs(path, member)
+            if mode & self._dropped:
+                mode &= ~self._dropped
+                self._losses.note(path, SET_ID)
+        xattrs = self._xattrs(path, member)
         owner = self._owner(path, member)
         self.draft.put(
             path, Entry(b"", kind, mode, mtime_ns, size, content, xattrs, None, None, owner)
@@ -342,6 +380,28 @@ class TarReader:
         if self._owners or not self._seen:
             return 0
         return self._seen.total() - max(self._seen.values())
+
+    def _mtime(self, path: bytes, member: tarfile.TarInfo) -> int:
+        """Returns the time in ns, or the nearest that a tree can keep."""
+        ns = _mtime(member)
+        if is_in_range(ns):
+            return ns
+        self._losses.note(path, TIME)
+        return min(max(ns, EARLIEST_NS), LATEST_NS)
+
+    def _xattrs(self, path: bytes, member: tarfile.TarInfo) -> Xattrs:
+        """Returns the attributes that a tree keeps, and notes what somebody will miss."""
+        if not member.pax_headers:
+            return ()
+        names = [
+            os.fsencode(_xattr_name(key)) for key in member.pax_headers if key.startswith(XATTR)
+        ]
+        others = [name for name in names if not is_kept(name) and is_lost(name)]
+        if others:
+            self._losses.note_attributes(path, others)
+        if any(key.startswith(_ACL) for key in member.pax_headers):
+            self._losses.note(path, ACLS)
+        return _xattrs(path, member)
 
     def _content(self, member: tarfile.TarInfo, forward: _Forward) -> tuple[Content, int]:
         size = member.size
@@ -381,9 +441,18 @@ class TarReader:
             self.draft.remove(above + b"/" + name[len(WHITEOUT) :] if above else name[4:])
         return True
 
-    def _leave_out(self, path: bytes, why: str) -> None:
+    def _leave_out(self, path: bytes, kind: str, why: str) -> None:
         self._left_out.add(path)
+        self._count(kind)
         self.report.warnings.append(f"left out {os.fsdecode(path)!r}: it {why}")
+
+    def _count(self, kind: str, number: int = 1) -> None:
+        self.report.left_out[kind] = self.report.left_out.get(kind, 0) + number
+
+    def _count_records(self, path: bytes, member: tarfile.TarInfo) -> None:
+        if unknown_holes(member):
+            raise ArchiveRefusedError(path, "has holes in a form that is not known")
+        count_records(member, self.report.left_out)
 
 
 def _members(forward: _Forward) -> Iterator[tarfile.TarInfo]:
@@ -478,16 +547,20 @@ def _mtime(member: tarfile.TarInfo) -> int:
         sign, whole, fraction = found.groups()
         ns = int(whole) * 1_000_000_000 + int((fraction or "")[:9].ljust(9, "0"))
         ns = -ns if sign else ns
-    return min(max(ns, EARLIEST_NS), LATEST_NS)
+    return ns
+
+
+def _xattr_name(key: str) -> str:
+    """Returns the attribute that a pax record is of."""
+    return key[len(XATTR) :].replace("%3D", "=").replace("%25", "%")
 
 
 def _xattrs(path: bytes, member: tarfile.TarInfo) -> Xattrs:
     pairs = []
     for key, value in member.pax_headers.items():
         if key.startswith(XATTR + "user."):
-            text = key[len(XATTR) :].replace("%3D", "=").replace("%25", "%")
-            name, data = os.fsencode(text), os.fsencode(value)
-            if name.startswith(OVERLAY_PREFIX):
+            name, data = os.fsencode(_xattr_name(key)), os.fsencode(value)
+            if not is_kept(name):
                 continue
             if b"\0" in name or len(name) > 255 or len(data) > 65536:
                 raise ArchiveRefusedError(path, "has an impossible attribute")

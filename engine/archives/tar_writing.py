@@ -1,7 +1,8 @@
 """Tar out: a tree becomes an archive, in the pax format, the same bytes for the same tree.
 
 Members come in the order of the tree's walk, the root first as `./`. Further names of a file are
-hard links. What headers look like is in `tar_headers`.
+hard links. What headers look like is in `tar_headers`. They give every file to root, so set-id
+bits are left out unless they are asked for.
 
 A file with holes is a sparse member in GNU's format 1.0 (tar's manual, "Storing Sparse Files"):
 before its data stands a map, lines of decimal numbers: how many pieces, then offset and length
@@ -16,6 +17,7 @@ from typing import IO
 import msgspec
 
 from engine.archives.tar_headers import filled, header
+from engine.host.set_id import SET_ID
 from engine.progress import Progress
 from engine.storage import content
 from engine.storage.chunking import SMALLEST_CHUNK
@@ -36,10 +38,14 @@ Piece = tuple[int, int]
 
 
 class TarReport(msgspec.Struct):
-    """What was written: members, and bytes before any compression."""
+    """What was written: members, and bytes before any compression.
+
+    `set_id_dropped` files lost their set-id bits.
+    """
 
     entries: int = 0
     bytes: int = 0
+    set_id_dropped: int = 0
 
 
 def everything(objects: Objects, root: Entry) -> Iterator[tuple[bytes, Entry]]:
@@ -52,9 +58,14 @@ class TarWriter:
     """Writes one archive to a stream that need not seek."""
 
     def __init__(
-        self, objects: Objects, out: IO[bytes], tell: Callable[[], None] = lambda: None
-    ) -> None:
-        """`tell` is called for each chunk of a file: `report` has changed then."""
+        self, objects: Objects, out: IO[bytes], tell: Callable[[], None] = lambda: None,
+        *, set_id: bool = False,
+    ) -> None:  # fmt: skip
+        """`tell` is called for each chunk of a file: `report` has changed then.
+
+        Set-id bits are written with `set_id` only.
+        """
+        self._dropped = 0 if set_id else SET_ID
         self._objects, self._out, self._tell = objects, out, tell
         self._linked: dict[bytes, bytes] = {}
         self.report = TarReport()
@@ -65,6 +76,9 @@ class TarWriter:
         Raises what reading the content does, and OSError of the stream.
         """
         first = None
+        if entry.mode & self._dropped and entry.kind == Kind.FILE:
+            entry = msgspec.structs.replace(entry, mode=entry.mode & ~self._dropped)
+            self.report.set_id_dropped += 1
         if entry.link is not None:
             first = self._linked.setdefault(entry.link.group, path)
         if first is not None and first != path:
@@ -110,15 +124,16 @@ def write_tar(
     out: IO[bytes],
     *,
     total: int | None = None,
+    set_id: bool = False,
     progress: Progress | None = None,
 ) -> TarReport:
-    """Writes members and the end; see `everything`."""
+    """Writes members and the end; see `everything`, and `TarWriter` for `set_id`."""
 
     def tell() -> None:
         if progress is not None:
             progress(writer.report.entries, total, writer.report.bytes)
 
-    writer = TarWriter(objects, out, tell)
+    writer = TarWriter(objects, out, tell, set_id=set_id)
     for path, entry, data in read_ahead(objects, members):
         writer.add(path, entry, data)
         tell()

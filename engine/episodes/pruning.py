@@ -117,7 +117,7 @@ def _run(
             finish(writer, name, plan)
             return True
 
-        if store.write(change):
+        if store.write(change, frees=True):
             return plan.report()
 
     def at_once(writer: Writer) -> _Plan:
@@ -125,7 +125,7 @@ def _run(
         finish(writer, name, plan)
         return plan
 
-    return store.write(at_once).report()
+    return store.write(at_once, frees=True).report()
 
 
 def _with_ways(parents: dict[int, int | None], wanted: Iterable[int]) -> set[int]:

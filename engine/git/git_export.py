@@ -35,7 +35,7 @@ from engine.git.git_objects import (
     parse_tree,
 )
 from engine.git.git_refs import known_ref
-from engine.git.git_repository import HEADS, GitRefusedError, GitRepository
+from engine.git.git_repository import HEADS, GitRefusedError, GitRepository, check_names
 from engine.git.git_trees import TIME_NS, file_mode
 from engine.ids import SnapshotId
 from engine.progress import Progress, unheard
@@ -126,6 +126,7 @@ def export_git(
     GitRefusedError, CorruptObjectError.
     """
     repository.flush()
+    wanted = _once(path, wanted)
     target = GitRepository.make(path)
     author = author if author is not None else target.author()
     if author is not None and (not author.strip() or any(c in author for c in "\n\0")):
@@ -156,6 +157,7 @@ class _GitExport:
         self.trees.tell()
 
     def run(self, wanted: list[ToExport], force: bool) -> GitExport:
+        self.target.check_names(full_name(each.branch) for each in wanted)
         order = self._order([each.snapshot for each in wanted])
         for at, identifier in enumerate(order):
             self.tell(at, len(order))
@@ -165,17 +167,15 @@ class _GitExport:
             commit = self.done[each.snapshot]
             if each.root is not None:
                 commit = self._on_top(each.snapshot, each.root, each.message)
-            name = each.branch if each.branch.startswith("refs/") else HEADS + each.branch
+            name = full_name(each.branch)
             aim = self._tag(each, commit) if each.root is None else None
             aim = commit if aim is None else aim
             self.target.check_ref(name, aim, force=force)
             moves.append((name, aim, self.target.target(name)))
         rows = self.rows
         self.repository.store.write(lambda writer: git_links.put(writer, rows))
-        for name, aim, before in moves:
-            if aim != before:
-                self.target.set_ref(name, aim, before)
-            self.report.branches[name] = aim.hex()
+        self.target.set_refs([move for move in moves if move[1] != move[2]])
+        self.report.branches = {name: aim.hex() for name, aim, _ in moves}
         self.tell(len(order), len(order))
         return self.report
 
@@ -318,6 +318,26 @@ class _GitExport:
             root = self.repository.snapshot(identifier).root
             self.roots[identifier] = _Tree(root, parse_commit(data).tree)
         return self.roots[identifier]
+
+
+def _once(path: str, wanted: list[ToExport]) -> list[ToExport]:
+    """Returns what is wanted, each once; raises GitRefusedError for two that have one name."""
+    found: dict[str, ToExport] = {}
+    for each in wanted:
+        name = full_name(each.branch)
+        other = found.setdefault(name, each)
+        if (other.snapshot, other.root) != (each.snapshot, each.root):
+            who = " and ".join(
+                wish.ref or f"snapshot {wish.snapshot.hex()[:12]}" for wish in (other, each)
+            )
+            raise GitRefusedError(path, f"{who} would both be {name!r} there")
+    check_names(path, found)
+    return list(found.values())
+
+
+def full_name(branch: str) -> str:
+    """Returns git's whole name of a branch, or of what has one already."""
+    return branch if branch.startswith("refs/") else HEADS + branch
 
 
 class GitTreeWriter:

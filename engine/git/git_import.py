@@ -35,8 +35,10 @@ class GitImport(msgspec.Struct):
     """What an import from git did.
 
     `refs` are those that name a commit of git's now, `kept` those that were left as they are,
-    with the reason. `submodules` are (path, commit). `warnings` name what git has and no tree
-    can have here, and refs of git's that have no ref here.
+    with the reason. `other_refs` counts what is neither a branch nor a tag, by where it is, and
+    was not looked at. `cut` are commits without some parent, which a shallow repository lacks.
+    `submodules` are (path, commit). `warnings` name what git has and no tree can have here, and
+    refs of git's that have no ref here.
     """
 
     commits: int = 0
@@ -46,6 +48,8 @@ class GitImport(msgspec.Struct):
     new_bytes: int = 0
     refs: dict[str, SnapshotId] = {}
     kept: dict[str, str] = {}
+    other_refs: dict[str, int] = {}
+    cut: int = 0
     submodules: list[tuple[bytes, str]] = []
     lfs_pointers: list[bytes] = []
     warnings: list[str] = []
@@ -127,6 +131,7 @@ class _GitImport:
     def _tips(self, revisions: list[str]) -> tuple[list[GitRef], list[bytes]]:
         if not revisions:
             refs, others = self.source.refs()
+            self.report.other_refs = self.source.other_refs()
             self.report.warnings += [f"left out {name}: it means no commit" for name in others]
             return refs, [ref.commit for ref in refs]
         wanted: list[tuple[bytes, GitRef | None]] = []
@@ -176,6 +181,8 @@ class _GitImport:
                 if len(self.read) < _MOST_READ:
                     self.read[identifier] = found
                 parents = found[1].parents
+                if self.source.is_shallow and not all(map(self.source.has, parents)):
+                    self.report.cut += 1
                 # The first parent is looked at first, so that a line of history is in order.
                 stack += [(p, False) for p in reversed(parents) if self._is_wanted(p)]
         return order

@@ -4,18 +4,31 @@ The only module that imports pygit2, and only when a repository is opened: it is
 of the installation. Ids are git's 20 bytes; contents are what git stores, without its header.
 """
 
+import contextlib
+import errno
 import os
-from collections.abc import Iterator
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
 from io import RawIOBase
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.errors import EngineError
+from engine.host.removing import remove_tree
 
 if TYPE_CHECKING:
     import pygit2
 
+_OWNED = re.compile("repository path '(.+?)/?' is not owned by current user")
+"""What libgit2 says of a repository of another user, and has no code of its own for in pygit2."""
 HEADS, TAGS = "refs/heads/", "refs/tags/"
+
+
+_OF_THE_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE,
+)  # fmt: skip
 
 
 class GitMissingError(EngineError):
@@ -23,6 +36,8 @@ class GitMissingError(EngineError):
 
     def __init__(self) -> None:
         super().__init__("the package pygit2 is not installed")
+        self.python = shlex.quote(sys.executable)
+        """The interpreter that needs it, as a shell takes it."""
 
 
 class GitSourceError(EngineError):
@@ -31,6 +46,15 @@ class GitSourceError(EngineError):
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"cannot read the git repository {path!r}: {why}")
         self.path, self.why = path, why
+
+
+class GitOwnerError(GitSourceError):
+    """A git repository belongs to another user. `safe` is its directory, as a shell takes it."""
+
+    def __init__(self, path: str, why: str) -> None:
+        super().__init__(path, why)
+        named = _OWNED.search(why)
+        self.safe = shlex.quote(named[1] if named else os.path.realpath(path))
 
 
 class GitRefusedError(EngineError):
@@ -61,7 +85,10 @@ class GitRepository:
     """An open repository, bare or not. Its work tree and its index are never touched."""
 
     def __init__(self, path: str) -> None:
-        """Opens the repository at `path` itself. Raises GitMissingError, GitSourceError."""
+        """Opens the repository at `path` itself. Raises GitMissingError, GitSourceError.
+
+        That is a GitOwnerError for one of another user that git's configuration does not name.
+        """
         git = _library()
         self.path = os.path.realpath(path)
         self._git = git
@@ -69,7 +96,9 @@ class GitRepository:
             flag = git.enums.RepositoryOpenFlag.NO_SEARCH
             self._repository: pygit2.Repository = git.Repository(path, flag)
         except (git.GitError, KeyError, ValueError, OSError) as error:
-            raise GitSourceError(path, _say(error)) from error
+            why = _say(error)
+            kind = GitOwnerError if _OWNED.search(why) else GitSourceError
+            raise kind(path, why) from error
         self._read = self._repository.odb.read
         self._oid = git.Oid
 
@@ -77,11 +106,13 @@ class GitRepository:
     def make(cls, path: str) -> "GitRepository":
         """Makes an empty bare repository, or opens the one that is there."""
         git = _library()
-        if not os.path.isdir(path) or not os.listdir(path):
+        there = os.path.isdir(path)
+        if not there or not os.listdir(path):
             try:
                 git.init_repository(path, bare=True)
             except (git.GitError, OSError) as error:
-                raise GitRefusedError(path, _say(error)) from error
+                _remove_half(path, keep=there)
+                raise _refusal(path, error) from error
         return cls(path)
 
     # Reading.
@@ -122,6 +153,15 @@ class GitRepository:
                 else:
                     found.append(ref)
         return found, others
+
+    def other_refs(self) -> dict[str, int]:
+        """Counts the refs that are neither branches nor tags, by where they are: `refs/notes`."""
+        found: dict[str, int] = {}
+        for name in self._repository.references:
+            if name.startswith("refs/") and not name.startswith((HEADS, TAGS)):
+                place = "/".join(name.split("/")[:2])
+                found[place] = found.get(place, 0) + 1
+        return found
 
     def _ref(self, name: str) -> GitRef | None:
         try:
@@ -168,14 +208,14 @@ class GitRepository:
             code = self._git.enums.ObjectType[kind.upper()]
             return self._repository.odb.write(code, data).raw
         except (self._git.GitError, OSError) as error:
-            raise GitRefusedError(self.path, _say(error)) from error
+            raise _refusal(self.path, error) from error
 
     def write_stream(self, stream: RawIOBase) -> bytes:
         """Stores a blob that is too long for memory."""
         try:
             return self._repository.create_blob_fromiobase(stream).raw
         except (self._git.GitError, OSError) as error:
-            raise GitRefusedError(self.path, _say(error)) from error
+            raise _refusal(self.path, error) from error
 
     def author(self) -> str | None:
         """Returns `Name <address>` as git's configuration has it."""
@@ -219,15 +259,55 @@ class GitRepository:
         if not name.startswith(HEADS) or not repository.descendant_of(new, old):
             raise GitRefusedError(self.path, f"{name!r} has commits that would be lost")
 
-    def set_ref(self, name: str, target: bytes, before: bytes | None) -> None:
-        """Makes or moves a ref that named `before`. Raises GitRefusedError."""
+    def check_names(self, names: Iterable[str]) -> None:
+        """Raises GitRefusedError if refs cannot be there beside those that are."""
+        check_names(self.path, names, self._repository.references)
+
+    def set_refs(self, moves: Iterable[tuple[str, bytes, bytes | None]]) -> None:
+        """Makes or moves refs, (name, target, what it named before), all of them or none.
+
+        Raises GitRefusedError.
+        """
         try:
-            if self.target(name) != before:
-                raise GitRefusedError(self.path, f"{name!r} was moved by somebody else meanwhile")
-            oid = self._oid(raw=target)
-            self._repository.references.create(name, oid, force=before is not None)
+            with self._repository.transaction() as transaction:
+                for name, target, before in moves:
+                    transaction.lock_ref(name)
+                    if self.target(name) != before:
+                        why = f"{name!r} was moved by somebody else meanwhile"
+                        raise GitRefusedError(self.path, why)
+                    transaction.set_target(name, self._oid(raw=target))
         except (self._git.GitError, ValueError, OSError) as error:
-            raise GitRefusedError(self.path, _say(error)) from error
+            raise _refusal(self.path, error) from error
+
+
+def _remove_half(path: str, *, keep: bool) -> None:
+    """Removes what is made of a repository in a directory that was not there, or was empty."""
+    with contextlib.suppress(OSError):
+        remove_tree(os.fsencode(path))
+        if keep:
+            os.mkdir(path)
+
+
+def _refusal(path: str, error: Exception) -> Exception:
+    """Returns what to raise where something cannot be written: what the disk says, if it does.
+
+    libgit2 tells it in words only, those of strerror(3).
+    """
+    for code in _OF_THE_DISK:
+        if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
+            return OSError(code, os.strerror(code), path)
+    return GitRefusedError(path, _say(error))
+
+
+def check_names(path: str, names: Iterable[str], there: Iterable[str] = ()) -> None:
+    """Raises GitRefusedError if refs cannot all be in one repository: `a` and `a/b` cannot."""
+    new = set(names)
+    both = new.union(there)
+    for name in sorted(both):
+        above = name
+        while above := above.rpartition("/")[0]:
+            if above in both and (above in new or name in new):
+                raise GitRefusedError(path, f"{above!r} and {name!r} cannot both be there")
 
 
 def _say(error: Exception) -> str:

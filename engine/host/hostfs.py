@@ -41,8 +41,13 @@ def describe(mode: int) -> str:
     return names.get(stat.S_IFMT(mode), "file of unknown kind")
 
 
-def read_xattrs(where: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
-    """Returns the `user.*` attributes of a descriptor or path, sorted; links not followed."""
+def read_xattrs(
+    where: int | bytes, others: list[bytes] | None = None
+) -> tuple[tuple[bytes, bytes], ...]:
+    """Returns the `user.*` attributes of a descriptor or path, sorted; links not followed.
+
+    The names of attributes that are not kept are added to `others`.
+    """
     try:
         follow = isinstance(where, int)
         names = os.listxattr(where, follow_symlinks=follow)
@@ -53,9 +58,11 @@ def read_xattrs(where: int | bytes) -> tuple[tuple[bytes, bytes], ...]:
     pairs = []
     for text in names:
         name = os.fsencode(text)
-        if _is_kept(name):
+        if is_kept(name):
             with contextlib.suppress(FileNotFoundError):
                 pairs.append((name, os.getxattr(where, name, follow_symlinks=follow)))
+        elif others is not None:
+            others.append(name)
     return tuple(sorted(pairs))
 
 
@@ -64,11 +71,17 @@ def kept_xattrs(pairs: tuple[tuple[bytes, bytes], ...]) -> tuple[tuple[bytes, by
 
     What gives a program privileges, or means something to this one, no tree brings along.
     """
-    return tuple(pair for pair in pairs if _is_kept(pair[0]))
+    return tuple(pair for pair in pairs if is_kept(pair[0]))
 
 
-def _is_kept(name: bytes) -> bool:
+def is_kept(name: bytes) -> bool:
+    """Tells whether a tree keeps an extended attribute."""
     return name.startswith(b"user.") and not name.startswith(_NOT_KEPT)
+
+
+def is_in_range(time_ns: int) -> bool:
+    """Tells whether a tree can keep a time: those from 1677 to 2262."""
+    return EARLIEST_NS <= time_ns <= LATEST_NS
 
 
 def mtime_of(status: os.stat_result) -> int:

@@ -1,7 +1,8 @@
 """Leases: who holds a thing right now, known to all processes, lost by a dead holder.
 
 A lease is an flock on a file in the store's `locks/`, so the kernel ends it with its holder,
-however that dies. The file's text says who holds it (JSON), for messages only.
+however that dies. The file's text says who holds it (JSON), for messages only. A child of fork()
+holds none: flock(2) would let it keep its parent's, or end it.
 
     mount           the daemon that serves the store's sessions        exclusive
     objects         those who store objects that nothing refers to yet  shared
@@ -27,6 +28,8 @@ from types import TracebackType
 from typing import Any
 
 from engine.errors import EngineError
+from engine.host.forks import ForkedError, OfOneProcess
+from engine.host.own_files import StrangeFileError, open_own, own_folder
 
 
 class LeaseHeldError(EngineError):
@@ -42,22 +45,39 @@ class LeaseHeldError(EngineError):
         self.what, self.holder = what, holder
 
 
-class Lease:
-    """A held lease; ends with `release`, the `with` block, or the process."""
+class Lease(OfOneProcess):
+    """A held lease; ends with `release`, the `with` block, or the process that took it.
+
+    In a child of that process it is over: `release` does nothing, all else raises ForkedError.
+    """
 
     def __init__(self, store_path: str, name: str, fd: int) -> None:
         self._path = os.path.join(store_path, "locks", name)
-        self._fd = fd
+        self._fd, self._pid = fd, os.getpid()
+        self._owned()
+
+    def _inherit(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)  # an flock lasts until every copy of its descriptor is closed
+
+    def check(self) -> None:
+        """Raises ForkedError in a process that only inherited it."""
+        if self._pid != os.getpid():
+            raise ForkedError(f"the lease {os.path.basename(self._path)!r}", self._pid)
 
     def describe(self, **facts: Any) -> None:
         """Writes who holds it, for others' messages; a full disk only makes these poorer."""
-        text = json.dumps({"pid": os.getpid(), **facts}).encode()
+        self.check()
+        text = json.dumps({"pid": self._pid, **facts}).encode()
         with contextlib.suppress(OSError):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, text, 0)
+            # Over what the last holder wrote: its block on the disk, given up, may not come back.
+            os.pwrite(self._fd, text.ljust(os.fstat(self._fd).st_size), 0)
+            os.ftruncate(self._fd, len(text))
 
     def fileno(self) -> int:
         """Returns its descriptor: a process that inherits it keeps the lease alive."""
+        self.check()
         return self._fd
 
     def upgrade(self, wait: float) -> bool:
@@ -66,6 +86,7 @@ class Lease:
         It is shared again then. In between others may have taken it to share, or alone: who
         upgrades holds another lease that all who do hold, so that nobody has had it alone.
         """
+        self.check()
         until = time.monotonic() + wait
         while True:
             try:
@@ -79,19 +100,23 @@ class Lease:
 
     def downgrade(self) -> None:
         """Shares a lease that was held alone."""
+        self.check()
         fcntl.flock(self._fd, fcntl.LOCK_SH)
 
     def hand_on(self) -> None:
         """Leaves it to the processes that have inherited it; it ends with the last of them."""
+        self.check()
         os.close(self._fd)
         self._fd = -1
 
     def release(self) -> None:
         """Gives it up; again is harmless."""
-        if self._fd >= 0:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)  # a child just forked may have it open too
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd < 0:
+            return
+        if self._pid == os.getpid():
+            fcntl.flock(fd, fcntl.LOCK_UN)  # a program just started may have it open too
+        os.close(fd)
 
     def __enter__(self) -> "Lease":
         return self
@@ -108,10 +133,9 @@ class Lease:
 def acquire(
     store_path: str, name: str, *, shared: bool = False, wait: float = 0.0, what: str = ""
 ) -> Lease:
-    """Takes a lease; waits up to `wait` seconds. Raises LeaseHeldError."""
-    directory = os.path.join(store_path, "locks")
-    os.makedirs(directory, mode=0o700, exist_ok=True)
-    fd = os.open(os.path.join(directory, name), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Takes a lease; waits up to `wait` seconds. Raises LeaseHeldError, StrangeFileError."""
+    own_folder(store_path, "locks")
+    fd = _open(store_path, name, os.O_RDWR | os.O_CREAT)
     started = time.monotonic()
     while True:
         try:
@@ -137,6 +161,10 @@ def acquire(
             lease.release()
             raise
         return lease
+
+
+def _open(store_path: str, name: str, flags: int) -> int:
+    return open_own(store_path, f"locks/{name}", flags)
 
 
 def _only_shared(fd: int) -> bool:
@@ -168,9 +196,9 @@ _PLAIN = {
 def holder_of(store_path: str, name: str) -> dict[str, Any]:
     """Returns what the last holder wrote of itself; empty if nothing readable."""
     try:
-        with open(os.path.join(store_path, "locks", name), "rb") as file:
+        with open(_open(store_path, name, os.O_RDONLY), "rb") as file:
             facts = json.loads(file.read() or b"{}")
-    except (OSError, ValueError):
+    except (OSError, StrangeFileError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
@@ -195,9 +223,9 @@ def sharers(store_path: str, name: str) -> list[int]:
 def share_unseen(store_path: str, name: str) -> Iterator[None]:
     """Shares a lease for a moment without making or writing a file.
 
-    Raises LeaseHeldError, FileNotFoundError where nobody ever held it.
+    Raises LeaseHeldError, StrangeFileError, FileNotFoundError where nobody ever held it.
     """
-    fd = os.open(os.path.join(store_path, "locks", name), os.O_RDONLY | os.O_CLOEXEC)
+    fd = _open(store_path, name, os.O_RDONLY)
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -209,9 +237,9 @@ def share_unseen(store_path: str, name: str) -> Iterator[None]:
 
 
 def is_held(store_path: str, name: str) -> bool:
-    """Tells whether somebody holds a lease right now."""
+    """Tells whether somebody holds a lease right now. Raises StrangeFileError."""
     try:
-        fd = os.open(os.path.join(store_path, "locks", name), os.O_RDWR | os.O_CLOEXEC)
+        fd = _open(store_path, name, os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:

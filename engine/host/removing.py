@@ -1,9 +1,12 @@
 """Removal of a directory of the host with all that is in it, however deep and whoever may write.
 
 Goes down and up by descriptors, one or two at a time, and never through a symbolic link. Whoever
-moves a directory elsewhere meanwhile does not lead the removal there.
+moves a directory elsewhere meanwhile does not lead the removal there. What somebody else removes
+meanwhile is removed: a session's directory can be swept by a collection just as `session rm`
+removes it.
 """
 
+import contextlib
 import errno
 import os
 
@@ -16,10 +19,19 @@ class MovedMeanwhileError(OSError):
     def __init__(self, path: bytes) -> None:
         super().__init__(errno.EBUSY, "a directory in it was moved meanwhile", os.fsdecode(path))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (os.fsencode(self.filename),)
+
 
 def remove_tree(path: bytes, directory: int | None = None) -> None:
-    """Removes a directory, named relative to an open one if that is given. Raises OSError."""
-    at = _enter(path, directory)
+    """Removes a directory, named relative to an open one if that is given. Raises OSError.
+
+    That there is none is no error.
+    """
+    try:
+        at = _enter(path, directory)
+    except FileNotFoundError:
+        return
     way: list[tuple[str, tuple[int, int]]] = []
     try:
         while True:
@@ -28,7 +40,10 @@ def remove_tree(path: bytes, directory: int | None = None) -> None:
                 break
             if below is not None:
                 around = _identity(at)
-                next_at = _enter(below, at)
+                try:
+                    next_at = _enter(below, at)
+                except FileNotFoundError:
+                    continue
                 way.append((below, around))
             else:
                 next_at = os.open("..", _DIRECTORY, dir_fd=at)
@@ -38,10 +53,12 @@ def remove_tree(path: bytes, directory: int | None = None) -> None:
                 name, around = way.pop()
                 if _identity(at) != around:
                     raise MovedMeanwhileError(path)
-                os.rmdir(name, dir_fd=at)
+                with contextlib.suppress(FileNotFoundError):
+                    os.rmdir(name, dir_fd=at)
     finally:
         os.close(at)
-    os.rmdir(path, dir_fd=directory)
+    with contextlib.suppress(FileNotFoundError):
+        os.rmdir(path, dir_fd=directory)
 
 
 def _identity(fd: int) -> tuple[int, int]:
@@ -66,10 +83,13 @@ def _remove_files(directory: int) -> str | None:
     with os.scandir(directory) as listing:
         for item in listing:
             if not item.is_dir(follow_symlinks=False):
-                os.unlink(item.name, dir_fd=directory)
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(item.name, dir_fd=directory)
                 continue
             try:
                 os.rmdir(item.name, dir_fd=directory)
+            except FileNotFoundError:
+                continue
             except OSError as error:
                 if error.errno != errno.ENOTEMPTY:
                     raise

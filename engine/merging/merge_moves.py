@@ -25,13 +25,15 @@ class Moves(msgspec.Struct):
     """Files of a side that count as moved, because the other side moved them.
 
     `overrides` are by side and directory: names with what is there instead. `touched` are the
-    directories above them, `origins` where files really are.
+    directories above them, `origins` where files really are. `limited`: there were too many
+    files to find out which were moved and changed.
     """
 
     overrides: dict[tuple[int, bytes], dict[bytes, Entry | None]] = {}
     touched: set[bytes] = set()
     conflicts: list[Conflict] = []
     origins: dict[tuple[int, bytes], bytes] = {}
+    limited: bool = False
 
     def put(self, side: int, path: bytes, entry: Entry | None) -> None:
         above, _, name = path.rpartition(b"/")
@@ -71,6 +73,38 @@ def find_moves(
     return _Search(objects, sides, lost, favor, limit).run()
 
 
+def moved_files(
+    objects: Objects,
+    base: Entry,
+    side: Entry,
+    relevant: set[bytes] | None = None,
+    *,
+    limit: int | None = None,
+) -> tuple[dict[bytes, bytes], bool]:
+    """Returns where files of the base are on a side, and whether there were too many to tell.
+
+    A file that is a directory now, or the other way round, is gone from there. With `relevant`,
+    only these files are told of.
+    """
+    gone, come = [], []
+    for change in diff(objects, base, side, limit=limit):
+        old, new = _file(change.old), _file(change.new)
+        if old is not None and new is None:
+            gone.append((change.path, old))
+        elif new is not None and old is None:
+            come.append((change.path, new))
+    found, limited = pair_files(objects, gone, come, relevant=relevant)
+    pairs = {pair.old[0]: pair.new[0] for pair in found}
+    if relevant is not None:
+        pairs = {old: new for old, new in pairs.items() if old in relevant}
+    return pairs, limited
+
+
+def _file(entry: Entry | None) -> Entry | None:
+    """Returns an entry if it is what can be moved by itself."""
+    return entry if entry is not None and entry.kind in {Kind.FILE, Kind.SYMLINK} else None
+
+
 class _Search:
     def __init__(
         self,
@@ -99,7 +133,7 @@ class _Search:
                         find(self._objects, self._sides[each], path) for each in (BASE, away)
                     )
                 }
-                if target is not None and len(kinds) == 1 and self._is_free(away, target):
+                if target is not None and len(kinds) == 1 and self._is_free(away, target, path):
                     self._move(BASE, path, target, side)
                     self._move(away, path, target, side)
         for path in sorted(both_removed):
@@ -107,27 +141,23 @@ class _Search:
         return self.moves
 
     def _moved(self, side: int, relevant: set[bytes]) -> dict[bytes, bytes]:
-        removed, added = [], []
-        limit = self._limit
-        for change in diff(self._objects, self._sides[BASE], self._sides[side], limit=limit):
-            if change.new is None and change.old is not None:
-                removed.append((change.path, change.old))
-            elif change.old is None and change.new is not None:
-                added.append((change.path, change.new))
-        removed = [file for file in removed if file[1].kind in {Kind.FILE, Kind.SYMLINK}]
-        added = [file for file in added if file[1].kind in {Kind.FILE, Kind.SYMLINK}]
-        found, _ = pair_files(self._objects, removed, added, relevant=relevant)
-        return {pair.old[0]: pair.new[0] for pair in found if pair.old[0] in relevant}
+        base, root = self._sides[BASE], self._sides[side]
+        found, limited = moved_files(self._objects, base, root, relevant, limit=self._limit)
+        self.moves.limited |= limited
+        return found
 
-    def _is_free(self, side: int, path: bytes) -> bool:
-        """Tells whether a side has nothing at a path, and directories at most above it."""
+    def _is_free(self, side: int, path: bytes, leaving: bytes) -> bool:
+        """Tells whether a side has nothing at a path, and directories at most above it.
+
+        What is at `leaving` goes to that path, so it is in nobody's way.
+        """
         root = self._sides[side]
         if find(self._objects, root, path) is not None:
             return False
         above = path.rpartition(b"/")[0]
         while above:
             entry = find(self._objects, root, above)
-            if entry is not None:
+            if entry is not None and above != leaving:
                 return entry.kind == Kind.DIRECTORY
             above = above.rpartition(b"/")[0]
         return True
@@ -139,7 +169,10 @@ class _Search:
         self.moves.put(side, new, entry)
         self.moves.origins[side, new] = old
         above = new.rpartition(b"/")[0]
-        while above and find(self._objects, self._sides[side], above) is None:
+        while above:
+            present = find(self._objects, self._sides[side], above)
+            if present is not None and present.kind == Kind.DIRECTORY:
+                break
             directory = find(self._objects, self._sides[like], above)
             assert directory is not None
             self.moves.put(side, above, made_up(directory))
@@ -157,7 +190,7 @@ class _Search:
             side, away = (OURS, THEIRS) if favor == Favor.OURS else (THEIRS, OURS)
             kept, dropped = (ours, theirs) if favor == Favor.OURS else (theirs, ours)
             if dropped is not None:
-                if kept is not None and self._is_free(away, kept):
+                if kept is not None and self._is_free(away, kept, dropped):
                     self._move(away, dropped, kept, side)
                     self._move(BASE, path, kept, side)
                 elif kept is None:

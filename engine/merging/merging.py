@@ -38,11 +38,14 @@ class MergeResult(msgspec.Struct):
     """The merged tree, None if there are conflicts that were not to be written, and these.
 
     `merged_texts` are the paths of files that both sides changed and that merged by lines.
+    `renames_limited`: too many files were added and removed to tell which of them were moved
+    and changed, so what the other side did to these files was not brought along.
     """
 
     root: Entry | None
     conflicts: list[Conflict]
     merged_texts: list[bytes]
+    renames_limited: bool = False
 
 
 _Attributes = tuple[tuple[bytes, bytes], ...]
@@ -82,20 +85,21 @@ def merge(
     result = once.run()
     moves = Moves()
     if renames:
+        once.note_lost_alike()
         moves = find_moves(objects, sides, once.lost, favor, limit)
     if moves.overrides or moves.conflicts:
         once = _Merge(objects, nodes, put_chunk, sides, options, limit, moves)
         result = once.run()
     conflicts = sorted(once.conflicts + moves.conflicts, key=lambda conflict: conflict.path)
     if conflicts and not write_conflicts:
-        return MergeResult(None, conflicts, once.merged_texts)
+        return MergeResult(None, conflicts, once.merged_texts, moves.limited)
     if isinstance(result, Draft):
         if once.may_break_links():
             relink(objects, result, once.link_keys)
         result = store_draft(objects, nodes, result)
     assert result is not None
     root = msgspec.structs.replace(result, name=b"")
-    return MergeResult(root, conflicts, once.merged_texts)
+    return MergeResult(root, conflicts, once.merged_texts, moves.limited)
 
 
 class _Options(msgspec.Struct, frozen=True):
@@ -128,6 +132,7 @@ class _Merge:
         self.link_keys: dict[bytes, object] = {}
         self._links_merged = False
         self.lost: tuple[set[bytes], set[bytes], set[bytes]] = (set(), set(), set())
+        self.changed_alike: list[tuple[bytes, Entry, Entry]] = []
 
     def run(self) -> _Result:
         """Returns the merged root, with the conflicts as they are to be written."""
@@ -163,8 +168,13 @@ class _Merge:
                 merged: _Result = after
             elif (between := self._directories(child, before, present, after)) is not None:
                 merged = self._directory(child, *between, depth + 1)
+            elif present != after and _is_mixed(before, present, after):
+                merged, beside = self._mixed(child, before, present, after, depth + 1)
+                self._put_beside(name, beside, edits, directory, other)
             else:
-                merged = self._entry(child, before, present, after, edits, directory, other)
+                merged, beside = self._entry(child, before, present, after)
+                self._put_beside(name, beside, edits, directory, other)
+                self._note_lost(child, before, present, after, depth + 1)
             kept = directory.get(name) if name in forced and directory is not None else present
             if name in forced and directory is None:
                 kept = None
@@ -224,14 +234,17 @@ class _Merge:
         self, path: bytes, base: Entry | None, ours: Entry | None, theirs: Entry | None
     ) -> tuple[Entry | None, Entry | None, Entry | None] | None:
         """Returns the sides of which the directories are to be merged, None if they are not."""
-        if path not in self._moves.touched and ours == theirs:
+        if path not in self._moves.touched and ours == theirs and ours is not None:
             return None
-        before = base if base is not None and base.kind == Kind.DIRECTORY else None
+        before = _directory_or_none(base)
         sides = (ours, theirs)
         directories = [s for s in sides if s is not None and s.kind == Kind.DIRECTORY]
         if len(directories) == 2:
+            if base is not None and before is None:
+                self.lost[BASE].add(path)  # a file that neither side has there any more
             return before, ours, theirs
-        if before is not None and len(directories) == 1 and None in sides:
+        is_open = before is not None or path in self._moves.touched
+        if is_open and len(directories) + sides.count(None) == 2:
             return before, ours, theirs
         return None
 
@@ -258,32 +271,99 @@ class _Merge:
     # Other entries.
 
     def _entry(
+        self, path: bytes, base: Entry | None, ours: Entry | None, theirs: Entry | None
+    ) -> tuple[Entry | None, Entry | None]:
+        """Merges what is not a directory on all sides; returns what is to be put beside, too."""
+        if theirs in {ours, base}:
+            return ours, None
+        if ours == base:
+            return theirs, None
+        if ours is None or theirs is None:
+            return self._deleted(path, base, ours, theirs), None
+        merge_two = self._both if ours.kind == theirs.kind else self._types
+        merged, beside = merge_two(path, base, ours, theirs)
+        return merged, theirs if beside else None
+
+    def _put_beside(
+        self,
+        name: bytes,
+        entry: Entry | None,
+        edits: "dict[bytes, Entry | Draft | None]",
+        directory: Directory | None,
+        other: _Changes,
+    ) -> None:
+        if entry is not None:
+            free = _free_name(name, edits, directory, other)
+            edits[free] = msgspec.structs.replace(entry, name=free)
+
+    def _note_lost(
         self,
         path: bytes,
         base: Entry | None,
         ours: Entry | None,
         theirs: Entry | None,
-        edits: "dict[bytes, Entry | Draft | None]",
-        directory: Directory | None,
-        other: _Changes,
-    ) -> Entry | None:
-        """Merges what is not a directory on all sides."""
-        if ours == theirs:
-            if ours is None and base is not None and base.kind != Kind.DIRECTORY:
+        depth: int,
+    ) -> None:
+        """Notes files that neither side has any more, where both have the same now."""
+        if ours != theirs or base is None:
+            return
+        if base.kind != Kind.DIRECTORY:
+            if ours is None or ours.kind == Kind.DIRECTORY:
                 self.lost[BASE].add(path)
-            return ours
-        if theirs == base:
-            return ours
-        if ours == base:
-            return theirs
-        if ours is None or theirs is None:
-            return self._deleted(path, base, ours, theirs)
-        merge_two = self._both if ours.kind == theirs.kind else self._types
-        merged, beside = merge_two(path, base, ours, theirs)
-        if beside:
-            name = _free_name(ours.name, edits, directory, other)
-            edits[name] = msgspec.structs.replace(theirs, name=name)
-        return merged
+        elif ours is None or ours.kind != Kind.DIRECTORY:
+            self._directory(path, base, None, None, depth)
+        else:
+            self.changed_alike.append((path, base, ours))
+
+    def note_lost_alike(self) -> None:
+        """Notes files that are gone from directories which both sides changed alike."""
+        for path, base, ours in self.changed_alike:
+            for change in diff(self._objects, base, ours, path, limit=self._limit):
+                is_gone = change.new is None or change.new.kind == Kind.DIRECTORY
+                if change.old is not None and change.old.kind != Kind.DIRECTORY and is_gone:
+                    self.lost[BASE].add(change.path)
+        self.changed_alike = []
+
+    def _mixed(
+        self,
+        path: bytes,
+        base: Entry | None,
+        ours: Entry | None,
+        theirs: Entry | None,
+        depth: int,
+    ) -> tuple[_Result, Entry | None]:
+        """Merges a directory and something else at one path, as if they had two names.
+
+        What both of these leave there is a conflict. Returns what is to be put beside, too.
+        """
+        if path not in self._moves.touched and base in {ours, theirs}:
+            return (theirs if ours == base else ours), None
+        folder: _Result = _directory_or_none(ours) or _directory_or_none(theirs)
+        files = [side for side in (ours, theirs) if side and side.kind != Kind.DIRECTORY]
+        if len(files) == 2:
+            self._directory(path, base, None, None, depth)
+            return self._entry(path, base, ours, theirs)
+        other = files[0] if files else None
+        if base is not None and base.kind == Kind.DIRECTORY:
+            so_far = len(self.conflicts), len(self.merged_texts)
+            folder = self._directory(
+                path, base, _directory_or_none(ours), _directory_or_none(theirs), depth
+            )
+            if folder is not None:
+                del self.conflicts[so_far[0] :], self.merged_texts[so_far[1] :]
+        elif base is not None and other is None:
+            self.lost[BASE].add(path)
+        elif base is not None and other is not None:
+            if _is_same_file(base, other):
+                other = None
+            else:
+                self.lost[OURS if other is theirs else THEIRS].add(path)
+        if folder is None or other is None:
+            return other or folder, None
+        assert ours is not None
+        assert theirs is not None
+        merged, beside = self._types(path, base, ours, theirs)
+        return merged, theirs if beside else None
 
     def _conflict(
         self,
@@ -322,10 +402,9 @@ class _Merge:
         self, path: bytes, base: Entry | None, ours: Entry, theirs: Entry
     ) -> tuple[Entry | None, bool]:
         """Merges entries of different kinds; tells whether theirs is to be put beside ours."""
-        if base is not None and base.kind == ours.kind and base.content == ours.content:
-            return theirs, False
-        if base is not None and base.kind == theirs.kind and base.content == theirs.content:
-            return ours, False
+        for one, other in ((ours, theirs), (theirs, ours)):
+            if base is not None and _is_same_file(base, one):
+                return other, False
         settled, result = self._favored(ours, theirs)
         if settled:
             return result, False
@@ -471,6 +550,15 @@ class _Merge:
             )
             for side in (ours, theirs)
         )
+
+
+def _directory_or_none(entry: Entry | None) -> Entry | None:
+    return entry if entry is not None and entry.kind == Kind.DIRECTORY else None
+
+
+def _is_mixed(*sides: Entry | None) -> bool:
+    """Tells whether a directory is among some entries, and something else."""
+    return len({entry.kind == Kind.DIRECTORY for entry in sides if entry is not None}) == 2
 
 
 def _alike(base: Entry | None, side: Entry) -> Entry | None:

@@ -48,7 +48,8 @@ class Outcome(Enum):
 class MergeReport(msgspec.Struct, frozen=True):
     """What came of merging snapshots. `snapshot` is None if conflicts were not to be written.
 
-    `bases` are all best common ancestors; the first was compared with.
+    `bases` are all best common ancestors; the first was compared with. `renames_limited` as in
+    `MergeResult`.
     """
 
     outcome: Outcome
@@ -56,6 +57,7 @@ class MergeReport(msgspec.Struct, frozen=True):
     bases: list[SnapshotId]
     conflicts: list[Conflict]
     merged_texts: list[bytes]
+    renames_limited: bool = False
 
 
 class MergeOptions(TypedDict, total=False):
@@ -118,7 +120,10 @@ def merge_snapshots(
         )  # fmt: skip
         conflicts = result.conflicts
         if result.root is None:
-            return MergeReport(Outcome.CONFLICTS, None, bases, conflicts, result.merged_texts)
+            return MergeReport(
+                Outcome.CONFLICTS, None, bases, conflicts, result.merged_texts,
+                result.renames_limited,
+            )  # fmt: skip
         facts = dict(metadata or {})
         if conflicts:
             facts[CONFLICTS] = [conflict_fields(conflict) for conflict in conflicts]
@@ -127,7 +132,9 @@ def merge_snapshots(
         identifier = batch.conclude(record, ref, (pin,))
     repository.commits.submit(batch, durable=True)
     outcome = Outcome.CONFLICTS if conflicts else Outcome.MERGED
-    return MergeReport(outcome, identifier, bases, conflicts, result.merged_texts)
+    return MergeReport(
+        outcome, identifier, bases, conflicts, result.merged_texts, result.renames_limited
+    )
 
 
 def _label(identifier: SnapshotId) -> bytes:

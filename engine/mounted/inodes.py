@@ -15,7 +15,10 @@ import msgspec
 
 from engine.host.hostfs import TYPE_BITS
 from engine.host.owners import shown
+from engine.host.ranges import COPY_STEP
 from engine.ids import InodeNo, digest
+from engine.storage.chunking import SMALLEST_CHUNK
+from engine.storage.holes import stored_bytes
 from engine.storage.nodes import Entry, Kind, Owner
 
 
@@ -104,6 +107,24 @@ class Inode:
         """Returns up to `size` bytes; fewer only at the end."""
         raise fail(errno.EISDIR if stat.S_ISDIR(self.attributes().mode) else errno.EINVAL)
 
+    def read_unseen(self, offset: int, size: int) -> bytes:
+        """Reads likewise for who has asked that the access time stay (O_NOATIME)."""
+        return self.read(offset, size)
+
+    def seek(self, offset: int, whence: int) -> int:
+        """Returns where the next data (SEEK_DATA) or hole (SEEK_HOLE) begin, as lseek(2).
+
+        A file whose holes nobody knows is all data. May be called from any thread.
+        """
+        size = self.attributes().size
+        if not 0 <= offset < size:
+            raise fail(errno.ENXIO)
+        return offset if whence == os.SEEK_DATA else size
+
+    def may_have_holes(self) -> bool:
+        """Tells whether the kernel may have bytes for what `seek` takes for a hole of the disk."""
+        return False
+
     def unchanging(self) -> int:
         """Returns the bytes of a file that will never change; 0 of anything else."""
         return 0
@@ -141,11 +162,24 @@ class Inode:
         """Writes all of `data` and returns its length."""
         raise fail(errno.EROFS)
 
-    def drop_set_id(self) -> None:
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        """Makes room, holes or zeros in a file, by fallocate(2)'s mode."""
+        raise fail(errno.EROFS)
+
+    def copy_range(self, offset: int, target: "Inode", to: int, length: int) -> int:
+        """Copies a range to another file, or within this one, and returns how much was copied.
+
+        That may be less than `length`, as with copy_file_range(2): the caller asks for the rest.
+        """
+        return target.write(to, self.read(offset, min(length, COPY_STEP)))
+
+    def drop_set_id(self) -> bool:
         """Takes away set-user-ID, and set-group-ID where the group may execute.
 
-        As Linux does at a write or truncation by whoever lacks CAP_FSETID.
+        As Linux does at a write or truncation by whoever lacks CAP_FSETID. Returns True if the
+        file had such a bit.
         """
+        return False
 
     def create(self, name: bytes, mode: int, owner: Owner, device: int = 0) -> "Inode":
         """Makes a regular file (or a fifo, socket or device, by `mode`'s type bits)."""
@@ -213,7 +247,11 @@ def entry_attributes(ino: InodeNo, entry: Entry, owner: Owner) -> Attributes:
     if entry.owner is not None:
         owner = shown(entry.owner, owner)
     kind = Kind(entry.kind)
-    size = entry.totals.entries if entry.totals is not None else entry.size
+    size = stored = entry.size
+    if entry.totals is not None:
+        size, stored = entry.totals.entries, 0
+    elif kind == Kind.FILE and size > SMALLEST_CHUNK:  # a smaller one is one piece
+        stored = stored_bytes(entry)
     return Attributes(
         ino,
         TYPE_BITS[kind] | entry.mode,
@@ -221,7 +259,7 @@ def entry_attributes(ino: InodeNo, entry: Entry, owner: Owner) -> Attributes:
         owner.uid,
         owner.gid,
         size,
-        (entry.size + 511) // 512 if entry.totals is None else 0,
+        (stored + 511) // 512,
         entry.mtime_ns,
         entry.mtime_ns,
         entry.mtime_ns,

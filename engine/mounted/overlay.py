@@ -18,12 +18,15 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import msgspec
 
+from engine.errors import EngineError
+from engine.host.forks import Inherited, OfOneProcess
 from engine.host.hostfs import OVERLAY_PREFIX, kind_of, read_xattrs
 from engine.ids import InodeNo
+from engine.mounted.base_links import BaseLinks
 from engine.mounted.inodes import (
     Attributes,
     Changes,
@@ -49,6 +52,13 @@ OPEN_DIRECTORIES = 8
 """How many of the upper's directories are kept open, to start a path from."""
 
 
+class Lost(NamedTuple):
+    """What could not be moved from one upper to the next: its path, and why."""
+
+    path: bytes
+    why: str
+
+
 class OverlayStatistics(msgspec.Struct, frozen=True):
     """What an overlay holds in memory: descriptors, and files whose last name went."""
 
@@ -57,10 +67,10 @@ class OverlayStatistics(msgspec.Struct, frozen=True):
     open_directories: int
 
 
-class Overlay:
+class Overlay(OfOneProcess):
     """A session's live state: its upper, its base and what is open.
 
-    The root is made by `overlay_directory.open_overlay`.
+    The root is made by `overlay_directory.open_overlay`. In a child of fork() it is closed.
     """
 
     root: "SessionDirectory"
@@ -75,10 +85,20 @@ class Overlay:
         self.new_directories: set[InodeNo] = set()
         self.orphans: set[SessionFile] = set()
         self.changed: Changed | None = None
+        self._base_links: BaseLinks | None = None
         self._open: OrderedDict[SessionFile, None] = OrderedDict()
         self._places: dict[SessionDirectory, int] = {}
         self.closed = False
         self.made = 0
+        self.moved = 0
+        """How often a directory of the base was renamed, which the kernel's overlayfs refuses."""
+        self._pid = os.getpid()
+        self._owned()
+
+    def _inherit(self) -> None:
+        what = f"the view of {os.fsdecode(self.upper.root)}"
+        self.upper = cast(Upper, Inherited(what, self._pid))
+        self.close()
 
     def next_number(self) -> InodeNo:
         """Returns the number of a file that is new in the session."""
@@ -88,6 +108,12 @@ class Overlay:
     def link_number(self, link: Link) -> InodeNo:
         """Returns the number of a hard-linked file of the base, the same by whatever name."""
         return number(self.key, b"link", link.group)
+
+    def base_links(self) -> BaseLinks:
+        """Returns where the base's linked files show; found when it is first asked for."""
+        if self._base_links is None:
+            self._base_links = BaseLinks(self.root)
+        return self._base_links
 
     def touch(self, host_ino: int) -> None:
         """Notes that a file of the upper is being changed, for a commit that is reading it."""
@@ -182,41 +208,48 @@ class Overlay:
         if self.changed is not None:
             self.changed.count += 1
 
-    def rebase(self, base: Entry, upper: Upper, left_out: list[bytes]) -> None:
+    def rebase(self, base: Entry, upper: Upper, left_out: list[bytes]) -> list[Lost]:
         """Takes over what a commit made: everything now is in `base`, `upper` is empty.
 
         Numbers, names and open files stay as they are. Files that lost their last name keep
         their descriptors. What `base` lacks, at the paths `left_out`, moves to the new upper.
+        Returns what could not: that is still in the old one.
         """
         kept = [self.root.find(path) for path in left_out]
         self._leave_all()
         old, self.base, self.upper = self.upper, base, upper
+        self._base_links = None
         self.by_host.clear()
         self.root.become_pristine(base)
         self.root.copied = True
         self.by_group = {group: file for group, file in self.by_group.items() if file.shows(group)}
+        lost = []
         for path, (parent, name, file) in zip(left_out, kept, strict=True):
-            with contextlib.suppress(OSError):  # the commit is done; these were only left out
+            try:
                 parent.copy_up()
                 install_quietly(upper, parent, name, old.at(path))
                 parent.children[name] = file
-        if left_out:
-            with contextlib.suppress(OSError):
-                upper.follow(False)
+            except OSError as error:
+                lost.append(Lost(path, str(error)))
+        return lost
 
-    def bring_over(self, old: Upper) -> None:
+    def bring_over(self, old: Upper) -> list[Lost]:
         """Does the rest of a commit whose process was killed: moves what the base lacks.
 
-        `old` is the upper of the generation before.
+        `old` is the upper of the generation before. Returns what could not be moved.
         """
+        lost = []
         for path in _left_out(old, b""):
             above, _, name = path.rpartition(b"/")
-            with contextlib.suppress(OSError):
+            try:
                 parent = self.root.find_directory(above)
-                if parent.lookup(name) is None:
-                    parent.copy_up()
-                    install_quietly(self.upper, parent, name, old.at(path))
-        self.upper.follow(False)
+                if parent.lookup(name) is not None:
+                    raise fail(errno.EEXIST)
+                parent.copy_up()
+                install_quietly(self.upper, parent, name, old.at(path))
+            except (OSError, EngineError) as error:
+                lost.append(Lost(path, str(error)))
+        return lost
 
     def finish_copies(self) -> None:
         """Finishes copying linked files up where a killed holder was at it.
@@ -224,10 +257,10 @@ class Overlay:
         Nothing was written to them yet: all names get the copy that some have.
         """
         for group, aside in self.upper.all_copying():
-            names = list(self.root.names_of_group(group))
+            names = list(self.base_links().names(group))
             for parent, _ in names:
                 parent.copy_up()
-            join_names(self.upper, aside, names)
+            join_names(self.upper, aside, names, again=True)
 
     def statistics(self) -> OverlayStatistics:
         """Returns what is held in memory."""
@@ -313,6 +346,7 @@ class SessionInode(Inode):
             gid = -1 if changes.gid is None else changes.gid
             os.chown(where, uid, gid, follow_symlinks=follow)
             self.mode = None
+            self.drop_set_id()  # the host has done so, but not with bits that are kept aside
         if changes.mode is not None:
             mode = stat.S_IMODE(changes.mode)
             self.mode = None  # until it is done
@@ -384,22 +418,31 @@ def _left_out(upper: Upper, path: bytes) -> Iterator[bytes]:
             yield join(path, name)
 
 
-def join_names(upper: Upper, aside: bytes, names: list[tuple["SessionDirectory", bytes]]) -> None:
-    """Gives a copy in the work directory all of its names, or none, and takes it from there."""
+def join_names(
+    upper: Upper,
+    aside: bytes,
+    names: list[tuple["SessionDirectory", bytes]],
+    *,
+    again: bool = False,
+) -> None:
+    """Gives a copy in the work directory all of its names, or none, and takes it from there.
+
+    Where some could not be taken away, or have it from before (`again`), it stays there: the
+    session's next holder goes on.
+    """
     done = []
     try:
         for parent, name in names:
-            spare = upper.scratch()
-            os.link(aside, spare, follow_symlinks=False)
-            install_quietly(upper, parent, name, spare)
+            with upper.making() as spare:
+                os.link(aside, spare, follow_symlinks=False)
+                install_quietly(upper, parent, name, spare)
             done.append((parent, name))
     except OSError:
-        for parent, name in done:
-            uninstall_quietly(upper, parent, name)
+        undone = [uninstall_quietly(upper, parent, name) for parent, name in done]
+        if all(undone) and not again:
+            upper.discard(aside)
         raise
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(aside)
+    upper.discard(aside)
 
 
 def install_quietly(
@@ -413,13 +456,17 @@ def install_quietly(
         os.utime(where, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def uninstall_quietly(upper: Upper, parent: "SessionDirectory", name: bytes) -> None:
-    """Takes a copy away again, as far as that can be done; the base's file shows once more."""
-    with contextlib.suppress(OSError):
+def uninstall_quietly(upper: Upper, parent: "SessionDirectory", name: bytes) -> bool:
+    """Takes a copy away again, so that the base's file shows once more; tells whether it could."""
+    try:
         where = parent.absolute()
         before = os.lstat(where)
         os.unlink(upper.at(join(parent.path(), name)))
+    except OSError:
+        return False
+    with contextlib.suppress(OSError):
         os.utime(where, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return True
 
 
 def join(path: bytes, name: bytes) -> bytes:

@@ -12,6 +12,7 @@ import stat
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 
+from engine.host.set_id import SET_ID
 from engine.ids import InodeNo
 from engine.mounted.inodes import LAST_NAME, Attributes, Changes, Inode, cookie_of, fail, number
 from engine.mounted.overlay import Overlay, SessionInode, install_quietly, join
@@ -37,7 +38,7 @@ class SessionDirectory(SessionInode):
     that the upper hides the base's.
     """
 
-    __slots__ = ("_order", "children", "scanned")
+    __slots__ = ("_order", "children", "kept", "scanned")
 
     directory = True
 
@@ -54,6 +55,7 @@ class SessionDirectory(SessionInode):
         super().__init__(overlay, ino, parent, name, entry, copied=copied)
         self.children: dict[bytes, SessionFile | SessionDirectory | None] = {}
         self.scanned = not copied
+        self.kept = False
         self._order: list[tuple[int, bytes]] | None = None
 
     # Looking.
@@ -169,8 +171,8 @@ class SessionDirectory(SessionInode):
                 child = SessionFile(
                     overlay, self.default_number(name), self, name, entry, copied=False
                 )
-            elif (self, name) not in child.names:
-                child.names.append((self, name))
+            else:
+                child.note_name((self, name))
         else:
             ino = self.default_number(name)
             if entry.link is not None:
@@ -203,21 +205,37 @@ class SessionDirectory(SessionInode):
                 if not child.lookups:  # nobody took it
                     child.forgotten()
 
-    def names_of_group(self, group: bytes) -> Iterator[tuple["SessionDirectory", bytes]]:
-        """Yields the places below where the base's file of a link group still shows."""
+    def linked_names(self) -> list[tuple[bytes, bytes]]:
+        """Returns (group, name) of the base's linked files here that nobody has looked up.
+
+        From now on this object stays in its place, and stands for it.
+        """
         self.scan()
+        self.kept = True
         base = self.base()
-        if base is not None and self.entry and self.entry.totals and self.entry.totals.links:
-            for below in base:
-                if below.name in self.children:
-                    continue
-                if below.kind == Kind.DIRECTORY and below.totals and below.totals.links:
-                    self._pristine(below)
-                elif below.link is not None and below.link.group == group:
-                    yield self, below.name
-        for child in list(self.children.values()):
-            if isinstance(child, SessionDirectory) and child.may_hold_links():
-                yield from child.names_of_group(group)
+        if base is None or not self.entry or not self.entry.totals or not self.entry.totals.links:
+            return []
+        found = []
+        for below in base:
+            if below.name in self.children:
+                continue
+            if below.kind == Kind.DIRECTORY and below.totals and below.totals.links:
+                self._pristine(below)
+            elif below.link is not None:
+                found.append((below.link.group, below.name))
+        return found
+
+    def holders_of_links(self) -> list["SessionDirectory"]:
+        """Returns the directories here, after `linked_names`, that may have such below them."""
+        return [
+            child
+            for child in self.children.values()
+            if isinstance(child, SessionDirectory) and child.may_hold_links()
+        ]
+
+    def shows_base(self, name: bytes) -> bool:
+        """Tells whether a name that the base has here is to be seen, and was not looked up."""
+        return self.entry is not None and self.gone is None and name not in self.children
 
     def may_hold_links(self) -> bool:
         """Tells whether a linked file of the base could show below."""
@@ -234,10 +252,10 @@ class SessionDirectory(SessionInode):
         if entry is None or parent is None:
             raise fail(errno.ESTALE)
         parent.copy_up()
-        temporary = upper.scratch()
-        os.mkdir(temporary, 0o700)
-        upper.dress(temporary, entry)
-        install_quietly(upper, parent, self.name, temporary)
+        with upper.making() as temporary:
+            os.mkdir(temporary, 0o700)
+            upper.dress(temporary, entry)
+            install_quietly(upper, parent, self.name, temporary)
         self.copied = True
         self.mode = entry.mode
 
@@ -252,16 +270,22 @@ class SessionDirectory(SessionInode):
         self.copy_up()
         return join(self.path(), name), name in self.children
 
-    def _own(self, absolute: bytes, owner: Owner) -> None:
-        """Gives a new file to who made it, or to the group of a setgid directory."""
+    def _own(self, absolute: bytes, owner: Owner) -> bool:
+        """Gives a new file to who made it, or to the group of a setgid directory.
+
+        False if it stays ours, which only root can change.
+        """
         if self.mode is None:
             self.attributes()
         if (self.mode or 0) & stat.S_ISGID:
             owner = Owner(owner.uid, self.status().st_gid)
         elif owner == self.overlay.owner:
-            return
-        with contextlib.suppress(PermissionError):
+            return True
+        try:
             os.chown(absolute, owner.uid, owner.gid, follow_symlinks=False)
+        except PermissionError:
+            return owner.uid == self.overlay.owner.uid
+        return True
 
     @contextlib.contextmanager
     def _making(self, name: bytes) -> Iterator[bytes]:
@@ -293,7 +317,8 @@ class SessionDirectory(SessionInode):
                     fd = os.open(absolute, flags, first)
                 else:
                     os.mknod(absolute, kind | first, device)
-                self._own(absolute, owner)
+                if not self._own(absolute, owner):
+                    mode &= ~SET_ID  # else it would run as us what another user writes
                 if fd < 0 or stat.S_IMODE(os.fstat(fd).st_mode) != mode:  # by a umask, or an owner
                     upper.chmod(absolute, mode, directory=False, new=True)
         except OSError:
@@ -415,7 +440,9 @@ class SessionDirectory(SessionInode):
         upper, path = self.overlay.upper, self.path()
         if self.entry is None:
             upper.set_opaque(path)
-        elif upper.redirect(path) is None:
+            return
+        self.overlay.moved += 1
+        if upper.redirect(path) is None:
             base = self.base_path()
             if base is None:
                 raise fail(errno.EIO)
@@ -528,7 +555,7 @@ class SessionDirectory(SessionInode):
 
     def idle(self) -> bool:
         # What is kept here is found through here: names of linked files, numbers of moved ones.
-        return not self.children and super().idle()
+        return not self.children and not self.kept and super().idle()
 
     def become_pristine(self, entry: Entry) -> None:
         """Takes the base's directory in place of what base and upper had together."""

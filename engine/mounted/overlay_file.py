@@ -6,28 +6,34 @@ its names; `stage` does the copying ahead, and is the one thing here that may ru
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from typing import TYPE_CHECKING
 
+from engine.host import ranges
 from engine.ids import InodeNo
-from engine.mounted.inodes import Attributes, Changes, fail
+from engine.mounted.inodes import Attributes, Changes, Inode, fail
 from engine.mounted.overlay import Overlay, SessionInode, install_quietly, join_names
 from engine.storage import content
+from engine.storage.holes import seek
 from engine.storage.nodes import Entry, Kind
 
 if TYPE_CHECKING:
     from engine.mounted.overlay_directory import SessionDirectory
 
+    Place = tuple[SessionDirectory, bytes]
+
 
 class SessionFile(SessionInode):
     """A file, symbolic link or fifo in a session.
 
-    `names` are its places; a file without any is an orphan that lives by the kernel's lookup
-    count, in an open descriptor `fd` or, while pristine, in the store.
+    Its first name is `name` in `parent`; `_more` has the others. A file without any is an
+    orphan that lives by the kernel's lookup count, in an open descriptor `fd` or, while pristine,
+    in the store.
     """
 
-    __slots__ = ("fd", "host", "names", "regular", "staged")
+    __slots__ = ("_more", "fd", "host", "orphan", "regular", "staged")
 
     def __init__(
         self,
@@ -40,16 +46,35 @@ class SessionFile(SessionInode):
         copied: bool,
     ) -> None:
         super().__init__(overlay, ino, parent, name, entry, copied=copied)
-        self.names: list[tuple[SessionDirectory, bytes]] = [(parent, name)]
+        self.orphan = False
+        self._more: dict[Place, None] | None = None
         self.fd = -1
         self.host = 0
         self.regular = False
         self.staged: tuple[Entry, bytes] | None = None
 
     @property
-    def orphan(self) -> bool:
-        """Whether it has lost its last name."""
-        return not self.names
+    def names(self) -> "list[Place]":
+        """All of its places: as many steps as there are, so for what takes as many anyhow."""
+        if self.orphan or self.parent is None:
+            return []
+        return [(self.parent, self.name), *(self._more or ())]
+
+    def _has_name(self, place: "Place") -> bool:
+        if self._more is not None and place in self._more:
+            return True
+        return not self.orphan and self.parent is place[0] and self.name == place[1]
+
+    def note_name(self, place: "Place") -> None:
+        """Notes a place that it has, in one step however many there are."""
+        if self._has_name(place):
+            return
+        if self.orphan:
+            (self.parent, self.name), self.orphan = place, False
+        elif self._more is None:
+            self._more = {place: None}
+        else:
+            self._more[place] = None
 
     def where(self) -> bytes | int:
         return self.fd if self.orphan else self.absolute()
@@ -120,19 +145,61 @@ class SessionFile(SessionInode):
         fd = self.descriptor()
         if self.overlay.changed is not None:
             self.overlay.touch(os.fstat(fd).st_ino)
-        done = 0
-        while done < len(data):
-            done += os.pwrite(fd, data[done:] if done else data, offset + done)
-        return done
+        done = os.pwrite(fd, data, offset)
+        return (
+            done if done == len(data) else done + ranges.write_all(fd, data[done:], offset + done)
+        )
 
-    def drop_set_id(self) -> None:
+    def read_unseen(self, offset: int, size: int) -> bytes:
+        if not self.copied:
+            return self.read(offset, size)
+        fd = self.descriptor()
+        flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_NOATIME)
+        except PermissionError:  # it belongs to another by now
+            return os.pread(fd, size, offset)
+        try:
+            return os.pread(fd, size, offset)
+        finally:
+            fcntl.fcntl(fd, fcntl.F_SETFL, flags)
+
+    def seek(self, offset: int, whence: int) -> int:
+        entry = self.entry
+        if not self.copied and entry is not None:
+            found = seek(self.overlay.objects, entry, offset, whence)
+            if found is None:
+                raise fail(errno.ENXIO)
+            return found
+        return os.lseek(self.descriptor(), offset, whence)
+
+    def may_have_holes(self) -> bool:
+        return self.copied
+
+    def allocate(self, mode: int, offset: int, length: int) -> None:
+        self.copy_up()
+        ranges.allocate(self.descriptor(), mode, offset, length)
+
+    def copy_range(self, offset: int, target: Inode, to: int, length: int) -> int:
+        if not self.copied or not isinstance(target, SessionFile):
+            return super().copy_range(offset, target, to, length)
+        target.copy_up()
+        source = os.dup(self.descriptor())  # opening the other may close it
+        try:
+            return ranges.copy(source, offset, target.descriptor(), to, length)
+        finally:
+            os.close(source)
+
+    def drop_set_id(self) -> bool:
         mode = self.mode if self.copied and self.mode is not None else self.attributes().mode
         mode = stat.S_IMODE(mode)
         kept = mode & ~stat.S_ISUID
         if mode & stat.S_IXGRP:
             kept &= ~stat.S_ISGID
-        if kept != mode:
-            self.change(Changes(mode=kept))
+        if kept == mode:
+            return False
+        self.change(Changes(mode=kept))
+        return True
 
     def readlink(self) -> bytes:
         if not self.copied and self.entry is not None:
@@ -184,31 +251,40 @@ class SessionFile(SessionInode):
         entry, upper = self.entry, self.overlay.upper
         if entry is None:
             raise fail(errno.ESTALE)
-        if entry.link is not None and self.names:
+        if entry.link is not None and not self.orphan:
             self._find_other_names(entry.link.group)
-        for parent, _ in self.names:
+        names = self.names
+        for parent, _ in names:
             parent.copy_up()
         if self.staged is not None and self.staged[0] == entry:
             temporary, self.staged = self.staged[1], None
         else:
             self._unstage()
             temporary = self._fill(entry, empty=empty)
-        if not self.names:
+        try:
+            self._put_into_place(entry, temporary, names)
+        except BaseException:
+            upper.discard(temporary)
+            raise
+        self.copied, self.mode = True, entry.mode
+        if len(names) > 1:
+            self.join_host(self.status().st_ino)
+
+    def _put_into_place(self, entry: Entry, temporary: bytes, names: "list[Place]") -> None:
+        """Gives a complete copy its names, or keeps it open where it has none any more."""
+        upper = self.overlay.upper
+        if not names:
             fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
             os.unlink(temporary)
-            self.fd, self.copied, self.mode = fd, True, entry.mode
+            self.fd = fd
             self.overlay.keep_orphan(self)
-            return
-        if len(self.names) > 1:
+        elif len(names) > 1:
             # Killed in between, the session's next holder finds it by this name, and goes on.
             aside = upper.copying(entry.link.group if entry.link is not None else b"")
             os.rename(temporary, aside)
-            join_names(upper, aside, self.names)
+            join_names(upper, aside, names)
         else:
-            install_quietly(upper, *self.names[0], temporary)
-        self.copied, self.mode = True, entry.mode
-        if len(self.names) > 1:
-            self.join_host(self.status().st_ino)
+            install_quietly(upper, *names[0], temporary)
 
     def _fill(self, entry: Entry, *, empty: bool) -> bytes:
         """Makes a complete copy of the base's file in the work directory; durable.
@@ -216,55 +292,51 @@ class SessionFile(SessionInode):
         Synced before it hides the base's, as overlayfs does: after a power cut there must not
         be an empty file where the base has a good one.
         """
-        upper = self.overlay.upper
-        temporary = upper.scratch()
-        if entry.kind == Kind.SYMLINK:
-            os.symlink(entry.content if isinstance(entry.content, bytes) else b"", temporary)
-        elif entry.kind == Kind.FIFO:
-            os.mkfifo(temporary, 0o600)
-        else:
-            fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            try:
-                if not empty:
-                    content.write_out(self.overlay.objects, entry, fd)
-                    os.fdatasync(fd)
-            except BaseException:
-                os.unlink(temporary)
-                raise
-            finally:
-                os.close(fd)
-        upper.dress(temporary, entry)
+        with self.overlay.upper.making() as temporary:
+            if entry.kind == Kind.SYMLINK:
+                os.symlink(entry.content if isinstance(entry.content, bytes) else b"", temporary)
+            elif entry.kind == Kind.FIFO:
+                os.mkfifo(temporary, 0o600)
+            else:
+                fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                try:
+                    if not empty:
+                        content.write_out(self.overlay.objects, entry, fd)
+                        os.fdatasync(fd)
+                finally:
+                    os.close(fd)
+            self.overlay.upper.dress(temporary, entry)
         return temporary
 
     def _find_other_names(self, group: bytes) -> None:
         """Finds the session's names of a hard-linked file that were not looked up yet."""
-        for parent, name in self.overlay.root.names_of_group(group):
-            if (parent, name) not in self.names:
-                self.names.append((parent, name))
+        for parent, name in self.overlay.base_links().names(group):
+            if not self._has_name((parent, name)):
+                self.note_name((parent, name))
                 parent.children[name] = self
 
     def found(self, parent: "SessionDirectory", name: bytes) -> None:
         """Notes a name that it has had, perhaps when it had lost all that were known."""
         if self.orphan:
-            self.parent, self.name = parent, name
             self.overlay.keep_named(self)
-        self.names.append((parent, name))
+        self.note_name((parent, name))
 
     def add_name(self, parent: "SessionDirectory", name: bytes) -> None:
         """Notes another name."""
-        self.names.append((parent, name))
+        self.note_name((parent, name))
         self.join_host(self.status().st_ino)
 
-    def replace_name(
-        self, old: tuple["SessionDirectory", bytes], new: tuple["SessionDirectory", bytes]
-    ) -> None:
+    def replace_name(self, old: "Place", new: "Place") -> None:
         """Notes that a name became another."""
-        self.names[self.names.index(old)] = new
-        self.parent, self.name = self.names[0]
+        if self._more is not None and old in self._more:
+            del self._more[old]
+            self._more[new] = None
+        else:
+            self.parent, self.name = new
 
     def hold(self) -> None:
         """Opens what is about to lose its last name, if the kernel may have it open."""
-        if len(self.names) > 1 or not self.lookups or not self.copied:
+        if self._more or not self.lookups or not self.copied:
             return
         kind = os.O_RDWR
         if self.mode is None or not self.regular:
@@ -282,17 +354,21 @@ class SessionFile(SessionInode):
 
     def drop_name(self, parent: "SessionDirectory", name: bytes) -> None:
         """Notes that a name went; `hold` came before."""
-        self.names.remove((parent, name))
-        if self.names:
-            self.parent, self.name = self.names[0]
-        elif self.lookups and self.copied:
+        if self._more and (parent, name) in self._more:
+            del self._more[parent, name]
+        elif self._more:
+            (self.parent, self.name), _ = self._more.popitem()
+        else:
+            self.orphan = True
+        if not self.orphan:
+            return
+        if self.lookups and self.copied:
             self.overlay.keep_orphan(self)
         else:
             self.overlay.close_file(self)
-        if not self.names:
-            self._leave_group()
-            if self.host and (self.fd < 0 or not os.fstat(self.fd).st_nlink):
-                self._leave_host()  # else it has names that nobody looked at yet
+        self._leave_group()
+        if self.host and (self.fd < 0 or not os.fstat(self.fd).st_nlink):
+            self._leave_host()  # else it has names that nobody looked at yet
 
     def _leave_group(self) -> None:
         link = self.entry.link if self.entry is not None else None
@@ -323,7 +399,7 @@ class SessionFile(SessionInode):
         if self.orphan:
             self.overlay.close_file(self)
             self._leave_host()
-        elif len(self.names) == 1:  # the number of a file with several names is kept
+        elif not self._more:  # the number of a file with several names is kept
             self.let_go()
 
     def derived_number(self) -> InodeNo | None:

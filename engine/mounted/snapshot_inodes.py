@@ -2,6 +2,8 @@
 
 A directory's number belongs to its snapshot and path, a file's to its path inside the tree and
 its entry: the same file in a hundred snapshots is one inode, and one copy in the page cache.
+That of a file with several names belongs to its snapshot as well: who copies two snapshots would
+take equal numbers for one file, and link the copies to each other.
 """
 
 import errno
@@ -13,6 +15,7 @@ from typing import NamedTuple
 from engine.ids import InodeNo, NodeId
 from engine.mounted.inodes import Attributes, Inode, entry_attributes, fail, number
 from engine.storage import content
+from engine.storage.holes import seek
 from engine.storage.nodes import LONGEST_NAME, DirectoryNode, Entry, Kind, Owner, Totals
 from engine.storage.objects import Objects
 from engine.trees.directory import Directory, directory_id
@@ -70,6 +73,12 @@ class SnapshotFile(Inode):
     def read(self, offset: int, size: int) -> bytes:
         return content.read(self._objects, self._entry, offset, size)
 
+    def seek(self, offset: int, whence: int) -> int:
+        found = seek(self._objects, self._entry, offset, whence)
+        if found is None:
+            raise fail(errno.ENXIO)
+        return found
+
     def stream(self, offset: int, end: int) -> Generator[memoryview, None, None]:
         return content.stream(self._objects, self._entry, offset, end)
 
@@ -116,8 +125,10 @@ class SnapshotDirectory(Inode):
         path = self._path + b"/" + entry.name
         if entry.kind == Kind.DIRECTORY:
             return SnapshotDirectory(self._shown, entry, self._key, path)
-        place = entry.link.group if entry.link is not None else path
-        ino = number(b"file", place, _essence(entry))
+        if entry.link is not None:
+            ino = number(b"linked", self._key, entry.link.group)
+        else:
+            ino = number(b"file", path, _essence(entry))
         known = self._shown.find(ino)
         if isinstance(known, SnapshotFile):
             known.seen(page, entry)
@@ -172,5 +183,4 @@ def _essence(entry: Entry) -> bytes:
         body += b"".join(b"\0%d %s=%s" % (len(n), n, v) for n, v in entry.xattrs)
     if entry.owner is not None:
         body += b"\0owner %d:%d" % entry.owner
-    count = entry.link.count if entry.link is not None else 1
-    return head + b"%d " % count + body
+    return head + body

@@ -386,6 +386,10 @@ class Vfs:
         for name in list(self.live):
             self.drop_session(name)
 
+    def moved(self) -> dict[str, int]:
+        """Returns by uid how often a directory of a live session's base was renamed."""
+        return {live.held.session.uid: live.overlay.moved for live in self.live.values()}
+
     def statistics(self) -> VfsStatistics:
         """Returns what the table holds."""
         files = [live.overlay.statistics() for live in self.live.values()]

@@ -1,19 +1,20 @@
 """Reading patches: what a unified diff says to do, file by file.
 
-Takes git's format, with its extended headers and binary hunks, and plain `diff -u`; what stands
-between files, as in mail, is skipped. A patch is somebody else's text: paths that are absolute
-or lead upwards are refused, and no number in it makes anything large.
+Takes git's format, with its extended headers and binary hunks, and plain `diff -u`; text before
+the first file and between files, as in mail, is skipped. What looks like a part of a patch and
+was not understood is refused, and so is a text without a patch. A patch is somebody else's text:
+paths that are absolute or lead upwards are refused, and no number in it makes anything large.
 """
 
+import codecs
 import re
 import stat
 from collections.abc import Iterator
-from enum import Enum
-
-import msgspec
 
 from engine.errors import EngineError
 from engine.patches.binary_patch import decoded_line
+from engine.patches.file_patches import Action, BinaryHunk, FilePatch, Hunk, Patch
+from engine.patches.patch_forms import foreign, misleading
 from engine.patches.quoting import unquoted
 from engine.storage.nodes import check_file_name
 
@@ -26,81 +27,40 @@ class PatchFormatError(EngineError):
         self.line, self.why = line, why
 
 
-class Action(Enum):
-    """What a patch does to a file."""
-
-    MODIFY = "modify"
-    CREATE = "create"
-    DELETE = "delete"
-    RENAME = "rename"
-    COPY = "copy"
-
-
-class Hunk(msgspec.Struct, frozen=True):
-    """Lines to be found, with their ends, and what stands in their place afterwards.
-
-    `old_start` counts from 1, or is 0 for the beginning. `leading` and `trailing` lines are
-    context. `line` is where the hunk is in the patch.
-    """
-
-    old_start: int
-    old: list[bytes]
-    new: list[bytes]
-    leading: int
-    trailing: int
-    line: int
-
-
-class BinaryHunk(msgspec.Struct, frozen=True):
-    """Deflated bytes of `size`: a content, or a delta that makes one."""
-
-    is_delta: bool
-    size: int
-    deflated: bytes
-
-
-class FilePatch(msgspec.Struct):
-    """What a patch does to one file. A path is None where there is no file.
-
-    Modes are those of stat, None where the patch says nothing. `loose` is set for plain diffs,
-    of which it is not certain how many directories lead their paths: `paths` are those to try.
-    """
-
-    line: int
-    action: Action = Action.MODIFY
-    old_path: bytes | None = None
-    new_path: bytes | None = None
-    old_mode: int | None = None
-    new_mode: int | None = None
-    hunks: list[Hunk] = []
-    binary: BinaryHunk | None = None
-    old_blob: bytes | None = None
-    new_blob: bytes | None = None
-    loose: bool = False
-    paths: list[bytes] = []
-
-    @property
-    def path(self) -> bytes:
-        """The path that the patch is about, as it will be if there is a file then."""
-        return self.new_path or self.old_path or b""
-
-
 _HUNK = re.compile(rb"@@ -(\d{1,15})(?:,(\d{1,15}))? \+(\d{1,15})(?:,(\d{1,15}))? @@")
 _INDEX = re.compile(rb"([0-9a-f]{4,64})\.\.([0-9a-f]{4,64})(?: ([0-7]{1,6}))?\s*")
 _BINARY = re.compile(rb"(literal|delta) (\d{1,15})\s*")
 _EPOCH = re.compile(rb"(1969-12-31|1970-01-01)[ T]\d\d:\d\d:00(\.0+)?( ?[-+]\d\d:?\d\d|Z)?\s*")
 _FULL_BLOB = 40
+_EMPTY_BLOBS = (
+    b"e69de29bb2d1d6434b8b29ae775ad8c2e48c5391",
+    b"473a0f4c3be8a93681a267e3b1e9a7dcda1185436fe141f7749120a303721813",
+)
+_NOT_APPLIED = (b"Only in ", b"Property changes on: ", b"Submodule ")
+"""Lines between files that tell of a change which the patch does not hold."""
 _MOST_SPACES = 100
 """In a header of two names with so many spaces, where the first ends is not looked for further."""
 
 
-def parse_patch(data: bytes, *, strip: int | None = None) -> list[FilePatch]:
-    """Returns what a patch does, in its order; an empty one does nothing.
+def parse_patch(data: bytes, *, strip: int | None = None) -> Patch:
+    """Returns what a patch does, which is something.
 
     `strip` directories are taken from the front of each path: one if not given, or in plain
     diffs what fits the tree. Raises PatchFormatError.
     """
-    return list(_Parser(data, strip).files())
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if found := misleading(data):
+        raise PatchFormatError(*found)
+    parser = _Parser(data, strip)
+    files = list(parser.files())
+    if not files:
+        raise PatchFormatError(*foreign(data))
+    return Patch(files, parser.left_out)
+
+
+def _is_nothing(blob: bytes) -> bool:
+    """Tells whether a blob's id, or its beginning, is that of no file or of an empty one."""
+    return not blob.strip(b"0") or any(empty.startswith(blob) for empty in _EMPTY_BLOBS)
 
 
 class _Parser:
@@ -110,6 +70,7 @@ class _Parser:
             self._lines.pop()
         self._strip = strip
         self._at = 0
+        self.left_out: list[bytes] = []
 
     def _line(self) -> bytes | None:
         return self._lines[self._at] if self._at < len(self._lines) else None
@@ -121,23 +82,23 @@ class _Parser:
         while (line := self._line()) is not None:
             if line.startswith(b"diff --git "):
                 yield self._git()
-            elif line.startswith(b"--- ") and self._is_plain():
+            elif line.startswith(b"--- ") and self._names_follow():
                 yield self._plain()
-            elif _HUNK.match(line):
+            elif line.startswith(b"@@ -"):
                 raise self._error("a hunk without the name of a file")
-            elif line.startswith(b"Binary files ") and line.endswith(b" differ"):
+            elif line.startswith(b"Binary files ") and line.rstrip().endswith(b" differ"):
                 raise self._error("it does not have the content of a binary file")
+            elif line.rstrip() == b"GIT binary patch" or _BINARY.fullmatch(line):
+                raise self._error("a binary patch without the name of a file")
             else:
+                if line.startswith(_NOT_APPLIED):
+                    self.left_out.append(line)
                 self._at += 1
 
-    def _is_plain(self) -> bool:
-        """Tells whether a file's header is here: two names, then a hunk."""
-        following = self._lines[self._at + 1 : self._at + 3]
-        return (
-            len(following) == 2
-            and following[0].startswith(b"+++ ")
-            and _HUNK.match(following[1]) is not None
-        )
+    def _names_follow(self) -> bool:
+        """Tells whether a file's header is here: two names."""
+        following = self._lines[self._at + 1 : self._at + 2]
+        return bool(following) and following[0].startswith(b"+++ ")
 
     # Headers.
 
@@ -173,11 +134,26 @@ class _Parser:
                 if found.binary is None:
                     raise self._error("a binary patch without content")
                 self._binary()  # how to undo it
+            elif line is not None and line.startswith((b"@@", b"+++ ")):
+                raise self._error("a header that does not name both files")
             elif line is not None and line.startswith(b"Binary files "):
                 raise self._error("it does not have the content of a binary file")
         if found.old_path == found.new_path is None:
             raise self._error("a file that is neither before nor after it", start + 1)
+        self._check_whole(found, start)
         return found
+
+    def _check_whole(self, found: FilePatch, start: int) -> None:
+        """Raises if a header stands for nothing, or for a content that does not follow it."""
+        if found.hunks or found.binary is not None:
+            return
+        for line in self._lines[start + 1 : self._at]:
+            match = _INDEX.fullmatch(line.removeprefix(b"index "))
+            blobs = [] if match is None else [match[1], match[2]]
+            if len(set(blobs)) == 2 and not all(map(_is_nothing, blobs)):
+                raise self._error("a header whose hunks are missing", start + 1)
+        if found.action == Action.MODIFY and None in {found.old_mode, found.new_mode}:
+            raise self._error("a header without a hunk", start + 1)
 
     def _extended(self, found: FilePatch, names: dict[bytes, bytes], line: bytes) -> bool:
         """Takes one line of a git header; tells whether it is one."""
@@ -324,9 +300,17 @@ class _Parser:
             counts = [1 if text is None else int(text) for text in match.group(2, 4)]
             self._at += 1
             found.append(self._hunk(int(match[1]), counts))
+        if line is not None and line.startswith(b"@@"):
+            raise self._error("a hunk's first line is damaged")
         if not found:
             raise self._error("a header without a hunk")
+        if line is not None and line[:1] in {b" ", b"+", b"-", b"\\"} and not self._is_mail(line):
+            raise self._error(f"the hunk of line {found[-1].line} goes on where it should end")
         return found
+
+    def _is_mail(self, line: bytes) -> bool:
+        """Tells whether a line after a hunk is the next header, or a mail's signature."""
+        return line.rstrip() == b"--" or (line.startswith(b"--- ") and self._names_follow())
 
     def _hunk(self, old_start: int, counts: list[int]) -> Hunk:
         start = self._at

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 from engine.errors import EngineError
+from engine.host.set_id import SET_ID
 from engine.merging.textdiff import lines_of
 from engine.patches.binary_patch import apply_delta, inflated
-from engine.patches.patch_parsing import Action, BinaryHunk, FilePatch, Hunk, parse_patch
+from engine.patches.file_patches import Action, BinaryHunk, FilePatch, Hunk
+from engine.patches.patch_parsing import parse_patch
 from engine.storage.nodes import Kind
 
 LARGEST_RESULT = 512 << 20
@@ -78,10 +80,14 @@ class PatchedTree(Protocol):
 
 
 class PatchReport(NamedTuple):
-    """Which paths a patch changed, and how many hunks were not where they should be."""
+    """Which paths a patch changed, and how many hunks were not where they should be.
+
+    `left_out` are lines of it that name a change which it does not hold, as `Only in DIR: NAME`.
+    """
 
     paths: list[bytes]
     moved_hunks: int
+    left_out: list[bytes]
 
 
 class _File(NamedTuple):
@@ -100,24 +106,28 @@ def apply_patch(
     strip: int | None = None,
     fuzz: int = 0,
     largest: int = LARGEST_RESULT,
+    set_id: bool = False,
 ) -> PatchReport:
     """Applies a patch to a tree, or raises and changes nothing.
 
     Hunks are looked for around the place they name; `fuzz` lines at each end of their context
-    may be different. Directories that get empty go. Raises PatchFormatError, PatchRefusedError.
+    may be different. Directories that get empty go. A patch that gives a file set-id bits is
+    refused unless `set_id`. Raises PatchFormatError, PatchRefusedError.
     """
-    plan = _Plan(tree, fuzz, largest)
-    for file in parse_patch(patch, strip=strip):
+    plan = _Plan(tree, fuzz, largest, set_id)
+    parsed = parse_patch(patch, strip=strip)
+    for file in parsed.files:
         plan.add(file)
     plan.check()
     plan.carry_out()
-    return PatchReport(sorted(plan.after), plan.moved_hunks)
+    return PatchReport(sorted(plan.after), plan.moved_hunks, parsed.left_out)
 
 
 class _Plan:
     """What a tree will be: the paths that a patch changes, each as it is afterwards."""
 
-    def __init__(self, tree: PatchedTree, fuzz: int, largest: int) -> None:
+    def __init__(self, tree: PatchedTree, fuzz: int, largest: int, set_id: bool) -> None:
+        self._refused_bits = 0 if set_id else SET_ID
         self._tree, self._fuzz, self._largest = tree, fuzz, largest
         self._left = 2 * largest
         self._before: dict[bytes, _File | None] = {}
@@ -164,7 +174,9 @@ class _Plan:
             self._vacated.add(path)
             self.after[path] = None
             return
-        mode = old.mode if file.new_mode is None else stat.S_IMODE(file.new_mode)
+        mode = old.mode
+        if file.new_mode is not None:
+            mode = self._bits(file, stat.S_IMODE(file.new_mode), old.mode)
         origin = None if file.action == Action.COPY else old.origin
         if moves:
             self._make(file.path)
@@ -192,8 +204,14 @@ class _Plan:
         mode = stat.S_IFREG | _DEFAULT_MODE if file.new_mode is None else file.new_mode
         kind = Kind.SYMLINK if stat.S_ISLNK(mode) else Kind.FILE
         data = self._content(file, _File(kind, 0, b"", None))
-        bits = _LINK_MODE if kind == Kind.SYMLINK else stat.S_IMODE(mode)
+        bits = _LINK_MODE if kind == Kind.SYMLINK else self._bits(file, stat.S_IMODE(mode), 0)
         self.after[file.path] = _File(kind, bits, data, None)
+
+    def _bits(self, file: FilePatch, mode: int, before: int) -> int:
+        """Returns the permission bits that a patch gives a file; raises for set-id bits."""
+        if mode & ~before & self._refused_bits:
+            raise PatchRefusedError(file.path, "it would get set-id bits, which nobody asked for")
+        return mode
 
     def _make(self, path: bytes) -> None:
         if path in self._made:
@@ -325,7 +343,11 @@ def _patched(file: FilePatch, lines: list[bytes], fuzz: int) -> tuple[list[bytes
         places.setdefault(line, []).append(number)
     result: list[bytes] = []
     done = offset = moved = 0
+    last = -1
     for number, hunk in enumerate(file.hunks, 1):
+        if not hunk.old and hunk.old_start <= last:  # nothing else says where it belongs
+            raise PatchRefusedError(file.path, "it does not come after the hunk before it", number)
+        last = hunk.old_start
         expected = hunk.old_start - (1 if hunk.old else 0) + offset
         for less in range(fuzz + 1):
             head, tail = min(less, hunk.leading), min(less, hunk.trailing)
@@ -334,13 +356,24 @@ def _patched(file: FilePatch, lines: list[bytes], fuzz: int) -> tuple[list[bytes
             if at is not None:
                 break
         else:
-            raise PatchRefusedError(file.path, "its lines are not in the file", number)
+            raise PatchRefusedError(file.path, _misfit(hunk, places), number)
         result += lines[done:at]
         result += hunk.new[head : len(hunk.new) - tail]
         done = at + len(old)
         moved += at != hunk.old_start - (1 if hunk.old else 0) + head
         offset = at - head - hunk.old_start + (1 if hunk.old else 0)
     return result + lines[done:], moved
+
+
+def _misfit(hunk: Hunk, places: dict[bytes, list[int]]) -> str:
+    """Says why the lines of a hunk are not in a file."""
+    for one, other in ((b"\r\n", b"\n"), (b"\n", b"\r\n")):
+        if any(line.endswith(one) for line in hunk.old) and all(
+            line.removesuffix(one) + other in places for line in hunk.old if line.endswith(one)
+        ):
+            where = "the patch" if one == b"\r\n" else "the file"
+            return f"lines end in CR LF in {where} only"
+    return "its lines are not in the file"
 
 
 def _find(

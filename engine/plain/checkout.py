@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable
 
 from engine.host.removing import remove_tree
+from engine.host.set_id import leaving
 from engine.plain.checkout_records import mark, mark_of, unmark
 from engine.plain.filling import (
     OPEN_DIRECTORY,
@@ -50,9 +51,12 @@ def check_out(
     record: Recorder,
     tracked: bool = True,
     outside_links: bool = False,
+    set_id: bool = False,
     progress: Progress | None = None,
 ) -> CheckoutReport:
     """Makes the tree at `target`, which must not exist or be an empty directory.
+
+    Files of root's get no set-id bits unless `set_id`; see `engine.host.set_id`.
 
     The directory is marked with `identifier`. Raises CheckoutRefusedError, TreeTooLargeError,
     and OutsideLinkError unless `outside_links`, before anything is made; OSError (a full disk) and
@@ -70,12 +74,14 @@ def check_out(
         if not outside_links:
             check_links(objects, root, survey)
         os.mkdir(temporary, 0o700, dir_fd=around)
+        maker = os.getpid()
         try:
             fd = os.open(temporary, OPEN_DIRECTORY, dir_fd=around)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
                 marked = mark(fd, identifier)
-                job = Fill(objects, root, fd, target, progress)
+                bits = leaving(asked=set_id)
+                job = Fill(objects, root, fd, target, progress, bits=bits)
                 job.run()
                 if tracked:
                     _wait_for_tick()
@@ -92,7 +98,8 @@ def check_out(
             finally:
                 os.close(fd)
         except BaseException:
-            remove_tree(os.fsencode(temporary), around)
+            if os.getpid() == maker:  # not in a child that `progress` has forked
+                remove_tree(os.fsencode(temporary), around)
             raise
     finally:
         os.close(around)
@@ -118,7 +125,9 @@ def check_target(target: str) -> None:
         raise CheckoutRefusedError(target, f"{parent!r} is not a directory")
 
 
-def check_out_file(objects: Objects, entry: Entry, target: str) -> CheckoutReport:
+def check_out_file(
+    objects: Objects, entry: Entry, target: str, *, set_id: bool = False
+) -> CheckoutReport:
     """Makes a single file or symbolic link at `target`, where nothing may be. Raises as above."""
     target = os.path.abspath(target)
     parent, name = os.path.split(target)
@@ -127,10 +136,11 @@ def check_out_file(objects: Objects, entry: Entry, target: str) -> CheckoutRepor
     if not os.path.isdir(parent):
         raise CheckoutRefusedError(target, f"{parent!r} is not a directory")
     temporary = os.fsencode(f".{name[:50]}.checkout-{secrets.token_hex(4)}")
+    bits = leaving(asked=set_id)
     fd = os.open(parent, _OPEN_AROUND)
     try:
         try:
-            write_entry(objects, fd, entry, temporary)
+            write_entry(objects, fd, entry, temporary, bits=bits)
             # A link, unlike a rename, does not replace what has come there meanwhile.
             os.link(temporary, name, src_dir_fd=fd, dst_dir_fd=fd, follow_symlinks=False)
         except FileExistsError as error:
@@ -140,7 +150,9 @@ def check_out_file(objects: Objects, entry: Entry, target: str) -> CheckoutRepor
                 os.unlink(temporary, dir_fd=fd)
     finally:
         os.close(fd)
-    return CheckoutReport(1, entry.size if entry.kind == Kind.FILE else 0)
+    if entry.kind != Kind.FILE:
+        return CheckoutReport(1, 0)
+    return CheckoutReport(1, entry.size, set_id_dropped=int(entry.mode & bits != entry.mode))
 
 
 def _remove_dead(parent: str, name: str) -> None:

@@ -17,6 +17,7 @@ import msgspec
 
 from engine.errors import EngineError, MissingObjectError
 from engine.host.leases import Lease, LeaseHeldError, acquire
+from engine.host.unlocking import unlocked
 from engine.ids import SnapshotId, check_name
 from engine.plain.checkout import check_out, check_out_file, check_target
 from engine.plain.checkout_records import (
@@ -32,7 +33,7 @@ from engine.plain.checkout_records import (
     records,
     save,
 )
-from engine.plain.filling import OPEN_DIRECTORY, CheckoutRefusedError, CheckoutReport, Rows
+from engine.plain.filling import CheckoutRefusedError, CheckoutReport, Rows
 from engine.plain.importing import ImportResult, import_directory
 from engine.plain.local_edits import Edit, local_edits
 from engine.plain.stat_cache import cache_key, cache_prefix, put_rows
@@ -91,6 +92,7 @@ class CheckoutOptions(TypedDict, total=False):
     within: bytes
     tracked: bool
     outside_links: bool
+    set_id: bool
     progress: Progress | None
 
 
@@ -112,7 +114,7 @@ class Checkouts:
         if inside.startswith(os.path.realpath(self._repository.path) + os.sep):
             raise CheckoutRefusedError(target, "it is inside of the store")
         if root.kind != Kind.DIRECTORY:
-            return check_out_file(self._objects, root, target)
+            return check_out_file(self._objects, root, target, set_id=options.get("set_id", False))
         check_target(target)
         identifier = new_id()
         tracked = options.get("tracked", True)
@@ -146,6 +148,7 @@ class Checkouts:
                     self._objects, root, target, identifier=identifier, record=record,
                     tracked=tracked,
                     outside_links=options.get("outside_links", False),
+                    set_id=options.get("set_id", False),
                     progress=options.get("progress"),
                 )  # fmt: skip
                 known = report.tracked
@@ -190,7 +193,7 @@ class Checkouts:
                     for key in list(takewhile(partial(_begins, prefix), keys)):
                         writer.delete(Db.IMPORTS, key)
 
-            self._store.write(change)
+            self._store.write(change, frees=True)
         lock = os.path.join(self._repository.path, "locks", _lease_name(identifier))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(lock)
@@ -216,7 +219,8 @@ class Checkouts:
         path = os.path.realpath(directory)
         if not os.path.isdir(path):
             raise NotACheckoutError(path, "it is not a directory")
-        identifier = mark_of(path)
+        with unlocked(path) as fd:  # else the attribute of a directory of mode 000 cannot be read
+            identifier = mark_of(fd)
         with self._store.read() as reader:
             record = None if identifier is None else load(reader, identifier)
         if identifier is None or record is None:
@@ -233,11 +237,8 @@ class Checkouts:
         path, identifier, _ = self._find(directory)
         with self._lease(identifier, what):
             path, identifier, record = self._find(directory)
-            fd = os.open(path, OPEN_DIRECTORY)
-            try:
+            with unlocked(path) as fd:
                 yield path, identifier, record, fd
-            finally:
-                os.close(fd)
 
     def status(self, directory: str) -> list[Edit]:
         """Returns the local edits by path; after a killed switch, what is as in neither tree.
@@ -262,6 +263,7 @@ class Checkouts:
         within: bytes | None = None,
         edits: EditPolicy = "refuse",
         outside_links: bool = False,
+        set_id: bool = False,
         progress: Progress | None = None,
     ) -> SwitchReport:
         """Makes a checkout show another tree, whose `within` is as before if None; see `switching`.
@@ -281,7 +283,7 @@ class Checkouts:
             root = msgspec.structs.replace(root, name=b"")
             job = Switch(
                 self._objects, _prefix(path, root), identifier, fd, path, olds, root,
-                edits=edits, outside_links=outside_links, progress=progress,
+                edits=edits, outside_links=outside_links, set_id=set_id, progress=progress,
             )  # fmt: skip
             if len(olds) == 2 and root not in olds:
                 # Three trees would be one too many to tell apart: first to the end of the old way.
@@ -355,8 +357,8 @@ class Checkouts:
             owners = record.root.owner is not None or self._repository.keeps_owners()
             (snapshot, changed), root, report = import_directory(
                 self._store, self._objects, path, finish=finish,
-                store_path=self._repository.path, owners=owners, before=record.root,
-                progress=progress,
+                store_path=self._repository.path, checkout=True, owners=owners,
+                before=record.root, progress=progress,
             )  # fmt: skip
         return ImportResult(snapshot, root, changed, report)
 

@@ -20,6 +20,8 @@ import msgspec
 from engine.errors import EngineError
 from engine.host.hostfs import reserve, set_times, write_xattrs
 from engine.host.owners import give
+from engine.host.set_id import EVERY_BIT
+from engine.host.unlocking import unlocked
 from engine.plain.stat_cache import FRESH, Row, encode_folder, encode_rows, folder_result, row_of
 from engine.progress import Progress, unheard
 from engine.storage import content
@@ -49,11 +51,15 @@ class CheckoutRefusedError(EngineError):
 
 
 class CheckoutReport(msgspec.Struct):
-    """What a checkout made. `tracked`: it can be switched, and says what was changed in it."""
+    """What a checkout made. `tracked`: it can be switched, and says what was changed in it.
+
+    `set_id_dropped` files lost their set-id bits; see `set_id`.
+    """
 
     entries: int = 0
     bytes: int = 0
     tracked: bool = False
+    set_id_dropped: int = 0
 
 
 Rows = list[tuple[bytes, bytes]]
@@ -61,17 +67,19 @@ Rows = list[tuple[bytes, bytes]]
 
 
 def write_entry(
-    objects: Objects, fd: int, entry: Entry, name: bytes, chunk: content.ReadChunk | None = None
-) -> os.stat_result | None:
+    objects: Objects, fd: int, entry: Entry, name: bytes, chunk: content.ReadChunk | None = None,
+    *, bits: int = EVERY_BIT,
+) -> os.stat_result | None:  # fmt: skip
     """Makes what is not a directory as `name` in an open directory, with all its attributes.
 
-    Returns the status of a file, which is then as it will stay. Raises FileExistsError.
+    A file gets those permission bits that are in `bits`. Returns the status of a file, which is
+    then as it will stay. Raises FileExistsError.
     """
     if entry.kind == Kind.FILE:
         file = open_new(fd, entry, name)
         try:
             content.write_out(objects, entry, file, chunk)
-            return dress_file(file, entry)
+            return dress_file(file, entry, bits)
         finally:
             os.close(file)
     if entry.kind == Kind.SYMLINK and isinstance(entry.content, bytes):
@@ -91,7 +99,7 @@ def open_new(fd: int, entry: Entry, name: bytes) -> int:
     return os.open(name, _CREATE, 0o600 if entry.xattrs else entry.mode & 0o777, dir_fd=fd)
 
 
-def dress_file(file: int, entry: Entry) -> os.stat_result:
+def dress_file(file: int, entry: Entry, bits: int = EVERY_BIT) -> os.stat_result:
     """Gives an open file its attributes; nothing is written to it afterwards."""
     if entry.xattrs:
         write_xattrs(file, entry.xattrs)
@@ -99,8 +107,8 @@ def dress_file(file: int, entry: Entry) -> os.stat_result:
         give(file, entry.owner)
     os.utime(file, ns=(entry.mtime_ns, entry.mtime_ns))
     status = os.fstat(file)
-    if stat.S_IMODE(status.st_mode) != entry.mode:
-        os.fchmod(file, entry.mode)
+    if stat.S_IMODE(status.st_mode) != entry.mode & bits:
+        os.fchmod(file, entry.mode & bits)
         status = os.fstat(file)
     return status
 
@@ -126,13 +134,13 @@ def open_way(root_fd: int, way: list[bytes]) -> int:
 
 
 @contextlib.contextmanager
-def opened(fd: int, name: bytes) -> Iterator[int]:
-    """Gives a directory that is in an open one, open itself; follows no link. Raises OSError."""
-    below = os.open(name, OPEN_DIRECTORY, dir_fd=fd)
-    try:
-        yield below
-    finally:
-        os.close(below)
+def way_opened(root_fd: int, way: list[bytes]) -> Iterator[int]:
+    """Gives a directory by its names, open, though some on the way keep their owner out."""
+    with contextlib.ExitStack() as stack:
+        fd = root_fd
+        for name in way:
+            fd = stack.enter_context(unlocked(name, fd))
+        yield fd
 
 
 class _Folder:
@@ -152,10 +160,13 @@ class Fill:
     """Makes all that is in a tree in the open, empty directory `fd`, which stays open."""
 
     def __init__(
-        self, objects: Objects, root: Entry, fd: int, target: str, progress: Progress | None
-    ) -> None:
+        self, objects: Objects, root: Entry, fd: int, target: str, progress: Progress | None,
+        *, bits: int = EVERY_BIT,
+    ) -> None:  # fmt: skip
+        """Gets ready. Files get those of their permission bits that are in `bits`."""
         self.objects, self.root, self.root_fd, self.target = objects, root, fd, target
         self.report = CheckoutReport()
+        self._bits, self._dropped = bits, EVERY_BIT & ~bits
         self.rows: Rows = []
         self._progress = progress or unheard
         self._lock = threading.Lock()
@@ -287,11 +298,13 @@ class Fill:
 
     def _make(self, folder: _Folder, batch: list[Entry]) -> None:
         rows = []
-        size = 0
+        size = dropped = 0
         with self.objects.chunks() as chunk:
             for entry in batch:
                 try:
-                    status = write_entry(self.objects, folder.fd, entry, entry.name, chunk)
+                    status = write_entry(
+                        self.objects, folder.fd, entry, entry.name, chunk, bits=self._bits
+                    )
                     if status is None:
                         status = os.stat(entry.name, dir_fd=folder.fd, follow_symlinks=False)
                 except OSError as error:
@@ -299,11 +312,13 @@ class Fill:
                 rows.append(row_of(entry.name, status))
                 if entry.kind == Kind.FILE:
                     size += entry.size
+                    dropped += bool(entry.mode & self._dropped)
         folder.rows += rows
-        self._account(len(batch), size)
+        self._account(len(batch), size, dropped)
 
-    def _account(self, entries: int, size: int) -> None:
+    def _account(self, entries: int, size: int, dropped: int = 0) -> None:
         with self._lock:
+            self.report.set_id_dropped += dropped
             self.report.entries += entries
             self.report.bytes += size
             self._progress(self.report.bytes, self.root.size)
@@ -352,10 +367,11 @@ class Fill:
                 return  # what stopped it is on its way to the caller
             del self._large[large]
         try:
-            folder.rows.append(row_of(large.entry.name, dress_file(large.file, large.entry)))
+            status = dress_file(large.file, large.entry, self._bits)
+            folder.rows.append(row_of(large.entry.name, status))
         finally:
             os.close(large.file)
-        self._account(1, 0)
+        self._account(1, 0, bool(large.entry.mode & self._dropped))
         self._release(folder)
 
     # The directories' attributes.

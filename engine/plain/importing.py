@@ -9,6 +9,7 @@ them together with the new stat rows.
 What the stat cache is, and its format, is in `stat_cache`.
 """
 
+import contextlib
 import errno
 import os
 import stat
@@ -21,9 +22,14 @@ from typing import TypeVar
 import msgspec
 
 from engine.errors import CorruptObjectError, EngineError
-from engine.host.hostfs import describe, kind_of, mtime_of, read_xattrs
+from engine.host.hostfs import describe, is_in_range, kind_of, mtime_of, read_xattrs
+from engine.host.losses import SET_ID, TIME, Losses, is_lost
 from engine.host.owners import Recording, myself
+from engine.host.set_id import SET_ID as SET_ID_BITS
+from engine.host.set_id import arriving, has_set_id, is_ours
+from engine.host.unlocking import lock_again, open_file, open_unlocked, true_mode
 from engine.ids import NodeId
+from engine.plain.own_mounts import holds_many, own_devices, place_in_mount
 from engine.plain.stat_cache import (
     FRESH,
     FRESH_NS,
@@ -65,7 +71,10 @@ class ImportSourceError(EngineError):
 
 
 class ImportReport(msgspec.Struct):
-    """What an import did. `warnings` name what was left out."""
+    """What an import did.
+
+    `warnings` name what was left out, `left_out` counts it by kind; `lost` counts what files lost.
+    """
 
     files: int = 0
     read_files: int = 0
@@ -74,6 +83,8 @@ class ImportReport(msgspec.Struct):
     warnings: list[str] = []
     lost_owners: int = 0
     """How many entries belong to others than the rest, or than who imports; not kept."""
+    left_out: dict[str, int] = {}
+    lost: dict[str, int] = {}
 
 
 class ImportResult(msgspec.Struct, frozen=True):
@@ -87,12 +98,13 @@ class ImportResult(msgspec.Struct, frozen=True):
 
 class _Folder:
     __slots__ = (
-        "entries", "folders", "name", "old_rows", "parent", "path", "result", "rows", "status",
-        "xattrs",
+        "entries", "folders", "mode", "name", "old_rows", "parent", "path", "result", "rows",
+        "status", "xattrs",
     )  # fmt: skip
 
     def __init__(self, parent: "_Folder | None", name: bytes, status: os.stat_result) -> None:
         self.parent, self.name, self.status = parent, name, status
+        self.mode = stat.S_IMODE(status.st_mode)
         self.path: bytes = parent.path + b"/" + name if parent and parent.path else name
         self.rows: list[Row] = []
         self.old_rows: dict[bytes, Row] = {}
@@ -105,8 +117,8 @@ class _Folder:
 class _Import:
     def __init__(self, store: Store, objects: Objects, root: str, *, use_cache: bool,
                  progress: Progress | None, sink: ChunkSink | None = None,
-                 nodes: NodeBuffer | None = None, owners: bool = False,
-                 before: Entry | None = None) -> None:  # fmt: skip
+                 nodes: NodeBuffer | None = None, set_id: bool = False, checkout: bool = False,
+                 owners: bool = False, before: Entry | None = None) -> None:  # fmt: skip
         self.store, self.objects, self.root = store, objects, root
         self.owners = Recording(keeps=True) if owners else None
         self.before = before
@@ -114,7 +126,13 @@ class _Import:
         self.sink = sink or ChunkSink(store, check=not use_cache)
         self.nodes = nodes or NodeBuffer()
         self.report = ImportReport()
-        self.use_cache = use_cache
+        self.losses = Losses()
+        self.use_cache, self.checkout = use_cache, checkout
+        self._keeps_all_bits = set_id or owners  # with its owner a file is what it was
+        self.written: dict[tuple[_Folder, bytes], Entry] = {}
+        """Files of a checkout that have their mode from when they were written, without set-id."""
+        self.unlocked = contextlib.ExitStack()
+        """The directories that are open for as long as files of theirs may be read."""
         self.asked, self.progress = progress is not None, progress or unheard
         self.prefix = cache_prefix(root, owners=owners)
         self.fresh = time.time_ns() - FRESH_NS
@@ -138,8 +156,14 @@ class _Import:
                 raise ImportSourceError(self.root, "it is the store itself, or inside of it")
             status = os.stat(store_path)
             self.skip.add((status.st_dev, status.st_ino))
+        place = place_in_mount(os.path.realpath(self.root))
+        if place is not None and holds_many(place):
+            raise ImportSourceError(
+                self.root, "it is an AmalgamFS mount with all its snapshots and sessions, "
+                "or what describes them; import one of these",
+            )  # fmt: skip
         if os.path.isdir(self.root):
-            self.skip_devices = amalgam_devices() - {os.stat(self.root).st_dev}
+            self.skip_devices = own_devices() - {os.stat(self.root).st_dev}
 
     def run(self) -> Entry:
         """Does the three steps up to the nodes; nothing refers to what it stored yet."""
@@ -152,6 +176,10 @@ class _Import:
             raise ImportSourceError(self.root, why) from error
         try:
             root = _Folder(None, b"", os.fstat(self.root_fd))
+            if self.checkout:
+                root.mode = true_mode(self.root_fd)
+            if not is_in_range(root.status.st_mtime_ns):
+                self.losses.note(b"", TIME)
             with self.store.read() as reader:
                 self.scan(self.root_fd, root, 0, reader)
             self.submit()
@@ -167,11 +195,14 @@ class _Import:
             self.sink.flush()
         finally:
             self.pool.shutdown(wait=True, cancel_futures=True)
+            self.unlocked.close()
             os.close(self.root_fd)
         self.join_links()
         entry = self.build(root)
         self.report.files = entry.totals.entries if entry.totals else 0
         self.report.new_bytes = self.sink.stored_bytes
+        self.report.lost = self.losses.counts()
+        self.report.warnings += self.losses.warnings(self._name)
         return entry
 
     def save(self, writer: Writer) -> None:
@@ -185,10 +216,13 @@ class _Import:
         """Reads a folder and all below; True if nothing in it changed since the last import."""
         if depth > DEEPEST:
             raise ImportSourceError(self._name(folder.path), f"deeper than {DEEPEST} directories")
-        rows, below = self._rows(fd, folder)
+        try:
+            rows, below = self._rows(fd, folder)
+        except OSError as error:  # which names a descriptor
+            raise ImportSourceError(self._name(folder.path), error.strerror or "") from error
         rows.sort()
         encoded = encode_rows(rows)
-        folder.xattrs = read_xattrs(fd)
+        folder.xattrs = self._read_xattrs(fd, folder.path)[0]
         same = self._load_cached(folder, encoded, reader)
         same = same and all(row[5] != FRESH for row in rows)
         clean = same
@@ -199,7 +233,7 @@ class _Import:
         for name, status in below:
             child = _Folder(folder, name, status)
             try:
-                child_fd = os.open(name, _OPEN_DIRECTORY, dir_fd=fd)
+                child_fd = self._open_child(fd, child)
             except FileNotFoundError:
                 self._warn(child.path, "vanished while it was read")
                 clean = False
@@ -220,6 +254,17 @@ class _Import:
         self._plan(fd, folder, same)
         folder.result = None
         return False
+
+    def _open_child(self, fd: int, child: _Folder) -> int:
+        """Opens a directory, also one that keeps its owner out in a checkout."""
+        if not self.checkout:
+            return os.open(child.name, _OPEN_DIRECTORY, dir_fd=fd)
+        child_fd = open_unlocked(child.name, fd)
+        child.mode = true_mode(child_fd)
+        if child.mode & 0o500 != 0o500 and os.geteuid() != 0:
+            self.unlocked.callback(os.close, kept := os.dup(child_fd))
+            self.unlocked.callback(lock_again, kept)
+        return child_fd
 
     def _rows(
         self, fd: int, folder: _Folder
@@ -245,9 +290,15 @@ class _Import:
                 elif kind_of(mode) is None:
                     self._warn(_join(folder.path, name), f"is a {describe(mode)}")
                     continue
+                elif mode & SET_ID_BITS and not self._keeps_set_id(status):
+                    self.losses.note(_join(folder.path, name), SET_ID)
+                    ctime = FRESH  # the cache may have it from when it was ours
                 if ctime > self.fresh:
                     ctime = FRESH
-                size, mtime = status.st_size, mtime_of(status)
+                size, mtime = status.st_size, status.st_mtime_ns
+                if not is_in_range(mtime):
+                    self.losses.note(_join(folder.path, name), TIME)
+                    mtime = mtime_of(status)
                 if (status.st_uid, status.st_gid) != me:
                     others += 1
                 rows.append((name, mode, status.st_ino, size, mtime, ctime, status.st_nlink))
@@ -282,6 +333,9 @@ class _Import:
                 self._load_entries(folder, folder.result)
             except CorruptObjectError:
                 same = False
+        elif self.checkout and folder.result is not None and not folder.entries:
+            with contextlib.suppress(CorruptObjectError):
+                self._load_entries(folder, folder.result)
         known, folder.entries = folder.entries, {}
         for at, row in enumerate(folder.rows):
             name, mode = row[0], row[1]
@@ -291,6 +345,10 @@ class _Import:
                 folder.entries[name] = entry
                 self.done += 1
             elif mode & 0o170000 == 0o100000:
+                if entry is not None and self.checkout and entry.mode & SET_ID_BITS & ~mode:
+                    written = old or (None if folder.old_rows else row)
+                    if written is not None and written[1] == mode:
+                        self.written[folder, name] = entry
                 self.batch.append((folder, at))
                 self.batch_bytes += row[3]
                 if self.batch_bytes > _BATCH_BYTES or len(self.batch) >= _BATCH_FILES:
@@ -385,7 +443,8 @@ class _Import:
         path = _join(folder.path, row[0])
         for attempt in range(_TRIES):
             try:
-                fd = os.open(row[0], _OPEN, dir_fd=directory)
+                open_it = open_file if self.checkout else _open
+                fd = open_it(row[0], _OPEN, directory)
             except FileNotFoundError:
                 self._warn(path, "vanished while it was read")
                 folder.rows[at] = (*row[:5], FRESH, row[6])
@@ -397,7 +456,7 @@ class _Import:
                 if not stat.S_ISREG(before.st_mode):
                     raise SourceChangedError(path)
                 content, size = ingest(fd, before, self.sink, self.nodes.put)
-                xattrs = read_xattrs(fd)
+                xattrs, complete = self._read_xattrs(fd, path)
                 after = os.fstat(fd)
             finally:
                 os.close(fd)
@@ -406,11 +465,13 @@ class _Import:
                 break
             if attempt == _TRIES - 1:
                 raise SourceChangedError(path)
-        entry = Entry(
-            row[0], Kind.FILE, stat.S_IMODE(after.st_mode), mtime_of(after), size, content, xattrs
-        )  # fmt: skip
+        mode = self._bits(after)
+        written = self.written.get((folder, row[0]))
+        if written is not None and (written.content, written.size) == (content, size):
+            mode |= written.mode & SET_ID_BITS
+        entry = Entry(row[0], Kind.FILE, mode, mtime_of(after), size, content, xattrs)
         entry = self._owned(folder, entry, after)
-        fresh = after.st_ctime_ns != row[5] or after.st_ctime_ns > self.fresh
+        fresh = after.st_ctime_ns != row[5] or after.st_ctime_ns > self.fresh or not complete
         folder.rows[at] = (
             row[0], after.st_mode, after.st_ino, size, mtime_of(after),
             FRESH if fresh else after.st_ctime_ns, after.st_nlink,
@@ -418,12 +479,29 @@ class _Import:
         folder.entries[row[0]] = entry
         return size
 
+    def _keeps_set_id(self, status: os.stat_result) -> bool:
+        return self._keeps_all_bits or not has_set_id(status.st_mode) or is_ours(status)
+
+    def _bits(self, status: os.stat_result) -> int:
+        mode = stat.S_IMODE(status.st_mode)
+        return mode if self._keeps_all_bits else arriving(mode, status)
+
+    def _read_xattrs(self, fd: int, path: bytes) -> tuple[tuple[tuple[bytes, bytes], ...], bool]:
+        """Returns the attributes that the tree keeps, and whether nobody misses another."""
+        others: list[bytes] = []
+        xattrs = read_xattrs(fd, others)
+        if not others:
+            return xattrs, True
+        lost = [name for name in others if is_lost(name)]
+        self.losses.note_attributes(path, lost)
+        return xattrs, not lost
+
     # Building.
 
     def build(self, folder: _Folder) -> Entry:
         """Stores a folder's nodes from the leaves up and returns its entry."""
         result = folder.result
-        mode, mtime = stat.S_IMODE(folder.status.st_mode), mtime_of(folder.status)
+        mode, mtime = folder.mode, mtime_of(folder.status)
         owner = self._owner(folder.path, Kind.DIRECTORY, folder.status)
         if result is None:
             for child in folder.folders:
@@ -483,6 +561,8 @@ def import_directory(
     finish: Callable[[Writer, Entry], T],
     store_path: str | None = None,
     use_cache: bool = True,
+    set_id: bool = False,
+    checkout: bool = False,
     owners: bool = False,
     before: Entry | None = None,
     progress: Progress | None = None,
@@ -492,15 +572,18 @@ def import_directory(
     `finish` runs in the transaction that stores the tree, and makes something refer to it. The
     caller holds the lease on objects. A store inside of the directory (`store_path`, or another
     AmalgamFS mount) is left out with a warning. Without `use_cache` every file is read, and what
-    the store has of it is checked, and stored again if it is damaged. With `owners` they are kept;
+    the store has of it is checked, and stored again if it is damaged. Set-id bits are kept of the
+    user's own files, with `owners` or `set_id` of all. A `checkout`
+    has files that were written without the set-id bits of their tree, and get them again; what its
+    owner cannot read is made readable for as long as it takes. With `owners` they are kept;
     `before` is the tree that the directory was made of, which tells an ordinary user whose files
     they are.
 
     Raises ImportSourceError, SourceChangedError.
     """
     job = _Import(
-        store, objects, os.path.abspath(path),
-        use_cache=use_cache, progress=progress, owners=owners, before=before,
+        store, objects, os.path.abspath(path), use_cache=use_cache, progress=progress,
+        set_id=set_id, checkout=checkout, owners=owners, before=before,
     )  # fmt: skip
     job.leave_out(store_path)
     root = job.run()
@@ -534,16 +617,8 @@ def read_directory(
     job.run()
 
 
-def amalgam_devices() -> set[int]:
-    """Returns the device numbers of the AmalgamFS mounts that this process can see."""
-    found = set()
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        for line in mounts:
-            before, _, after = line.partition(" - ")
-            if after.startswith("fuse.amalgamfs "):
-                major, minor = before.split()[2].split(":")
-                found.add(os.makedev(int(major), int(minor)))
-    return found
+def _open(name: bytes, flags: int, dir_fd: int) -> int:
+    return os.open(name, flags, dir_fd=dir_fd)
 
 
 def _join(folder: bytes, name: bytes) -> bytes:

@@ -12,8 +12,9 @@ import msgspec
 from engine.errors import CorruptObjectError, EngineError
 from engine.host.hostfs import kept_xattrs, kind_of, mtime_of, read_xattrs
 from engine.host.owners import belongs_to_another
+from engine.host.set_id import SET_ID
+from engine.host.unlocking import open_file, true_mode, unlocked
 from engine.ids import NodeId
-from engine.plain.filling import opened
 from engine.plain.stat_cache import FolderResult, Row, cache_key, decode_rows, row_of, split_folder
 from engine.storage import content
 from engine.storage.nodes import DEEPEST, Entry, Kind
@@ -65,6 +66,11 @@ class Known:
             except (msgspec.DecodeError, CorruptObjectError):  # then everything is read
                 self.rows, self.result = {}, None
 
+    def mode(self, name: bytes) -> int | None:
+        """Returns the permission bits that a file had when it was written or imported."""
+        row = self.rows.get(name)
+        return None if row is None else stat.S_IMODE(row[1])
+
     def entry(self, name: bytes, status: os.stat_result) -> Entry | None:
         """Returns what a file is, if its row says that it is as it was."""
         if self._directory is None or self.rows.get(name) != row_of(name, status):
@@ -89,7 +95,7 @@ def difference(
     elif kind == Kind.FILE:
         if status.st_size != entry.size:
             return ChangeKind.MODIFIED
-        file = os.open(entry.name, _OPEN, dir_fd=fd)
+        file = open_file(entry.name, _OPEN, fd)
         try:
             if not _has(objects, entry, file):
                 return ChangeKind.MODIFIED
@@ -100,8 +106,14 @@ def difference(
     if kind == Kind.SYMLINK:
         same = attributes[1] == entry.mtime_ns and not belongs_to_another(status, entry.owner)
         return None if same else ChangeKind.METADATA
-    wanted = (entry.mode, entry.mtime_ns, kept_xattrs(entry.xattrs))
-    same = attributes == wanted and not belongs_to_another(status, entry.owner)
+    wanted = (entry.mtime_ns, kept_xattrs(entry.xattrs))
+    if attributes[1:] != wanted or belongs_to_another(status, entry.owner):
+        return ChangeKind.METADATA
+    # Where root wrote a file out, its set-id bits are not an edit but for when they were there.
+    without = entry.mode & ~SET_ID if kind == Kind.FILE else entry.mode
+    same = attributes[0] == entry.mode or (
+        attributes[0] == without and known.mode(entry.name) in {None, without}
+    )
     return None if same else ChangeKind.METADATA
 
 
@@ -140,10 +152,9 @@ def local_edits(objects: Objects, prefix: bytes, fd: int, root: Entry) -> list[E
 
 def _is_dressed_otherwise(fd: int, entry: Entry) -> bool:
     """Tells whether an open directory has other attributes than its entry."""
-    status = os.fstat(fd)
-    attributes = (stat.S_IMODE(status.st_mode), read_xattrs(fd))
+    attributes = (true_mode(fd), read_xattrs(fd))
     same = attributes == (entry.mode, kept_xattrs(entry.xattrs))
-    return not same or belongs_to_another(status, entry.owner)
+    return not same or belongs_to_another(os.fstat(fd), entry.owner)
 
 
 def _look_through(
@@ -177,7 +188,7 @@ def _look_through(
             edits.append(Edit(path, kind))
             entry = None
         if here:
-            with opened(fd, name) as below:
+            with unlocked(name, fd) as below:
                 if entry is not None and _is_dressed_otherwise(below, entry):
                     edits.append(Edit(path, ChangeKind.METADATA))
                 _look_through(objects, prefix, below, (*way, name), entry, edits)

@@ -20,7 +20,9 @@ import msgspec
 
 from engine.errors import CorruptObjectError
 from engine.host.hostfs import kept_xattrs, mtime_of, read_xattrs
-from engine.plain.filling import dress_directory, open_way, opened, write_entry
+from engine.host.set_id import leaving
+from engine.host.unlocking import settle, true_mode, unlocked
+from engine.plain.filling import dress_directory, way_opened, write_entry
 from engine.plain.local_edits import Edit, Known, LocalEditsError, difference, listing
 from engine.plain.stat_cache import (
     FRESH,
@@ -55,6 +57,7 @@ class SwitchReport(msgspec.Struct):
     bytes: int = 0
     kept: list[Edit] = []
     overwritten: list[Edit] = []
+    set_id_dropped: int = 0
 
 
 class _Step(msgspec.Struct):
@@ -88,13 +91,15 @@ class Switch:
     def __init__(
         self, objects: Objects, prefix: bytes, identifier: bytes, fd: int, path: str,
         olds: list[Entry], new: Entry, *, edits: EditPolicy = "refuse",
-        outside_links: bool = False, progress: Progress | None = None,
+        outside_links: bool = False, set_id: bool = False, progress: Progress | None = None,
     ) -> None:  # fmt: skip
+        """Gets ready. Files of root's get no set-id bits unless `set_id`."""
         self.objects, self.prefix, self.fd, self.path = objects, prefix, fd, path
         self.report = SwitchReport()
         self.values: dict[bytes, bytes | None] = {}
         self._temporary = TEMPORARY + identifier[:8] + b"-"
         self._count = 0
+        self._bits = leaving(asked=set_id)
         self._edits: EditPolicy = edits
         self._outside_links = outside_links
         self._progress = progress or unheard
@@ -167,6 +172,8 @@ class Switch:
                     folder.steps.append(_Step(name, new, status))
                 continue
             edit = self._edit_of(fd, name, olds, new, status, known)
+            if status is not None and not status.st_mode & stat.S_IRUSR:
+                status = _look(fd, name)  # it was made readable to be compared
             if edit is not None:
                 self._found.append(Edit(joined((*way, name)), edit))
                 if self._edits == "keep":
@@ -208,7 +215,7 @@ class Switch:
         if fd is None:
             yield None, child
             return
-        with opened(fd, child.name) as below:
+        with unlocked(child.name, fd) as below:
             if child.new is not None and child.olds and self._attributes_edited(below, child):
                 self._found.append(Edit(joined((*way, child.name)), ChangeKind.METADATA))
             yield below, child
@@ -265,7 +272,7 @@ class Switch:
         olds = [_dress_of(old) for old in folder.olds]
         if all(old == new for old in olds) or self._interrupted:
             return False
-        return (stat.S_IMODE(os.fstat(fd).st_mode), read_xattrs(fd)) not in [new, *olds]
+        return (true_mode(fd), read_xattrs(fd)) not in [new, *olds]
 
     # Doing it.
 
@@ -306,11 +313,8 @@ class Switch:
 
     def _find_there(self, way: tuple[bytes, ...], linked: list[Entry]) -> None:
         """Notes those entries of one directory that are on the disk, unedited."""
-        try:
-            fd = open_way(self.fd, list(way))
-        except OSError:  # it is still to be made, or is not as it was
-            return
-        try:
+        with contextlib.suppress(OSError), way_opened(self.fd, list(way)) as fd:
+            # An OSError: it is still to be made, or is not as it was.
             known = Known(self.objects, self.prefix, joined(way))
             for entry in linked:
                 status = _look(fd, entry.name)
@@ -318,8 +322,6 @@ class Switch:
                     edit = difference(self.objects, fd, entry, status, known)
                     if edit is None:
                         self._groups.setdefault(entry.link.group, (list(way), entry.name))
-        finally:
-            os.close(fd)
 
     def _run(self, fd: int, folder: _Folder, way: list[bytes]) -> None:
         before = os.fstat(fd)
@@ -328,7 +330,7 @@ class Switch:
         rows: list[Row] = []
         for child in folder.folders:
             if child.new is None:
-                with opened(fd, child.name) as below:
+                with unlocked(child.name, fd) as below:
                     self._run(below, child, [*way, child.name])
                 self._remove(fd, child)
         for step in folder.steps:
@@ -338,7 +340,7 @@ class Switch:
                 if child.make:
                     os.mkdir(child.name, 0o700, dir_fd=fd)
                     self.report.written += 1
-                with opened(fd, child.name) as below:
+                with unlocked(child.name, fd) as below:
                     self._run(below, child, [*way, child.name])
                     rows.append(self._row(child.name, os.fstat(below)))
         self._dress(fd, folder, stat.S_IMODE(before.st_mode))
@@ -373,7 +375,9 @@ class Switch:
             if group is not None and group in self._groups:
                 self._link(fd, temporary, *self._groups[group])
             else:
-                write_entry(self.objects, fd, step.new, temporary)
+                write_entry(self.objects, fd, step.new, temporary, bits=self._bits)
+                if step.new.kind == Kind.FILE and step.new.mode & ~self._bits:
+                    self.report.set_id_dropped += 1
             os.rename(temporary, step.name, src_dir_fd=fd, dst_dir_fd=fd)
             if group is not None:  # a rename of a file to a name that it has leaves both
                 self._groups.setdefault(group, (list(way), step.name))
@@ -391,11 +395,8 @@ class Switch:
             rows.append(self._row(step.name, os.stat(step.name, dir_fd=fd, follow_symlinks=False)))
 
     def _link(self, fd: int, temporary: bytes, way: list[bytes], first: bytes) -> None:
-        there = open_way(self.fd, way)
-        try:
+        with way_opened(self.fd, way) as there:
             os.link(first, temporary, src_dir_fd=there, dst_dir_fd=fd, follow_symlinks=False)
-        finally:
-            os.close(there)
 
     def _dress(self, fd: int, folder: _Folder, mode: int) -> None:
         """Gives a directory the new tree's attributes, or leaves it with its user's."""
@@ -410,6 +411,7 @@ class Switch:
             for name, _ in read_xattrs(fd):
                 if name not in wanted:
                     os.removexattr(fd, name)
+            settle(fd)
             dress_directory(fd, new)
             return
         if stat.S_IMODE(os.fstat(fd).st_mode) != mode:

@@ -16,8 +16,17 @@ from typing import NamedTuple
 import msgspec
 
 from engine.errors import EngineError
-from engine.host.hostfs import describe, kind_of, mtime_of, read_xattrs
+from engine.host.hostfs import (
+    OVERLAY_PREFIX,
+    describe,
+    is_in_range,
+    kind_of,
+    mtime_of,
+    read_xattrs,
+)
+from engine.host.losses import SET_ID, TIME, Losses, is_lost
 from engine.host.owners import Recording
+from engine.host.set_id import arriving
 from engine.sessions.upper import Upper
 from engine.storage.content import Content, SourceChangedError, ingest
 from engine.storage.nodes import DEEPEST, Entry, Kind
@@ -112,8 +121,15 @@ class Freeze:
         self._scans: dict[bytes, list[tuple[bytes, os.stat_result | None]]] = {}
         self._marked = 0
         self._ahead: Trees | None = None
+        self._losses = Losses()
+        self._others: dict[bytes, list[bytes]] = {}
         self.warnings: list[str] = []
         self.left_out: list[bytes] = []
+
+    @property
+    def lost(self) -> dict[str, int]:
+        """Returns what files of the built tree lost, and how many; see `losses`."""
+        return self._losses.counts()
 
     def prepare(self) -> None:
         """Stores the contents of what has changed so far. Blocks on the disk."""
@@ -158,7 +174,7 @@ class Freeze:
     def _build(self) -> Trees:
         self._files, self._scans = {}, {}
         self._nodes = NodeBuffer()
-        self.warnings, self.left_out = [], []
+        self.warnings, self.left_out, self._losses = [], [], Losses()
         groups: dict[int, list[tuple[bytes, Entry]]] = {}
         for path, status in self._walk(b"", 0):
             entry = self._entry(path, status)
@@ -176,6 +192,7 @@ class Freeze:
         self._files.update(number_groups(ordered, taken))
         trees = self._directory(b"", b"", _Merged(self._base, self._plain, self._before))
         self._files, self._scans = {}, {}
+        self.warnings += self._losses.warnings()
         return trees
 
     def save(self, writer: Writer) -> None:
@@ -215,7 +232,7 @@ class Freeze:
                 if known is not None:
                     return before, known
                 content, size = ingest(fd, before, self._sink, self._lists.put)
-                known = (content, self._upper.mode(fd, before), read_xattrs(fd))
+                known = (content, self._upper.mode(fd, before), self._read_xattrs(fd, path))
                 after = os.fstat(fd)
                 if sign == sign_of(after) and size == after.st_size:
                     self._known[sign] = known
@@ -229,16 +246,45 @@ class Freeze:
         name = path.rpartition(b"/")[2]
         if kind is None:
             return None
+        if not is_in_range(status.st_mtime_ns):
+            self._losses.note(path, TIME)
         if kind == Kind.FILE:
             known = self._known.get(sign_of(status))
             if known is None:
                 status, known = self._read(path)
             content, mode, xattrs = known
             size = status.st_size
+            if path in self._others:
+                self._losses.note_attributes(path, self._others[path])
             return Entry(name, kind, mode, mtime_of(status), size, content, xattrs)
         target = os.readlink(self._upper.at(path)) if kind == Kind.SYMLINK else b""
         mode = stat.S_IMODE(status.st_mode)
         return Entry(name, kind, mode, mtime_of(status), len(target), target)
+
+    def _read_xattrs(self, where: int | bytes, path: bytes) -> tuple[tuple[bytes, bytes], ...]:
+        """Returns the attributes that the tree keeps, and notes what somebody will miss."""
+        others: list[bytes] = []
+        xattrs = read_xattrs(where, others)
+        self._others.pop(path, None)
+        if others and (lost := [name for name in others if self._is_lost(name)]):
+            escaped = OVERLAY_PREFIX + b"overlay."
+            self._others[path] = [
+                OVERLAY_PREFIX + name[len(escaped) :] if name.startswith(escaped) else name
+                for name in lost
+            ]
+        return xattrs
+
+    def _is_lost(self, name: bytes) -> bool:
+        """Tells whether an attribute is a program's, and not of the upper's own format.
+
+        There the kernel's overlayfs keeps a program's `user.overlay.x` as `user.overlay.overlay.x`.
+        A full tree, which has no base, was no overlayfs's.
+        """
+        if name.startswith(OVERLAY_PREFIX):
+            if self._base is None:
+                return not name.startswith(OVERLAY_PREFIX + b"amalgam.")
+            return name.startswith(OVERLAY_PREFIX + b"overlay.")
+        return is_lost(name)
 
     def _directory(self, path: bytes, name: bytes, merged: _Merged) -> Trees:
         base = self._open(merged.base)
@@ -256,13 +302,17 @@ class Freeze:
             elif (file := self._files.get(below)) is None:
                 edits[child] = plain_edits[child] = None
             else:
-                owned = self._owned(file, status, before)
-                edits[child], plain_edits[child] = owned, owned if self._owners.keeps else file
+                edits[child], plain_edits[child] = self._owned(below, file, status, before)
         absolute = self._upper.at(path)
         status = os.lstat(absolute)
+        xattrs = self._read_xattrs(absolute, path)
+        if path in self._others:
+            self._losses.note_attributes(path, self._others[path])
+        if not is_in_range(status.st_mtime_ns):
+            self._losses.note(path, TIME)
         like = Entry(
             name, Kind.DIRECTORY, self._upper.mode(absolute, status), mtime_of(status), 0, b"",
-            read_xattrs(absolute), None, None,
+            xattrs, None, None,
             self._owners.owner(status, merged.before.owner if merged.before is not None else None),
         )  # fmt: skip
         shown = self._put(merged.base, edits, like)
@@ -290,12 +340,24 @@ class Freeze:
             owner=like.owner,
         )
 
-    def _owned(self, file: Entry, status: os.stat_result, before: Directory | None) -> Entry:
-        """Returns a file's entry with the owner that it is to have, if any."""
+    def _owned(
+        self, path: bytes, file: Entry, status: os.stat_result, before: Directory | None
+    ) -> Trees:
+        """Returns a file's entries: one with the owner that it is to have, if any, one without.
+
+        Without its owner it has set-id bits only if it is ours.
+        """
         was = None if before is None else before.get(file.name)
         like = was.owner if was is not None and was.kind == file.kind else None
         owner = self._owners.owner(status, like)
-        return file if owner is None else msgspec.structs.replace(file, owner=owner)
+        shown = file if owner is None else msgspec.structs.replace(file, owner=owner)
+        if self._owners.keeps:
+            return Trees(shown, shown)
+        plain = file
+        if (kept := arriving(file.mode, status)) != file.mode:
+            self._losses.note(path, SET_ID)
+            plain = msgspec.structs.replace(file, mode=kept)
+        return Trees(plain if owner is None else shown, plain)
 
     def _open(self, directory: Entry | None) -> Directory | None:
         return None if directory is None else Directory(self._objects, directory_id(directory))

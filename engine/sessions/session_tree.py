@@ -77,6 +77,7 @@ class SessionTree:
 
     def _write(self, root: Entry, progress: Progress | None) -> CheckoutReport:
         os.mkdir(self.path, 0o700)
+        maker = os.getpid()
         try:
             fd = os.open(self.path, OPEN_DIRECTORY)
             try:
@@ -86,7 +87,8 @@ class SessionTree:
                 os.close(fd)
             self._known = dict(_known(self._objects, self._upper(), b"", root))
         except BaseException:
-            remove_tree(os.fsencode(self.path))
+            if os.getpid() == maker:  # not in a child that `progress` has forked
+                remove_tree(os.fsencode(self.path))
             raise
         return job.report
 
@@ -113,7 +115,12 @@ class SessionTree:
 
 
 def _known(objects: Objects, upper: Upper, path: bytes, folder: Entry) -> Iterator[_Row]:
-    """Yields what the files of a tree just written are, by their stat rows."""
+    """Yields what the files of a tree just written are, by their stat rows.
+
+    But for those in a directory that keeps its owner out: what is not known is read later.
+    """
+    if os.geteuid() != 0 and folder.mode & 0o500 != 0o500:
+        return
     entries = {entry.name: entry for entry in Directory(objects, directory_id(folder))}
     for name, status in upper.scan(path):
         entry = entries.get(name)

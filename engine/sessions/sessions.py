@@ -6,7 +6,8 @@ has as parent, the layers that it was made of, the root of its base tree, and th
 its upper. The base has the owners of files that are not ours; where snapshots do not keep them,
 `plain` is the same tree without, and shares with it what nobody else owns. The upper is
 `sessions/<uid>/upper.<generation>`; beside it lies `work`, and while a command runs in a full
-checkout of the session, that, as `tree` (see `session_tree`).
+checkout of the session, that, as `tree` (see `session_tree`). `kept.<generation>` is an
+earlier upper with something that no tree carries, as a socket, and that could not be moved.
 
 A commit writes objects, snapshot and a record with the next generation, whose upper is empty,
 in one transaction; the upper of the generation before is garbage from then on. So a process
@@ -14,6 +15,7 @@ killed at any moment leaves either the old upper on the old base or the empty on
 """
 
 import contextlib
+import errno
 import itertools
 import os
 import re
@@ -32,10 +34,13 @@ from engine.errors import (
     NameTakenError,
     NotFoundError,
 )
+from engine.host.forks import OfOneProcess
 from engine.host.leases import Lease, LeaseHeldError, acquire, is_held
+from engine.host.own_files import own_folder
 from engine.host.removing import remove_tree
+from engine.host.unlocking import unlocked
 from engine.ids import SnapshotId, check_name, digest
-from engine.mounted.overlay import Overlay
+from engine.mounted.overlay import Lost, Overlay
 from engine.mounted.overlay_directory import open_overlay
 from engine.sessions.freezing import Changed, Freeze, Known, Sign, Trees
 from engine.sessions.restoring import restored
@@ -43,6 +48,7 @@ from engine.sessions.upper import Upper, attribute
 from engine.storage.nodes import Entry, Owner
 from engine.storage.objects import NodeBuffer, Objects
 from engine.storage.owners import count_owners, keeps_owners
+from engine.storage.reserve import Reserve
 from engine.storage.snapshots import encode_snapshot, make_snapshot
 from engine.storage.store import LONGEST_KEY, Db, Reader, Store, Writer
 from engine.trees.layers import NAMES, fold
@@ -52,6 +58,9 @@ _ADD_WAIT = 30.0
 _COMPLETE = b"user.overlay.amalgam.complete"
 """On a full tree in which programs may have written: the generation of the session that it was
 made of, and since when the machine runs."""
+_KEPT = b"kept."
+"""Begins the name of an earlier generation's upper that still has what could not be moved."""
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 _UID = re.compile(r"[0-9a-f]{16}")
 
 
@@ -97,6 +106,8 @@ class CommitReport(msgspec.Struct, frozen=True):
     new_bytes: int
     warnings: tuple[str, ...]
     lost_owners: int = 0
+    lost: dict[str, int] = {}
+    """How many files lost what; see `losses`."""
 
 
 class Sessions:
@@ -209,8 +220,6 @@ class Sessions:
             return self._add_alone(session, save)
 
     def _add_alone(self, session: Session, save: Callable[[Writer], None]) -> Session:
-        self._make_upper(session)
-
         def change(writer: Writer) -> None:
             if writer.has(Db.SESSIONS, session.name.encode()):
                 raise NameTakenError("session", session.name)
@@ -219,6 +228,7 @@ class Sessions:
             put_record(writer, session)
 
         try:
+            self._make_upper(session)
             self._store.write(change)
         except BaseException:
             shutil.rmtree(self._home(session), ignore_errors=True)
@@ -236,8 +246,8 @@ class Sessions:
         )  # fmt: skip
 
     def _make_upper(self, session: Session) -> None:
+        own_folder(self._path, "sessions", session.uid, "work")
         upper = self.upper(session)
-        os.makedirs(upper.work, mode=0o700, exist_ok=True)
         if os.path.isdir(upper.root):  # of a commit that did not come to pass
             remove_tree(upper.root)
         os.mkdir(upper.root, 0o700)
@@ -253,7 +263,13 @@ class Sessions:
         """
         while True:
             asked = self.get(name)
-            lease = self._acquire(asked, what, wait)
+            try:
+                lease = self._acquire(asked, what, wait)
+            except OSError as error:
+                reserve = Reserve(os.path.join(self._path, "db", "reserve"))
+                if recover or error.errno not in _FULL or not reserve.release():
+                    raise
+                lease = self._acquire(asked, what, wait)  # with the inode that it had
             try:
                 session = self.get(name)  # it may have changed while we waited
                 if session.uid != asked.uid:
@@ -276,29 +292,98 @@ class Sessions:
 
     def _tidy(self, session: Session) -> None:
         """Removes what a killed holder, or the kernel's overlayfs, left beside the upper."""
+        own_folder(self._path, "sessions", session.uid, "work")
         upper = self.upper(session)
         home = self._home(session)
         if not os.path.isdir(upper.root):
             # Killed between the transaction and this: nothing was written to it yet.
             self._make_upper(session)
         upper.take_back()  # before its note goes from `work`
-        if upper.follows():
-            before = msgspec.structs.replace(session, generation=session.generation - 1)
-            with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
-                self._look(session).bring_over(self.upper(before))
-        current = os.path.basename(upper.root)
+        # What fails here stays, for the session is to be had anyway; `left_over` names it.
+        with contextlib.suppress(OSError, EngineError):
+            self._bring_over(session)
+        kept = self._kept_uppers(session)
         for name in os.listdir(os.fsencode(home)):
-            if name not in {current, b"work"}:
+            if name not in kept and name != b"work":
                 remove_tree(os.path.join(os.fsencode(home), name))
         if next(upper.all_copying(), None) is not None:
-            with contextlib.suppress(OSError, EngineError):  # the session is to be had anyway
+            with contextlib.suppress(OSError, EngineError):
                 self._look(session).finish_copies()
+        copying = {path for _, path in upper.all_copying()}
         for name in os.listdir(upper.work):
             path = upper.work + b"/" + name
+            if path in copying:
+                continue
             if os.path.isdir(path) and not os.path.islink(path):
                 remove_tree(path)
             else:
                 os.unlink(path)
+
+    def _before(self, session: Session) -> Upper:
+        """Returns the upper of the generation before."""
+        return self.upper(msgspec.structs.replace(session, generation=session.generation - 1))
+
+    def _kept_uppers(self, session: Session) -> set[bytes]:
+        """Returns the names of the uppers, beside `work`, that may not be removed."""
+        upper = self.upper(session)
+        names = {name for name in os.listdir(os.path.dirname(upper.root)) if name.startswith(_KEPT)}
+        names.add(os.path.basename(upper.root))
+        if upper.follows():
+            names.add(os.path.basename(self._before(session).root))
+        return names
+
+    def _bring_over(self, session: Session) -> None:
+        """Does the rest of commits: moves what no tree carries into the upper. Raises OSError."""
+        upper, before = self.upper(session), self._before(session)
+        home = os.path.dirname(upper.root)
+        for name in sorted(name for name in os.listdir(home) if name.startswith(_KEPT)):
+            old = Upper(os.fsdecode(os.path.join(home, name)), os.fsdecode(upper.work))
+            if not self._look(session).bring_over(old):
+                remove_tree(old.root)
+        if upper.follows():
+            lost = self._look(session).bring_over(before) if os.path.isdir(before.root) else []
+            self._settle(session, lost)
+
+    def _settle(self, session: Session, lost: list[Lost]) -> tuple[str, ...]:
+        """Ends a commit's moves; sets the upper before aside if something there did not go.
+
+        Returns warnings that name it, as `CommitReport` has them. Raises OSError.
+        """
+        upper, before = self.upper(session), self._before(session).root
+        kept = os.path.join(os.path.dirname(before), _KEPT + b"%d" % (session.generation - 1))
+        if lost:
+            os.rename(before, kept)
+        upper.follow(False)
+        return tuple(
+            f"{os.fsdecode(path)!r} could not be carried over ({why}): it is in {os.fsdecode(kept)}"
+            for path, why in lost
+        )
+
+    def _settle_before(self, session: Session) -> None:
+        """Sets aside what is still to be moved, before another generation begins. Raises OSError.
+
+        Only a disk on which not even a directory could be renamed has left any.
+        """
+        if self.upper(session).follows() and os.path.isdir(self._before(session).root):
+            self._settle(session, [Lost(b"", "")])
+
+    def left_over(self, session: Session) -> list[str]:
+        """Returns the paths of what an interrupted commit or copy has left and nobody could finish.
+
+        Whoever holds the session next tries again.
+        """
+        upper = self.upper(session)
+        try:
+            names = os.listdir(os.path.dirname(upper.root))
+            kept = [
+                os.path.join(os.path.dirname(upper.root), name)
+                for name in sorted(names)
+                if name.startswith(_KEPT)
+            ]
+            kept += [path for _, path in upper.all_copying()]
+        except FileNotFoundError:  # nobody has held it yet, or it has just gone
+            return []
+        return [os.fsdecode(path) for path in kept]
 
     def _look(self, session: Session) -> Overlay:
         """Opens a view of a session that is held, for what the programs in it do not see."""
@@ -322,12 +407,13 @@ class Sessions:
 
     def remove(self, held: "HeldSession") -> None:
         """Removes a held session and all that it changed."""
+        held.lease.check()
         session = held.session
 
         def change(writer: Writer) -> None:
             writer.delete(Db.SESSIONS, find_record(writer, session.uid).name.encode())
 
-        self._store.write(change)
+        self._store.write(change, frees=True)
         held.release()
         remove_tree(os.fsencode(self._home(session)))
         for lease in (f"session-{session.uid}", _run_lease(session)):
@@ -349,8 +435,11 @@ class Sessions:
         return len(dead)
 
 
-class HeldSession:
-    """A session that this process holds: the only way to change one."""
+class HeldSession(OfOneProcess):
+    """A session that this process holds: the only way to change one.
+
+    In a child of fork() it is held no more: `release` does nothing, all else raises ForkedError.
+    """
 
     def __init__(
         self, sessions: Sessions, store: Store, objects: Objects, session: Session, lease: Lease
@@ -376,6 +465,7 @@ class HeldSession:
 
     def upper(self) -> Upper:
         """Returns the upper of the current generation."""
+        self._lease.check()
         return self._sessions.upper(self.session)
 
     def freeze(self, overlay: Overlay | None = None) -> Freeze:
@@ -407,6 +497,7 @@ class HeldSession:
         Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
         """
         old = self.session
+        self._sessions._settle_before(old)
         trees = self.peek(freeze, overlay)
         if overlay is None and freeze.left_out:
             overlay = self._sessions._look(old)
@@ -429,18 +520,28 @@ class HeldSession:
                 writer.put(Db.REFS, ref.encode(), identifier)
 
         session = self._go_on(session, change)
-        if overlay is not None:
-            overlay.rebase(session.root, self.upper(), freeze.left_out)
+        warnings = (*freeze.warnings, *self._rebase(overlay, freeze))
         return CommitReport(
-            identifier, not unchanged, freeze.stored_bytes, tuple(freeze.warnings),
-            count_owners(trees.shown) - count_owners(trees.plain),
+            identifier, not unchanged, freeze.stored_bytes, warnings,
+            count_owners(trees.shown) - count_owners(trees.plain), freeze.lost,
         )  # fmt: skip
+
+    def _rebase(self, overlay: Overlay | None, freeze: Freeze) -> tuple[str, ...]:
+        """Shows the next state, and moves what its tree lacks; returns warnings."""
+        if overlay is None:
+            return ()
+        lost = overlay.rebase(self.session.root, self.upper(), freeze.left_out)
+        if freeze.left_out:
+            with contextlib.suppress(OSError):  # it is done: the next holder does the rest
+                return self._sessions._settle(self.session, lost)
+        return ()
 
     def fold(self, freeze: Freeze) -> Session:
         """Makes what was frozen the base, with an empty upper; the parent stays.
 
         Nobody may write the session meanwhile. The old upper stays on the disk until `clean`.
         """
+        self._sessions._settle_before(self.session)
         trees = self.peek(freeze)
         overlay = self._sessions._look(self.session) if freeze.left_out else None
         session = self.session.going_on(trees)
@@ -448,8 +549,7 @@ class HeldSession:
         if freeze.left_out:
             self._sessions.upper(session).follow(True)
         session = self._go_on(session, freeze.save)
-        if overlay is not None:
-            overlay.rebase(session.root, self.upper(), freeze.left_out)
+        self._rebase(overlay, freeze)
         return session
 
     # The full tree beside the upper; `session_tree` says what it is for.
@@ -457,11 +557,13 @@ class HeldSession:
     @property
     def tree_path(self) -> str:
         """Where the full tree is while there is one: the same for the session's life."""
+        self._lease.check()
         return os.path.join(self._sessions._home(self.session), "tree")
 
     def finish_tree(self) -> None:
         """Says that the full tree is complete: from now on it is what the session has."""
-        os.setxattr(self.tree_path, _COMPLETE, self._complete())
+        with unlocked(self.tree_path) as fd:
+            os.setxattr(fd, _COMPLETE, self._complete())
 
     def _complete(self) -> bytes:
         # The generation: what was taken in, and is just being removed, is not taken in again.
@@ -469,7 +571,11 @@ class HeldSession:
 
     def recover(self) -> None:
         """Takes in the full tree that a killed holder, or what it left running, has left."""
-        if attribute(os.fsencode(self.tree_path), _COMPLETE) == self._complete():
+        mark = None
+        missing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+        with missing, unlocked(self.tree_path) as fd:
+            mark = attribute(fd, _COMPLETE)
+        if mark == self._complete():
             with acquire(self._sessions._path, "objects", shared=True, wait=_ADD_WAIT):
                 self.take_in({})
 
@@ -495,6 +601,7 @@ class HeldSession:
 
     def take_back(self) -> None:
         """Gets the upper back from the kernel's overlayfs, which is mounted no more."""
+        self._lease.check()
         self._sessions._tidy(self.session)
 
     def fork(self, freeze: Freeze, name: str, overlay: Overlay | None = None) -> Session:
@@ -510,6 +617,7 @@ class HeldSession:
 
     def peek(self, freeze: Freeze, overlay: Overlay | None = None) -> Trees:
         """Returns the trees that were frozen; the caller saves them or holds the objects' lease."""
+        self._lease.check()
         if overlay is not None:
             overlay.changed = None
         return freeze.build()
@@ -526,7 +634,7 @@ class HeldSession:
         """
         parent = self.session.parent if to is None else bytes(to)
         root = self._sessions.stands_on(msgspec.structs.replace(self.session, parent=parent))
-        return self._show(Trees(root, root), parent=parent)
+        return self._start_over(root, parent)
 
     def reset_to_factory(self) -> Session:
         """Makes the session what it was made of; its commits stay as snapshots.
@@ -534,13 +642,23 @@ class HeldSession:
         The caller holds the lease on objects.
         """
         root = self._sessions.factory(self.session)
-        return self._show(Trees(root, root), parent=self.session.layers[-1][1])
+        return self._start_over(root, self.session.layers[-1][1])
+
+    def _start_over(self, root: Entry, parent: bytes) -> Session:
+        """Goes on from a tree that is stored, without anything that was changed or kept aside."""
+        session = self.session.going_on(Trees(root, root), parent=parent)
+        self._sessions._make_upper(session)
+        done = self._go_on(session, lambda writer: None, frees=True)
+        for path in self._sessions.left_over(done):
+            self.upper().discard(os.fsencode(path))
+        return done
 
     def restore(self, freeze: Freeze, paths: Sequence[bytes]) -> Session:
         """Makes paths what they were in the layers, which are changes then; the rest stays.
 
         The caller holds the lease on objects. Raises NotFoundError for what neither has.
         """
+        self._sessions._settle_before(self.session)
         source, trees = self._sessions.factory(self.session), self.peek(freeze)
         self._store.write(freeze.save)
         made = []
@@ -548,15 +666,18 @@ class HeldSession:
             batch = Batch()
             made.append(restored(self._objects, batch, root, source, paths))
             self._store.write(batch.flush)
-        return self._show(Trees(*made))
-
-    def _show(self, trees: Trees, **changes: Any) -> Session:
-        """Goes on from trees that are stored, with an empty upper."""
-        session = self.session.going_on(trees, **changes)
+        overlay = self._sessions._look(self.session) if freeze.left_out else None
+        session = self.session.going_on(Trees(*made))
         self._sessions._make_upper(session)
-        return self._go_on(session, lambda writer: None)
+        if freeze.left_out:
+            self._sessions.upper(session).follow(True)
+        session = self._go_on(session, lambda writer: None)
+        self._rebase(overlay, freeze)
+        return session
 
-    def _go_on(self, session: Session, save: Callable[[Writer], None]) -> Session:
+    def _go_on(
+        self, session: Session, save: Callable[[Writer], None], *, frees: bool = False
+    ) -> Session:
         """Stores the next state of the session, under the name that it has by then."""
         old = self.session
 
@@ -570,7 +691,7 @@ class HeldSession:
             put_record(writer, renamed)
             return renamed
 
-        self.session = self._store.write(change)
+        self.session = self._store.write(change, frees=frees)
         return self.session
 
     def clean(self) -> None:
@@ -580,10 +701,11 @@ class HeldSession:
         """
         upper = self.upper()
         home = os.path.dirname(upper.root)
-        current = os.path.basename(upper.root)
-        for name in os.listdir(home):
-            if name.startswith(b"upper.") and name != current:
-                upper.discard(os.path.join(home, name))
+        with contextlib.suppress(OSError):
+            kept = self._sessions._kept_uppers(self.session)
+            for name in os.listdir(home):
+                if name.startswith(b"upper.") and name not in kept:
+                    upper.discard(os.path.join(home, name))
 
 
 def _run_lease(session: Session) -> str:
@@ -619,6 +741,11 @@ def find_record(reader: Reader, uid: str) -> Session:
         if session.uid == uid:
             return session
     raise NotFoundError("session", uid)
+
+
+def may_be_uid(name: str) -> bool:
+    """True if a directory of this name can be a session's."""
+    return _UID.fullmatch(name) is not None
 
 
 def decode_record(key: bytes, raw: memoryview) -> Session:

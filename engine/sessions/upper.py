@@ -108,6 +108,16 @@ class Upper:
         """Returns a new absolute path in the work directory."""
         return self.work + b"/%d.%d" % (os.getpid(), next(_numbers))
 
+    @contextlib.contextmanager
+    def making(self) -> Iterator[bytes]:
+        """Gives a new path in the work directory; what was made there goes if the block fails."""
+        temporary = self.scratch()
+        try:
+            yield temporary
+        except BaseException:
+            self.discard(temporary)
+            raise
+
     def copying(self, group: bytes) -> bytes:
         """Returns where in the work directory a linked file is that is getting its names."""
         return self.work + b"/" + _COPYING + group.hex().encode()
@@ -302,26 +312,30 @@ class Upper:
         fd = os.open(absolute, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
             os.setxattr(fd, WHITEOUT, b"y")
+        except OSError:
+            os.unlink(absolute)
+            raise
         finally:
             os.close(fd)
 
     def whiteout(self, path: bytes) -> None:
         """Puts a whiteout where nothing is, or in place of what is there, at once."""
-        target, temporary = self.at(path), self.scratch()
+        target = self.at(path)
         if self.link_whiteout(target):
             return
-        self.make_whiteout(temporary)
-        self._mark_parent(temporary, target)
-        try:
-            status = os.lstat(target)
-        except FileNotFoundError:
-            rename(temporary, target)
-            return
-        if stat.S_ISDIR(status.st_mode):
-            rename(temporary, target, EXCHANGE)
-            self.discard(temporary)
-        else:
-            rename(temporary, target)
+        with self.making() as temporary:
+            self.make_whiteout(temporary)
+            self._mark_parent(temporary, target)
+            try:
+                status = os.lstat(target)
+            except FileNotFoundError:
+                rename(temporary, target)
+                return
+            if stat.S_ISDIR(status.st_mode):
+                rename(temporary, target, EXCHANGE)
+                self.discard(temporary)
+            else:
+                rename(temporary, target)
 
     def remove(self, path: bytes, *, directory: bool) -> None:
         """Removes a file, or a directory that looks empty, at once."""
@@ -373,12 +387,14 @@ class Upper:
         Killed in between, both names show. A failure then comes too late to take the first step
         back, and can hardly be: the whiteout is made, the name in its directory just became free.
         """
-        temporary = self.scratch()
-        self.make_whiteout(temporary)
-        self._mark_parent(temporary, self.at(old))
-        rename(self.at(old), self.at(new))
-        with contextlib.suppress(OSError):
+        with self.making() as temporary:
+            self.make_whiteout(temporary)
+            self._mark_parent(temporary, self.at(old))
+            rename(self.at(old), self.at(new))
+        try:
             rename(temporary, self.at(old))
+        except OSError:
+            self.discard(temporary)
 
     def move_onto_whiteout(self, old: bytes, new: bytes, *, leave_whiteout: bool) -> bool:
         """Renames a directory to a path that has a whiteout, which a plain rename refuses.
@@ -408,15 +424,16 @@ class Upper:
 
     def empty(self, path: bytes) -> None:
         """Puts an empty, opaque directory in the place of one that looks empty, at once."""
-        target, temporary = self.at(path), self.scratch()
+        target = self.at(path)
         status = os.lstat(target)
-        os.mkdir(temporary, 0o700)
-        os.setxattr(temporary, OPAQUE, b"y")
-        write_xattrs(temporary, read_xattrs(target))
-        give(temporary, Owner(status.st_uid, status.st_gid))
-        self.chmod(temporary, self.mode(target, status), directory=True, new=True)
-        os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
-        rename(temporary, target, EXCHANGE)
+        with self.making() as temporary:
+            os.mkdir(temporary, 0o700)
+            os.setxattr(temporary, OPAQUE, b"y")
+            write_xattrs(temporary, read_xattrs(target))
+            give(temporary, Owner(status.st_uid, status.st_gid))
+            self.chmod(temporary, self.mode(target, status), directory=True, new=True)
+            os.utime(temporary, ns=(status.st_atime_ns, status.st_mtime_ns))
+            rename(temporary, target, EXCHANGE)
         self.discard(temporary)
 
     def dress(self, absolute: bytes, entry: Entry) -> None:

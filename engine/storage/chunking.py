@@ -12,16 +12,17 @@ import contextlib
 import importlib
 import importlib.util
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
+
+from engine.host.forks import ModuleLock
 
 SMALLEST_CHUNK = 16 << 10
 AVERAGE_CHUNK = 64 << 10
 LARGEST_CHUNK = 256 << 10
 
-_importing = threading.RLock()
+_importing = ModuleLock()
 """Held while stdout is redirected: two threads at once would leave it redirected for ever."""
 
 

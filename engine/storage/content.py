@@ -6,13 +6,13 @@ hole; they are stored as such and read as zeros, so a sparse file costs what it 
 
 import errno
 import os
-import threading
 from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Protocol
 
 from engine.errors import CorruptObjectError, EngineError
+from engine.host.forks import ModuleLock
 from engine.ids import ChunkId, NodeId, digest
 from engine.storage.chunking import LARGEST_CHUNK, SMALLEST_CHUNK, cut
 from engine.storage.nodes import (
@@ -36,7 +36,7 @@ Fill = Callable[[memoryview], int]
 WINDOW_BYTES = 4 << 20
 """How much of a file is in memory at once while it is chunked."""
 
-_cutting = threading.Lock()
+_cutting = ModuleLock()
 """Held while a window is cut: the chunker holds the GIL, and threads that wait for it in turns
 take longer than one after the other."""
 

@@ -1,8 +1,8 @@
 """The store on disk: one LMDB environment, the only module that imports lmdb.
 
-Layout of a store's directory: `db/data.mdb` and `db/lock.mdb` are LMDB's; the database `meta`
-holds `format` (the store's format, decimal). Other modules keep `sessions/`, `locks/` and
-`log/` beside `db/`.
+Layout of a store's directory: `db/data.mdb` and `db/lock.mdb` are LMDB's; `db/reserve` is room
+for what frees room (see `reserve`); the database `meta` holds `format` (the store's format,
+decimal). Other modules keep `sessions/`, `locks/` and `log/` beside `db/`.
 
 LMDB's transactions are the only atomicity mechanism: a commit is durable when it returns
 (LMDB syncs the data, then writes one of two meta pages) and a process killed at any moment
@@ -14,16 +14,23 @@ shows up as corrupt objects instead.
 
 import ctypes
 import errno
+import mmap
 import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import lmdb
 
+from engine.host.forks import ForkedError, Inherited, OfOneProcess
 from engine.host.leases import acquire, share_unseen, sharers
+from engine.storage.free_pages import NotAsExpectedError, free_runs, punch
+from engine.storage.lmdb_errors import FULL, is_no_room, translated
+from engine.storage.metas import BadMetaError, read_metas
+from engine.storage.ownership import check_owner
+from engine.storage.reserve import Reserve
 from engine.storage.store import (
     CompactionRefusedError,
     Db,
@@ -31,11 +38,17 @@ from engine.storage.store import (
     NotAStoreError,
     Store,
     StoreDamagedError,
+    StoreError,
     StoreExistsError,
     StoreFullError,
+    StoreMemoryError,
+    StoreOpenError,
     StorePermissionError,
+    StorePlaceError,
+    StoreReadOnlyError,
     StoreStatistics,
 )
+from engine.storage.structure import check
 
 T = TypeVar("T")
 
@@ -56,25 +69,38 @@ LOCK_BYTES = 64 << 10
 OPEN_WAIT = 30.0
 """Seconds that opening waits while another process puts a compacted file in place."""
 
+LEAST_ROOM = 16 << 20
+"""Bytes that a map has beyond the file, where the address space is limited."""
+
 CLOSE_WAIT = 10.0
 """Seconds that closing waits for views in other threads, longer than any that comes to an end."""
 
 _COPIES = 3
+_LEASES = ("store", "objects", "gc", "mount")
 _PARTS = {"db", "sessions", "locks", "log"}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
-_DAMAGED = (
-    lmdb.CorruptedError,
-    lmdb.InvalidError,
-    lmdb.PageNotFoundError,
-    lmdb.VersionMismatchError,
-    lmdb.PanicError,
-)
+
+
+class _Databases(dict[Db, "lmdb._Database"]):
+    """The handles of the databases. In a child of fork() there are none."""
+
+    inherited: tuple[str, int] | None = None
+    """The store and its process, in a child."""
+
+    def __missing__(self, db: Db) -> "lmdb._Database":
+        if self.inherited is not None:
+            raise ForkedError(*self.inherited)
+        raise KeyError(db)
+
+
+class _InheritedEnvironment(Inherited):
+    def close(self) -> None:
+        """Leaves the parent's alone."""
 
 
 class _LmdbTransaction:
     __slots__ = ("_dbs", "_txn")
 
-    def __init__(self, txn: "lmdb.Transaction[memoryview]", dbs: dict[Db, "lmdb._Database"]):
+    def __init__(self, txn: "lmdb.Transaction[memoryview]", dbs: _Databases):
         self._txn, self._dbs = txn, dbs
 
     def get(self, db: Db, key: bytes) -> memoryview | None:
@@ -117,23 +143,36 @@ class _LmdbTransaction:
         return self._txn.delete(key, db=self._dbs[db])
 
 
-class _View:
-    """A view of a store, as a context. Not a generator's: every miss of a cache opens one."""
+class _Reads:
+    """How many views a thread has open, and the transaction of the first."""
 
-    __slots__ = ("_depth", "_is_outer", "_store", "_txn")
+    __slots__ = ("count", "outer")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.outer: lmdb.Transaction[memoryview]
+
+
+class _View:
+    """A view of a store, as a context. Not a generator's: every miss of a cache opens one.
+
+    Another thread may end it: a generator that has one may be closed wherever it is.
+    """
+
+    __slots__ = ("_is_outer", "_reads", "_store", "_txn")
 
     def __init__(self, store: "LmdbStore") -> None:
         self._store = store
 
     def __enter__(self) -> _LmdbTransaction:
         store = self._store
-        self._depth = store._begin_reading()
+        self._reads = store._begin_reading()
         try:
-            self._txn, self._is_outer = store._begin_view(self._depth)
+            self._txn, self._is_outer = store._begin_view(self._reads)
         except BaseException as error:
-            store._end_reading(self._depth)
+            store._end_reading(self._reads)
             if isinstance(error, lmdb.Error):
-                with _translated(store.path):
+                with translated(store.path):
                     raise
             raise
         return _LmdbTransaction(self._txn, store._dbs)
@@ -142,72 +181,110 @@ class _View:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
         try:
-            if not self._is_outer:
-                self._txn.abort()
+            if not self._is_outer and not self._store._is_inherited:
+                self._txn.abort()  # in a child it would free the parent's slot
         finally:
-            self._store._end_reading(self._depth)
+            self._store._end_reading(self._reads)
         if isinstance(error, lmdb.Error):
-            with _translated(self._store.path):
+            with translated(self._store.path):
                 raise error
 
 
-class LmdbStore(Store):
-    """One LMDB environment. A process opens a given store once."""
+class LmdbStore(Store, OfOneProcess):
+    """One LMDB environment. A process opens a given store once.
 
-    def __init__(self, path: str, *, create: bool = False, map_bytes: int = FIRST_MAP_BYTES):
+    A child of fork() opens its own; this one raises ForkedError there, but for `close`.
+    """
+
+    _is_inherited = False
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        create: bool = False,
+        map_bytes: int = FIRST_MAP_BYTES,
+        trusted: bool = False,
+    ):
         """Opens the store at `path`, or makes one there with `create`.
 
-        Raises NotAStoreError, StoreExistsError, NewerFormatError, StorePermissionError,
-        StoreDamagedError or StoreFullError.
+        Raises what `check_owner` does, NotAStoreError, StoreExistsError, NewerFormatError,
+        StorePermissionError, StoreDamagedError or StoreFullError.
         """
         self.path = path
+        self._env: lmdb.Environment
+        self._dbs: _Databases
         self._gate = threading.Condition()
         self._readers = 0
         self._growing = self._closing = False
         self._writer = threading.Lock()
+        self._reserve = Reserve(os.path.join(path, "db", "reserve"))
         self._thread = threading.local()
         directory = os.path.join(path, "db")
         data = self._data = os.path.join(os.path.realpath(directory), "data.mdb")
         try:
+            check_owner(path, trusted=trusted)
             if create:
                 _prepare(path)
             size = 0 if create and not os.path.exists(data) else os.stat(data).st_size
             _reserve_lock(os.path.join(directory, "lock.mdb"))
             self._lease = acquire(path, "store", shared=True, wait=OPEN_WAIT)
             try:
+                if size:
+                    _check_metas(path, data)
                 self._open(max(map_bytes, 2 * size), create)
-                with _translated(path):
+                with translated(path):
                     self._check_format(create)
                     self._env.reader_check()
+                self._reserve.keep()
             except BaseException:
                 self._lease.release()
                 raise
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotAStoreError(path) from error
         except PermissionError as error:
+            if create and not os.path.exists(data):
+                raise StorePlaceError(path, _existing(path)) from error
             raise StorePermissionError(path, str(error)) from error
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise StoreFullError(path) from error
+            if error.errno == errno.EROFS:
+                raise StoreReadOnlyError(path) from error
             raise
         except lmdb.NotFoundError as error:
-            raise NotAStoreError(path) from error
+            raise _without_databases(path) from error
+        self._pid = os.getpid()
+        self._owned()
+
+    def _inherit(self) -> None:
+        what = self._what()
+        self._is_inherited = True
+        self._gate, self._writer = threading.Condition(), threading.Lock()
+        self._readers, self._growing = 0, False
+        self._thread = threading.local()
+        self._dbs.clear()
+        self._dbs.inherited = what, self._pid
+        # What nobody refers to any more the library forgets, and leaves its parent's table alone.
+        self._env = cast("lmdb.Environment", _InheritedEnvironment(what, self._pid))
+
+    def _what(self) -> str:
+        return f"the store opened at {self.path}"
 
     def _open(self, map_bytes: int, create: bool) -> None:
-        with _translated(self.path):
-            self._env = lmdb.Environment(
-                os.path.join(self.path, "db"),
-                map_size=map_bytes,
-                max_dbs=len(Db),
-                max_readers=LOCK_BYTES // 64 - 2,
-                mode=0o600,
-                create=create,
-                readahead=False,
-                lib_version=LIBRARY,
-            )
+        with translated(self.path):
+            try:
+                self._env = _environment(
+                    self.path, map_bytes, max_readers=LOCK_BYTES // 64 - 2, mode=0o600,
+                    create=create,
+                )  # fmt: skip
+            except lmdb.Error as error:
+                if "already open in this process" in str(error):  # it has no class of its own
+                    raise StoreOpenError(self.path) from error
+                raise
             self._make_whole(self._data)
             # What a later format lacks or adds is not looked at before its number.
-            self._dbs = {Db.META: self._env.open_db(b"meta", create=create)}
+            self._dbs = _Databases({Db.META: self._env.open_db(b"meta", create=create)})
 
     def _make_whole(self, data: str) -> None:
         info, page = self._env.info(), self._env.stat()["psize"]
@@ -222,7 +299,7 @@ class LmdbStore(Store):
             found = bytes(raw) if raw is not None else b"0" if create else b""
         if not found.isdigit():
             self.close()
-            raise NotAStoreError(self.path)
+            raise _without_databases(self.path)
         if int(found) > FORMAT:
             self.close()
             raise NewerFormatError(self.path, int(found), FORMAT)
@@ -254,32 +331,40 @@ class LmdbStore(Store):
     def read(self) -> _View:
         return _View(self)
 
-    def _begin_reading(self) -> int:
-        """Waits until the map does not grow; returns how many views this thread has open."""
-        depth: int = getattr(self._thread, "reads", 0)
+    def _mine(self) -> _Reads:
+        """Returns what this thread reads."""
+        try:
+            reads: _Reads = self._thread.reads
+        except AttributeError:
+            reads = self._thread.reads = _Reads()
+        return reads
+
+    def _begin_reading(self) -> _Reads:
+        """Waits until the map does not grow; counts one more view of this thread."""
+        reads = self._mine()
         with self._gate:
-            while self._growing and not depth:  # whoever holds one already is waited for
+            while self._growing and not reads.count:  # whoever holds one already is waited for
                 self._gate.wait()
             self._readers += 1
-        self._thread.reads = depth + 1
-        return depth
+            reads.count += 1
+        return reads
 
-    def _begin_view(self, depth: int) -> "tuple[lmdb.Transaction[memoryview], bool]":
+    def _begin_view(self, reads: _Reads) -> "tuple[lmdb.Transaction[memoryview], bool]":
         """Begins a transaction, or gives this thread's outer one; tells if it is that."""
         try:
             txn = self._env.begin(buffers=True)
         except lmdb.MapResizedError:
             # The map cannot grow under this thread's own outer view, which serves here.
-            if depth:
-                return self._thread.outer, True
+            if reads.count > 1:
+                return reads.outer, True
             txn = self._adopt_map_and_begin()
-        if not depth:
-            self._thread.outer = txn
+        if reads.count == 1:
+            reads.outer = txn
         return txn, False
 
-    def _end_reading(self, depth: int) -> None:
-        self._thread.reads = depth
+    def _end_reading(self, reads: _Reads) -> None:
         with self._gate:
+            reads.count -= 1
             self._readers -= 1
             if self._growing or self._closing:  # else nobody waits
                 self._gate.notify_all()
@@ -312,21 +397,50 @@ class LmdbStore(Store):
                 self._gate.notify_all()
 
     def _resize(self, map_bytes: int) -> None:
-        """Sets the map's size (0: what the file says)."""
-        with self._alone():
+        """Sets the map's size (0: what the file says), or less where less is enough.
+
+        Raises StoreMemoryError before it touches the map, which LMDB would lose if it could not
+        map it again.
+        """
+        with self._alone(), open(self._data, "rb") as file:
+            now = self._env.info()["map_size"]
+            size = os.fstat(file.fileno()).st_size
+            wanted = map_bytes or read_metas(file.fileno()).newer.map_bytes
+            for bytes_ in (wanted, now + now // 2, now + now // 4, size + LEAST_ROOM):
+                if bytes_ > max(now, size) and _has_address_space(bytes_ - now):
+                    self._env.set_mapsize(bytes_ if bytes_ != wanted else map_bytes)
+                    return
+            if not _has_address_space(wanted - now):
+                raise StoreMemoryError(self.path, f"{wanted >> 20} MiB of address space")
             self._env.set_mapsize(map_bytes)
 
-    def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
-        if getattr(self._thread, "reads", 0):
+    def write(self, change: Callable[[_LmdbTransaction], T], *, frees: bool = False) -> T:
+        try:
+            try:
+                return self._write(change)
+            except StoreFullError:
+                if not (frees and self._reserve.release()):
+                    raise
+                return self._write(change)
+        except StoreFullError as error:
+            facts = self.statistics()
+            free = max(0, facts.file_bytes - facts.used_bytes)
+            raise StoreFullError(self.path, free) from error
+
+    def _write(self, change: Callable[[_LmdbTransaction], T]) -> T:
+        if self._mine().count:
             raise RuntimeError("a write inside a read could wait for itself when the map grows")
         with self._writer:
             while True:
                 try:
                     with (
-                        _translated(self.path),
+                        translated(self.path),
                         self._env.begin(write=True, buffers=True) as txn,
                     ):
-                        return change(_LmdbTransaction(txn, self._dbs))
+                        result = change(_LmdbTransaction(txn, self._dbs))
+                        if self._is_inherited:  # `change` forked, and this is the child
+                            raise ForkedError(self._what(), self._pid)
+                        return result
                 except lmdb.MapFullError:
                     self._resize(2 * self._env.info()["map_size"])
                 except lmdb.MapResizedError:
@@ -342,8 +456,13 @@ class LmdbStore(Store):
             counts = {db.value: txn.count(db) for db in Db}
             stats = [txn._txn.stat(handle) for handle in self._dbs.values()]
         pages = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
-        size = os.stat(os.path.join(self.path, "db", "data.mdb")).st_size
+        status = os.stat(os.path.join(self.path, "db", "data.mdb"))
+        size = min(status.st_size, status.st_blocks * 512)  # it may have holes
         return StoreStatistics(size, pages * page, info["map_size"], counts)
+
+    def flaws(self) -> list[str]:
+        with self.read(), open(self._data, "rb") as file:  # the view keeps its pages from change
+            return [str(flaw) for flaw in check(file.fileno()).flaws]
 
     def trim(self) -> None:
         """Unmaps the file's pages from this process; the kernel's cache keeps them.
@@ -364,9 +483,10 @@ class LmdbStore(Store):
         The copy is of one transaction, made while others go on. The change takes a moment: readers
         here wait, no other process has the file open (the lease `store`), and the last
         transaction is still the one that was copied. Killed at any moment, one whole file has
-        the name; what else there is, the next compaction removes.
+        the name; what else there is, the next compaction removes. Without room for a copy, free
+        pages are given back where they lie.
         """
-        if getattr(self._thread, "reads", 0):
+        if self._mine().count:
             raise RuntimeError("a compaction inside a read would wait for itself")
         home = os.path.join(os.path.dirname(self._data), "new")
         for _ in range(_COPIES):
@@ -375,6 +495,10 @@ class LmdbStore(Store):
                 self._copy(home)
                 if self._take_over(home, copied, wait):
                     return
+            except StoreFullError:
+                if self._give_back() is None:
+                    raise
+                return
             finally:
                 shutil.rmtree(home, ignore_errors=True)
         raise CompactionRefusedError(self.path, "it is written to all the time")
@@ -392,7 +516,7 @@ class LmdbStore(Store):
                     self._gate.wait()
                 self._readers += 1  # nobody may change the map under the copy
             try:
-                with _translated(self.path):
+                with translated(self.path):
                     self._env.copy(home, compact=True)
             finally:
                 with self._gate:
@@ -406,9 +530,49 @@ class LmdbStore(Store):
             finally:
                 os.close(fd)
         except OSError as error:
-            if error.errno in _FULL:
+            if error.errno in FULL:
                 raise StoreFullError(self.path) from error
             raise
+
+    def _give_back(self) -> int | None:
+        """Makes holes of the free pages that LMDB could write over now.
+
+        Returns their bytes; None where the file system has no holes, or the file is not as it
+        should be. No writer is let in meanwhile, in any process; readers who begin see the last
+        transaction.
+        """
+        done = 0
+        with self._writer, translated(self.path):
+            try:
+                txn = self._env.begin(write=True)
+            except lmdb.MapResizedError:
+                self._resize(0)
+                txn = self._env.begin(write=True)
+            try:
+                info, main = self._env.info(), self._env.stat()
+                stats = [main, *(txn.stat(handle) for handle in self._dbs.values())]
+                used = sum(s["branch_pages"] + s["leaf_pages"] + s["overflow_pages"] for s in stats)
+                last, page = info["last_txnid"], main["psize"]
+                fd = os.open(self._data, os.O_RDWR | os.O_CLOEXEC)
+                try:
+                    before = min([last, *self._seen_by_readers()])
+                    for run in free_runs(fd, page, last, before, used):
+                        if not punch(fd, run.start * page, len(run) * page):
+                            return None
+                        done += len(run) * page
+                finally:
+                    os.close(fd)
+            except NotAsExpectedError:
+                return None
+            finally:
+                txn.abort()
+        return done
+
+    def _seen_by_readers(self) -> list[int]:
+        """Returns the numbers of the transactions that somebody has a view of, in any process."""
+        self._env.reader_check()
+        rows = [line.split() for line in self._env.readers().splitlines()[1:]]
+        return [int(row[2]) for row in rows if len(row) == 3 and row[2] != "-"]
 
     def _take_over(self, home: str, copied: int, wait: float) -> bool:
         """Puts a copy of transaction `copied` in place; False if there has been another."""
@@ -445,12 +609,27 @@ class LmdbStore(Store):
 
     def close(self) -> None:
         with self._writer:  # another thread's transaction comes to its end
-            ours = getattr(self._thread, "reads", 0)
+            ours = self._mine().count
             with self._gate:  # and so do their views: what they read would be gone from memory
                 self._closing = True
                 self._gate.wait_for(lambda: self._readers <= ours, CLOSE_WAIT)
             self._env.close()
         self._lease.release()
+
+
+def _forget_environments() -> None:
+    """Lets a child open what its parent has open, which the library refuses of one process.
+
+    It knows an environment by the keys that this function gives, and a child inherits the list;
+    there they now differ.
+    """
+    module: Any = getattr(lmdb, "_envid", None)  # without it, what it opened last stands in the way
+    if module is not None:
+        known, pid = module.env_keys, os.getpid()
+        module.env_keys = lambda path, subdir: tuple((pid, *key) for key in known(path, subdir))
+
+
+os.register_at_fork(after_in_child=_forget_environments)
 
 
 def _name_of(pid: int) -> str:
@@ -469,6 +648,13 @@ def _sync_directory(path: str) -> None:
         os.close(fd)
 
 
+def _existing(path: str) -> str:
+    """Returns the path, or the nearest directory above it that there is."""
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def _prepare(path: str) -> None:
     """Makes the directories of a new store; refuses a folder that holds something else."""
     if os.path.lexists(path) and not os.path.isdir(path):
@@ -481,47 +667,103 @@ def _prepare(path: str) -> None:
     for name in sorted(_PARTS):
         # What a session holds may be more readable than its owner would want others to read.
         os.makedirs(os.path.join(path, name), mode=0o700, exist_ok=True)
+    for name in _LEASES:  # so that nobody needs an inode to remove something
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(os.path.join(path, "locks", name), flags, 0o600))
 
 
 @contextmanager
-def look(path: str) -> Iterator[_LmdbTransaction]:
+def look(path: str, *, trusted: bool = False) -> Iterator[_LmdbTransaction]:
     """Gives a view of a store without opening it for use: writes nothing, waits for nobody.
 
     For a glance by a process that has not opened it. No format is brought up and no file made
     whole or anew. LMDB's table of readers has one more entry meanwhile. Raises LeaseHeldError
-    while a compacted file is put in place, a StoreError for a store of another format, one that
-    is damaged, or was never opened where it is now.
+    while a compacted file is put in place, what `check_owner` does, a StoreError for a store of
+    another format, one that is damaged, or was never opened where it is now.
     """
     directory = os.path.join(path, "db")
     data = os.path.join(directory, "data.mdb")
     try:
+        check_owner(path, trusted=trusted)
         size = os.stat(data).st_size
         os.stat(os.path.join(directory, "lock.mdb"))  # else LMDB would make it
-        with share_unseen(path, "store"), _translated(path):
-            env = lmdb.Environment(
-                directory, map_size=max(FIRST_MAP_BYTES, 2 * size), max_dbs=len(Db),
-                readonly=True, create=False, readahead=False, lib_version=LIBRARY,
-            )  # fmt: skip
+        with share_unseen(path, "store"), translated(path):
+            _check_metas(path, data)
+            env = _environment(path, max(FIRST_MAP_BYTES, 2 * size), readonly=True, create=False)
             try:
                 if os.stat(data).st_size < (env.info()["last_pgno"] + 1) * env.stat()["psize"]:
                     raise StoreDamagedError(path, "its file was cut short")
-                dbs = {Db.META: env.open_db(b"meta", create=False)}
+                dbs = _Databases({Db.META: env.open_db(b"meta", create=False)})
                 with env.begin(buffers=True) as txn:
                     raw = txn.get(b"format", None, dbs[Db.META])
                     found = bytes(raw) if raw is not None else b""
-                if not found.isdigit() or int(found) < FORMAT:
+                if not found.isdigit():
+                    raise _without_databases(path)
+                if int(found) < FORMAT:
                     raise NotAStoreError(path)
                 if int(found) > FORMAT:
                     raise NewerFormatError(path, int(found), FORMAT)
-                dbs |= {db: env.open_db(db.value.encode(), create=False) for db in Db}
+                dbs.update({db: env.open_db(db.value.encode(), create=False) for db in Db})
                 with env.begin(buffers=True) as txn:
                     yield _LmdbTransaction(txn, dbs)
             finally:
                 env.close()
-    except (FileNotFoundError, NotADirectoryError, lmdb.NotFoundError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise NotAStoreError(path) from error
+    except lmdb.NotFoundError as error:
+        raise _without_databases(path) from error
     except PermissionError as error:
         raise StorePermissionError(path, str(error)) from error
+
+
+def _environment(path: str, map_bytes: int, **settings: Any) -> lmdb.Environment:
+    """Opens LMDB's environment, with a smaller map where the address space is too small for it."""
+    directory = os.path.join(path, "db")
+    data = os.path.join(directory, "data.mdb")
+    least = (os.stat(data).st_size if os.path.exists(data) else 0) + LEAST_ROOM
+    while True:
+        try:
+            return lmdb.Environment(
+                directory, map_size=map_bytes, max_dbs=len(Db), readahead=False,
+                lib_version=LIBRARY, **settings,
+            )  # fmt: skip
+        except lmdb.Error as error:
+            if not is_no_room(error) or map_bytes <= least:
+                raise
+            map_bytes = max(map_bytes // 2, least)
+
+
+def _has_address_space(size: int) -> bool:
+    if size <= 0:
+        return True
+    try:
+        mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ).close()
+    except OSError:
+        return False
+    return True
+
+
+def _without_databases(path: str) -> StoreError:
+    """Returns what is wrong where a file of LMDB's lacks what every store has."""
+    with open(os.path.join(path, "db", "data.mdb"), "rb") as file:
+        written = read_metas(file.fileno()).newer.transaction
+    if written and all(os.path.isdir(os.path.join(path, part)) for part in _PARTS):
+        return StoreDamagedError(path, "a database or the number of its format is missing")
+    return NotAStoreError(path)
+
+
+def _check_metas(path: str, data: str) -> None:
+    """Raises StoreDamagedError if the two pages that all else hangs on cannot be right.
+
+    LMDB would fail in odd ways, or take an older state for the last one. Some 30 µs.
+    """
+    fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        read_metas(fd)
+    except BadMetaError as error:
+        raise StoreDamagedError(path, str(error)) from None
+    finally:
+        os.close(fd)
 
 
 def _reserve_lock(path: str) -> None:
@@ -540,34 +782,3 @@ def _reserve_lock(path: str) -> None:
         raise
     finally:
         os.close(fd)
-
-
-@contextmanager
-def _translated(path: str) -> Iterator[None]:
-    """Turns LMDB's errors into the store's, leaving those about the map's size."""
-    try:
-        yield
-    except (lmdb.MapFullError, lmdb.MapResizedError, lmdb.NotFoundError):
-        raise
-    except _DAMAGED as error:
-        raise StoreDamagedError(path, str(error)) from error
-    except lmdb.Error as error:
-        code = getattr(error, "code", 0)
-        if code in _FULL or (code == errno.EIO and _is_full(path)):
-            raise StoreFullError(path) from error
-        if code in {errno.EACCES, errno.EPERM, errno.EROFS}:
-            raise StorePermissionError(path, str(error)) from error
-        raise StoreDamagedError(path, str(error)) from error
-
-
-def _is_full(path: str) -> bool:
-    """Tells whether the disk has no room, of which LMDB says EIO when it could write a part."""
-    try:
-        fd = os.open(path, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(fd, 0, 1 << 20)
-        finally:
-            os.close(fd)
-    except OSError as error:
-        return error.errno in _FULL
-    return False

@@ -125,7 +125,7 @@ class MemoryStore(Store):
             self._readers -= 1
             transaction.end()
 
-    def write(self, change: Callable[[_Transaction], T]) -> T:
+    def write(self, change: Callable[[_Transaction], T], *, frees: bool = False) -> T:
         with self._lock:
             if self._writing or self._closed:
                 raise RuntimeError("a write inside a write, or on a closed store")
@@ -154,6 +154,9 @@ class MemoryStore(Store):
 
     def compact(self, wait: float = 0.0) -> None:
         pass
+
+    def flaws(self) -> list[str]:
+        return []
 
     def close(self) -> None:
         if self._readers:

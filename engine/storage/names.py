@@ -63,9 +63,9 @@ class Names:
 
 
 @contextmanager
-def look_up(path: str) -> Iterator[Names]:
+def look_up(path: str, *, trusted: bool = False) -> Iterator[Names]:
     """Gives the names in the store at `path`. Raises what `lmdb_store.look` raises."""
-    with look(path) as reader:
+    with look(path, trusted=trusted) as reader:
         yield Names(reader)
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import msgspec
 
 from engine.errors import CorruptObjectError, MissingObjectError
+from engine.host.forks import OfOneProcess
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.storage.codec import pack, read_compression, unpack
 from engine.storage.nodes import DirectoryNode, IndexNode, Node, decode, encode, node_id
@@ -55,8 +56,11 @@ class Pending:
         self.snapshots: dict[SnapshotId, Snapshot] = {}
 
 
-class Objects:
-    """Reads objects of one store, and those that are on their way into it."""
+class Objects(OfOneProcess):
+    """Reads objects of one store, and those that are on their way into it.
+
+    In a child of fork() it has nothing in memory, so that all of it asks the store, which refuses.
+    """
 
     def __init__(self, store: Store, *, strict: bool = False) -> None:
         """With `strict`, nodes that are not canonical are damaged, too."""
@@ -68,6 +72,13 @@ class Objects:
         self._chunks: OrderedDict[bytes, bytes] = OrderedDict()
         self._chunk_bytes = 0
         self._hits = [0, 0, 0, 0]
+        self._owned()
+
+    def _inherit(self) -> None:
+        self._lock = threading.Lock()
+        self.pending = Pending()
+        self._nodes, self._chunks = OrderedDict(), OrderedDict()
+        self._entries = self._chunk_bytes = 0
 
     def node(self, identifier: NodeId) -> Node:
         """Returns a decoded node. Raises MissingObjectError or CorruptObjectError."""

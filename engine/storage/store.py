@@ -74,7 +74,10 @@ class Writer(Reader, Protocol):
 
 
 class StoreStatistics(msgspec.Struct, frozen=True):
-    """What a store holds. `file_bytes` is the size of its file, `used_bytes` without free pages."""
+    """What a store holds.
+
+    `file_bytes` is what its file takes on the disk, `used_bytes` without free pages.
+    """
 
     file_bytes: int
     used_bytes: int
@@ -90,13 +93,14 @@ class Store(ABC):
         """Opens a view of the last committed state. Never blocks; keep it short."""
 
     @abstractmethod
-    def write(self, change: Callable[[Writer], T]) -> T:
+    def write(self, change: Callable[[Writer], T], *, frees: bool = False) -> T:
         """Runs `change` in the write transaction and commits; durable when it returns.
 
         One writer at a time, in all processes; waits for its turn. An exception rolls back.
         `change` may be run more than once (the map grew in between), so it must not have
         effects outside of the transaction before its last statement.
-        Raises StoreFullError when the disk is full.
+        Raises StoreFullError when the disk is full; if it `frees` room, not before a reserve that
+        is kept for that is used up.
         """
 
     @abstractmethod
@@ -121,7 +125,15 @@ class Store(ABC):
         Others read and write on meanwhile. The caller holds the lease `gc`. Waits up to `wait`
         seconds for a moment in which no other process has the store open. Raises
         CompactionRefusedError if there was none, or the store is written to again and again;
-        StoreFullError if the disk has no room for a second file.
+        StoreFullError if the disk has no room for a second file, and no room could be given back
+        where it lies.
+        """
+
+    @abstractmethod
+    def flaws(self) -> list[str]:
+        """Returns what is wrong with the frame of the store's file, whatever is kept in it.
+
+        Reads the frame only, some 5 µs for each key. Keeps nobody from writing.
         """
 
     @abstractmethod
@@ -168,6 +180,39 @@ class StorePermissionError(StoreError):
         super().__init__(path, f"no permission to use the store at {path}: {detail}")
 
 
+class StoreReadOnlyError(StoreError):
+    """The disk that holds the store cannot be written; even reading makes leases there."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, f"the disk that holds the store at {path} is read-only")
+
+
+class StoreOpenError(StoreError):
+    """This process has the store open already, and can have it open once."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path, f"the store at {path} is open in this process already")
+
+
+class StorePlaceError(StorePermissionError):
+    """A store cannot be made there: the user may not write in the directory `place`."""
+
+    def __init__(self, path: str, place: str) -> None:
+        StoreError.__init__(
+            self, path, f"cannot make a store at {path}: you may not write in {place!r}"
+        )
+        self.place = place
+
+
+class StoreOwnerError(StoreError):
+    """The store, or `part` of it, belongs to another user, and was not said to be trusted."""
+
+    def __init__(self, path: str, part: str, owner: str) -> None:
+        what = "it" if part == path else repr(part)
+        super().__init__(path, f"the store at {path} is not yours: {what} belongs to user {owner}")
+        self.part, self.owner = part, owner
+
+
 class StoreDamagedError(StoreError):
     """The store's file is damaged as a whole."""
 
@@ -175,11 +220,37 @@ class StoreDamagedError(StoreError):
         super().__init__(path, f"the store at {path} is damaged: {detail}")
 
 
-class StoreFullError(StoreError):
-    """The disk that holds the store has no room; nothing was changed."""
+class StoreBusyError(StoreError):
+    """Too many others use the store at this moment."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__(path, f"no space left on the disk that holds the store at {path}")
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(path, f"the store at {path} is in use by too many at once: {detail}")
+
+
+class StoreMemoryError(StoreError):
+    """This process may not have as much memory or address space as the store's file needs."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(path, f"not enough memory to map the store at {path}: {detail}")
+
+
+class StoreInternalError(StoreError):
+    """The store's library was asked for what cannot be: a bug. Nothing was changed."""
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(path, f"an operation on the store at {path} failed: {detail}")
+
+
+class StoreFullError(StoreError):
+    """The disk that holds the store has no room; nothing was changed.
+
+    `free_bytes` of the store's file are free for what fits in there, and can be given back.
+    """
+
+    def __init__(self, path: str, free_bytes: int = 0) -> None:
+        inside = f"; {free_bytes >> 10:,} KiB of its file are free" if free_bytes >> 10 else ""
+        super().__init__(path, f"no space left on the disk that holds the store at {path}{inside}")
+        self.free_bytes = free_bytes
 
 
 class CompactionRefusedError(StoreError):

@@ -26,7 +26,7 @@ import msgspec
 from engine.plain.stat_cache import ROWS_CHANGED, node_of_row
 from engine.progress import Progress
 from engine.storage.objects import Objects
-from engine.storage.store import Db, Reader, Store, Writer
+from engine.storage.store import Db, Reader, Store, StoreFullError, Writer
 from engine.upkeep.marking import Marks
 from engine.upkeep.roots import Known, pinned_roots, stored_roots
 
@@ -66,6 +66,7 @@ class Collection:
         self._store, self._path, self._objects = store, store_path, objects
         self._marks, self._known = Marks(), Known()
         self._number = -1
+        self._most = BATCH_OBJECTS
         self._rows_at: bytes | None = b""
         self._stale: list[bytes] = []
         self._batch: list[tuple[Db, bytes, int]] = []
@@ -145,7 +146,17 @@ class Collection:
         Removes nothing where too much has come since `prepare`: prepare again, then.
         """
         began = time.monotonic()
-        number, done, rows, nodes, chunks, size = self._store.write(self._remove)
+        while True:
+            try:
+                gone = self._store.write(self._remove, frees=True)
+                break
+            except StoreFullError:
+                # Each removal takes a few pages, which the next but one may use again.
+                if self._most <= 1:
+                    raise
+                self._most //= 4
+        self._most = min(2 * self._most, BATCH_OBJECTS)
+        number, done, rows, nodes, chunks, size = gone
         self._number = number  # not before it is committed: another would get the same
         if nodes and self._objects is not None:
             self._objects.shed()
@@ -176,13 +187,13 @@ class Collection:
             if marks.waiting:
                 return nothing
         rows = done = nodes = chunks = size = 0
-        for key in self._stale[:BATCH_OBJECTS]:
+        for key in self._stale[: self._most]:
             if rows % 32 == 31 and time.monotonic() > until:
                 break
             writer.delete(Db.IMPORTS, key)
             rows += 1
         if rows == len(self._stale):  # no node goes before the last row that leads to one
-            for db, key, length in self._batch:
+            for db, key, length in self._batch[: self._most]:
                 if done % 32 == 31 and time.monotonic() > until:
                     break
                 done += 1

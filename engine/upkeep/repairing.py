@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from engine.errors import CorruptObjectError
-from engine.ids import ChunkId, NodeId, SnapshotId
+from engine.ids import ID_BYTES, ChunkId, NodeId, SnapshotId
 from engine.plain.checkout_records import forget
 from engine.plain.importing import read_directory
 from engine.progress import Progress
@@ -94,6 +94,26 @@ def _batches(other: Store, wanted: Wanted) -> Iterator[list[tuple[Db, bytes, byt
                 batch, size = [], 0
     if batch:
         yield batch
+
+
+def restore_refs(store: Store, other: Store) -> int:
+    """Sets refs that name no snapshot to what another store has of them; returns how many."""
+    with store.read() as ours, other.read() as theirs:
+
+        def is_right(raw: memoryview | None) -> bool:
+            return raw is not None and len(raw) == ID_BYTES and ours.has(Db.SNAPSHOTS, bytes(raw))
+
+        wrong = [key for key, raw in ours.items(Db.REFS) if not is_right(raw)]
+        found = [(key, theirs.get(Db.REFS, key)) for key in wrong]
+        pairs = [(key, bytes(raw)) for key, raw in found if raw is not None and is_right(raw)]
+
+    def change(writer: Writer) -> None:
+        for key, raw in pairs:
+            writer.put(Db.REFS, key, raw)
+
+    if pairs:
+        store.write(change)
+    return len(pairs)
 
 
 def from_directory(

@@ -15,14 +15,17 @@ the lease that keeps collections away.
 """
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
+from typing import cast
 
 import msgspec
 
 from engine.errors import EngineError
+from engine.host.forks import Inherited, OfOneProcess
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.storage.codec import pack, read_compression
 from engine.storage.nodes import DirectoryNode, IndexNode, ListNode, Node, encode
@@ -99,8 +102,11 @@ class Batch(NodeBuffer):
         return sum(map(len, self.chunks.values())) + sum(map(len, self.nodes.values()))
 
 
-class CommitQueue:
-    """The batches of one process on their way into its store. Safe to use from several threads."""
+class CommitQueue(OfOneProcess):
+    """The batches of one process on their way into its store. Safe to use from several threads.
+
+    In a child of fork() each use raises ForkedError: what waits is its parent's to write.
+    """
 
     def __init__(
         self,
@@ -118,6 +124,13 @@ class CommitQueue:
         self._failed = False
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._pid = os.getpid()
+        self._owned()
+
+    def _inherit(self) -> None:
+        what = f"the repository at {self._group.store_path}"
+        self._turn = cast("threading.Condition", Inherited(what, self._pid))
+        self._queue, self._thread = [], None
 
     def submit(self, batch: Batch, *, durable: bool) -> None:
         """Commits a batch. Raises what the store raises; the batch is not in the store then."""

@@ -29,6 +29,8 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from engine.host.forks import OfOneProcess
+from engine.host.own_files import StrangeFileError, open_own, open_pipe, own_folder
 from engine.ids import ChunkId, NodeId, SnapshotId, digest
 from engine.storage.objects import NodeBuffer
 from engine.storage.store import Db, Store, StoreFullError, Writer
@@ -38,6 +40,7 @@ WAIT = 0.02
 LONGEST_POST = 256 << 10
 """Who commits more waits for a turn of its own."""
 POST_AT = 64
+_FOLDERS = ("locks", "commits")
 _HEAD = struct.Struct("<QI32s")
 _DONE = struct.Struct("<Q")
 _WAKE = ".wake"
@@ -63,16 +66,28 @@ class Post(msgspec.Struct, array_like=True, frozen=True):
         return True
 
 
-class GroupCommit:
+class GroupCommit(OfOneProcess):
     """One process's part in it. Used by one thread at a time."""
 
     def __init__(self, store: Store, store_path: str) -> None:
         """Touches no file before the first commit."""
-        self._store = store
-        self._directory = os.path.join(store_path, "locks", "commits")
+        self._store, self.store_path = store, store_path
+        self._directory = os.path.join(store_path, *_FOLDERS)
         self._turn = -1
         self._mine: _Mine | None = None
         self._others: dict[str, _Other] = {}
+        self._owned()
+
+    def _inherit(self) -> None:
+        turn, self._turn = self._turn, -1
+        mine, self._mine = self._mine, None
+        others, self._others = self._others, {}
+        if turn >= 0:
+            os.close(turn)
+        if mine is not None:
+            mine.let_go()
+        for other in others.values():
+            other.close()
 
     def commit(self, change: Callable[[Writer], None], post: Callable[[], Post | None]) -> None:
         """Makes `change` in a transaction of its own or, by what `post` gives, in another's.
@@ -117,9 +132,8 @@ class GroupCommit:
 
     def _take(self, *, wait: bool) -> bool:
         if self._turn < 0:
-            os.makedirs(self._directory, mode=0o700, exist_ok=True)
-            path = os.path.join(self._directory, "turn")
-            self._turn = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            own_folder(self.store_path, *_FOLDERS)
+            self._turn = _open(self.store_path, "turn", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(self._turn, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
@@ -136,7 +150,7 @@ class GroupCommit:
             return 0
         try:
             if self._mine is None:
-                self._mine = _Mine(self._directory)
+                self._mine = _Mine(self.store_path)
             return self._mine.post(data)
         except OSError:  # a full disk: the store will say so, if it is full for that as well
             return 0
@@ -186,8 +200,9 @@ class GroupCommit:
                 continue
             other = self._others.get(name)
             if other is None:
-                with contextlib.suppress(OSError):  # it comes or goes right now
-                    other = self._others[name] = _Other(self._directory, name)
+                # It comes or goes right now, or is no process's.
+                with contextlib.suppress(OSError, StrangeFileError):
+                    other = self._others[name] = _Other(self.store_path, name)
             if other is not None:
                 yield other
 
@@ -195,13 +210,12 @@ class GroupCommit:
 class _Mine:
     """The files of this process."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, store_path: str) -> None:
         self._last = 0
         while True:
             self.name = secrets.token_hex(8)
-            self._path = os.path.join(directory, self.name)
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            self._fd = os.open(self._path, flags, 0o600)
+            self._path = os.path.join(store_path, *_FOLDERS, self.name)
+            self._fd = _open(store_path, self.name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # somebody takes it for a dead one's
@@ -213,7 +227,7 @@ class _Mine:
         try:
             os.pwrite(self._fd, bytes(POST_AT), 0)
             os.mkfifo(self._path + _WAKE, 0o600)
-            self._fifo = os.open(self._path + _WAKE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fifo = open_pipe(self._path + _WAKE)
         except OSError:
             _remove(self._path)
             os.close(self._fd)
@@ -242,6 +256,9 @@ class _Mine:
 
     def close(self) -> None:
         _remove(self._path)
+        self.let_go()
+
+    def let_go(self) -> None:
         os.close(self._fd)
         os.close(self._fifo)
 
@@ -249,12 +266,11 @@ class _Mine:
 class _Other:
     """The files of another process."""
 
-    def __init__(self, directory: str, name: str) -> None:
-        self._path = os.path.join(directory, name)
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+    def __init__(self, store_path: str, name: str) -> None:
+        self._path = os.path.join(store_path, *_FOLDERS, name)
+        self._fd = _open(store_path, name, os.O_RDWR)
         try:
-            flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
-            self._fifo = os.open(self._path + _WAKE, flags)
+            self._fifo = open_pipe(self._path + _WAKE)
         except OSError:
             self._is_dead()  # was killed between the two, as it came or went
             os.close(self._fd)
@@ -301,6 +317,10 @@ class _Other:
     def close(self) -> None:
         os.close(self._fd)
         os.close(self._fifo)
+
+
+def _open(store_path: str, name: str, flags: int) -> int:
+    return open_own(store_path, os.path.join(*_FOLDERS, name), flags)
 
 
 def _remove(path: str) -> None:

@@ -19,10 +19,14 @@ import os
 import secrets
 import threading
 from collections import deque
+from typing import cast
 
+from engine.host.forks import Inherited, OfOneProcess
+from engine.host.own_files import open_own, own_folder
 from engine.ids import NodeId
 from engine.storage.store import StoreFullError
 
+_FOLDERS = ("locks", "pins")
 _LINE = 65
 _BLANK = b" " * 64 + b"\n"
 
@@ -39,12 +43,11 @@ class Pin:
         self._given_up.append(self.root)  # taking a lock here could wait for its own thread
 
 
-class Pins:
+class Pins(OfOneProcess):
     """The pins of one process on one store. Safe to use from several threads."""
 
     def __init__(self, store_path: str) -> None:
         """Touches no file before the first pin."""
-        self._directory = os.path.join(store_path, "locks", "pins")
         self._store_path = store_path
         self._lock = threading.Lock()
         self._given_up: deque[NodeId] = deque()
@@ -53,6 +56,14 @@ class Pins:
         self._lines = 0
         self._fd = -1
         self._path = ""
+        self._pid = os.getpid()
+        self._owned()
+
+    def _inherit(self) -> None:
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)  # the file stays, and ends with the process that pins
+        self._lock = cast("threading.Lock", Inherited("what this pins", self._pid))
 
     def pin(self, root: NodeId) -> Pin:
         """Pins a root. Costs no system call if it is pinned here already.
@@ -101,10 +112,11 @@ class Pins:
             raise
 
     def _open(self) -> None:
-        os.makedirs(self._directory, mode=0o700, exist_ok=True)
+        own_folder(self._store_path, *_FOLDERS)
         while True:
-            path = os.path.join(self._directory, secrets.token_hex(8))
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            name = os.path.join(*_FOLDERS, secrets.token_hex(8))
+            path = os.path.join(self._store_path, name)
+            fd = open_own(self._store_path, name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:  # `live_pins` takes it for a dead one
@@ -117,6 +129,8 @@ class Pins:
 
     def close(self) -> None:
         """Gives all pins up."""
+        if self._fd < 0:
+            return
         with self._lock:
             if self._fd >= 0:
                 with contextlib.suppress(FileNotFoundError):
@@ -130,7 +144,7 @@ def live_pins(store_path: str) -> set[NodeId]:
 
     May be called inside of a write transaction, and for a collection has to be (see above).
     """
-    directory = os.path.join(store_path, "locks", "pins")
+    directory = os.path.join(store_path, *_FOLDERS)
     roots: set[NodeId] = set()
     try:
         names = os.listdir(directory)
@@ -139,7 +153,7 @@ def live_pins(store_path: str) -> set[NodeId]:
     for name in names:
         path = os.path.join(directory, name)
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = open_own(store_path, os.path.join(*_FOLDERS, name), os.O_RDONLY)
         except FileNotFoundError:  # its process ended meanwhile
             continue
         try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import msgspec
 
 from engine.errors import MissingObjectError
+from engine.host.forks import OfOneProcess
 from engine.ids import ChunkId, NodeId, SnapshotId, check_name
 from engine.patches.patching import PatchReport, apply_patch
 from engine.sessions.freezing import TooDeepError
@@ -63,7 +64,7 @@ class Committed(msgspec.Struct, frozen=True):
     changed: bool
 
 
-class Workspace(TreeView):
+class Workspace(TreeView, OfOneProcess):
     """A tree in memory on a snapshot; made by `Repository.workspace`."""
 
     def __init__(
@@ -197,17 +198,22 @@ class Workspace(TreeView):
 
     # Writing.
 
-    def apply(self, patch: bytes | str, *, strip: int | None = None, fuzz: int = 0) -> PatchReport:
+    def apply(
+        self, patch: bytes | str, *, strip: int | None = None, fuzz: int = 0, set_id: bool = False
+    ) -> PatchReport:
         """Applies a unified diff, git's format with its binaries included: all of it or nothing.
 
         `strip` directories are taken from the front of each path (`patch -p`); `fuzz` lines at
-        the ends of a hunk's context may differ. Raises PatchFormatError, PatchRefusedError,
+        the ends of a hunk's context may differ. A patch that gives a file set-id bits is refused
+        unless `set_id`. Raises PatchFormatError, PatchRefusedError,
         which names the file and the hunk that does not fit, and as `write`.
         """
         plain = patch.encode("utf-8", "surrogateescape") if isinstance(patch, str) else patch
         with self._turn:
             trial = self.fork()
-            report = apply_patch(PatchedWorkspace(trial), plain, strip=strip, fuzz=fuzz)
+            report = apply_patch(
+                PatchedWorkspace(trial), plain, strip=strip, fuzz=fuzz, set_id=set_id
+            )
             with self._lock:
                 self._tree, self._pins = trial._tree, trial._pins
         return report

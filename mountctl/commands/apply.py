@@ -8,7 +8,7 @@ import click
 from mountctl.command import REF, SNAPSHOT, TEXT, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.moved_refs import RefBefore
-from mountctl.text import count, path_fields, short
+from mountctl.text import count, not_kept, path_fields, quoted, short
 
 
 @click.command(
@@ -30,6 +30,7 @@ from mountctl.text import count, path_fields, short
               "diffs what fits).")  # fmt: skip
 @click.option("--fuzz", type=click.IntRange(0, 10), default=0, metavar="N", show_default=True,
               help="Let so many lines differ at the ends of a hunk's context.")  # fmt: skip
+@click.option("--set-id", is_flag=True, help="Let the patch give files set-id bits.")
 @pass_invocation
 def command(
     invocation: Invocation,
@@ -39,6 +40,7 @@ def command(
     message: str,
     strip: int | None,
     fuzz: int,
+    set_id: bool,
 ) -> None:
     """Make a snapshot of another one and a patch.
 
@@ -50,9 +52,12 @@ def command(
     with invocation.open() as store:
         before = RefBefore(store, ref)
         workspace = store.repository.workspace(store.resolve(snapshot))
-        report = workspace.apply(data, strip=strip, fuzz=fuzz)
+        report = workspace.apply(data, strip=strip, fuzz=fuzz, set_id=set_id)
         made = workspace.commit(message, ref=ref)
         store.refresh()
+    warnings = [f"not in the patch: {quoted(line)}" for line in report.left_out]
+    if not made.changed:
+        warnings += not_kept(message)
     if output.json:
         output.result(
             {
@@ -62,11 +67,16 @@ def command(
                 "ref_was": before.target,
                 "paths": [path_fields(path) for path in report.paths],
                 "moved_hunks": report.moved_hunks,
+                "warnings": warnings,
             }
         )
         return
+    output.warnings(warnings)
     output.line(output.style(short(made.snapshot), "yellow"))
-    output.note(f"{count(len(report.paths), 'path')} changed")
+    if made.changed:
+        output.note(f"{count(len(report.paths), 'path')} changed")
+    else:
+        output.note("nothing has changed: the snapshot is the one that the patch was applied to")
     before.tell(output, made.snapshot)
     if report.moved_hunks:
         output.note(f"{count(report.moved_hunks, 'hunk')} fitted elsewhere than the patch says")

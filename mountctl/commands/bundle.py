@@ -189,14 +189,16 @@ def inspect(invocation: Invocation, file: str) -> None:
 @_FILE
 @click.option("--no-refs", is_flag=True, help="Make no refs.")
 @click.option("--move-refs", is_flag=True, help="Move refs that name another snapshot here.")
+@click.option("--set-id", is_flag=True, help="Take files with set-id bits, too.")
 @pass_invocation
-def apply(invocation: Invocation, file: str, no_refs: bool, move_refs: bool) -> None:
+def apply(invocation: Invocation, file: str, no_refs: bool, move_refs: bool, set_id: bool) -> None:
     """Store what a bundle carries.
 
     Writes the ids of its snapshots. Each object is checked as it comes; snapshots and refs
     appear together when all is there, or not at all. What has come of a bundle that was cut
     short is kept until the next `gc`, so that applying it again goes on from there. A ref that
-    names another snapshot here is left, with a warning.
+    names another snapshot here is left, with a warning. A bundle with a file that has a
+    set-user-ID or set-group-ID bit is refused unless you ask for it.
     """
     if no_refs and move_refs:
         raise click.UsageError("--no-refs and --move-refs exclude each other")
@@ -204,8 +206,9 @@ def apply(invocation: Invocation, file: str, no_refs: bool, move_refs: bool) -> 
     with invocation.open() as store:
         with opened(file) as stream, output.progress("storing", "objects") as progress:
             report = store.repository.apply_bundle(
-                stream, take_refs=not no_refs, move_refs=move_refs, progress=progress
-            )
+                stream, take_refs=not no_refs, move_refs=move_refs, set_id=set_id,
+                progress=progress,
+            )  # fmt: skip
         store.refresh()
     if output.json:
         output.result(

@@ -12,7 +12,7 @@ from engine.plain.local_edits import Edit
 from engine.storage.nodes import Entry, Kind
 from engine.trees.directory import find
 from mountctl.access import StoreAccess
-from mountctl.changes import LETTERS
+from mountctl.changes import LETTERS, warn_of_set_id
 from mountctl.command import Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.text import count, path_fields, quoted, short, size
@@ -44,6 +44,7 @@ from mountctl.text import count, path_fields, quoted, short, size
 @click.option("--keep", is_flag=True, help="With --switch: leave edits that are in the way.")
 @click.option("--force", is_flag=True, help="With --switch: overwrite edits in the way.")
 @click.option("--outside-links", is_flag=True, help="Make links that lead out of the tree, too.")
+@click.option("--set-id", is_flag=True, help="Write set-id bits, too, where the files are root's.")
 @pass_invocation
 def command(
     invocation: Invocation,
@@ -55,11 +56,13 @@ def command(
     keep: bool,
     force: bool,
     outside_links: bool,
+    set_id: bool,
 ) -> None:
     """Write a snapshot out as a real directory.
 
     DIR appears when all of it is written, or not at all. A tree with a symbolic link that
-    leads out of it is refused unless you allow it. @SESSION is written as it is now.
+    leads out of it is refused unless you allow it. @SESSION is written as it is now. Written by
+    root, files lose set-user-ID and set-group-ID bits unless you ask for them.
 
     --switch changes an existing checkout to another snapshot and touches only what differs;
     if that would overwrite what you have edited, it changes nothing and lists it. A switch that
@@ -74,6 +77,8 @@ def command(
         raise click.UsageError("--list takes no arguments")
     if (keep or force) and (not switch or (keep and force)):
         raise click.UsageError("--keep or --force goes with --switch")
+    if outside_links and (status or listing):
+        raise click.UsageError("--outside-links is for what writes a tree")
     if not status and not listing and directory is None:
         raise click.UsageError("give SNAPSHOT and DIR")
     with invocation.open() as store:
@@ -83,9 +88,9 @@ def command(
             _status(invocation, store, snapshot)
         elif switch:
             edits = "keep" if keep else "overwrite" if force else "refuse"
-            _switch(invocation, store, snapshot, directory, edits, outside_links)
+            _switch(invocation, store, snapshot, directory, edits, outside_links, set_id)
         else:
-            _make(invocation, store, snapshot, directory, outside_links)
+            _make(invocation, store, snapshot, directory, outside_links, set_id)
 
 
 def _split(text: str) -> tuple[str, bytes]:
@@ -107,8 +112,9 @@ def _origin(store: StoreAccess, name: str) -> tuple[SnapshotId | None, SnapshotI
 
 
 def _make(
-    invocation: Invocation, store: StoreAccess, text: str, directory: str, outside_links: bool
-) -> None:
+    invocation: Invocation, store: StoreAccess, text: str, directory: str, outside_links: bool,
+    set_id: bool,
+) -> None:  # fmt: skip
     output = invocation.output
     name, within = _split(text)
     with (
@@ -118,7 +124,7 @@ def _make(
         snapshot, base = _origin(store, name)
         report = store.repository.check_out(
             _within(store, root, within, text), directory, snapshot=snapshot, base=base,
-            within=within, outside_links=outside_links, progress=progress,
+            within=within, outside_links=outside_links, set_id=set_id, progress=progress,
         )  # fmt: skip
     path = os.path.abspath(directory)
     if output.json:
@@ -128,10 +134,12 @@ def _make(
                 "entries": report.entries,
                 "bytes": report.bytes,
                 "tracked": report.tracked,
+                "set_id_dropped": report.set_id_dropped,
             }
         )
         return
     output.line(quoted(path))
+    warn_of_set_id(output, report.set_id_dropped)
     output.note(f"wrote {count(report.entries, 'entry')}, {size(report.bytes)}")
     if not report.tracked and os.path.isdir(path):
         output.warning("the disk has no extended attributes: it cannot be switched or committed")
@@ -139,7 +147,7 @@ def _make(
 
 def _switch(
     invocation: Invocation, store: StoreAccess, text: str, directory: str, edits: Any,
-    outside_links: bool,
+    outside_links: bool, set_id: bool,
 ) -> None:  # fmt: skip
     output, checkouts = invocation.output, store.repository.checkouts
     name, colon, path = text.partition(":")
@@ -154,7 +162,7 @@ def _switch(
         snapshot, base = _origin(store, name)
         report = checkouts.switch(
             directory, entry, snapshot=snapshot, base=base, within=within, edits=edits,
-            outside_links=outside_links, progress=progress,
+            outside_links=outside_links, set_id=set_id, progress=progress,
         )  # fmt: skip
     if output.json:
         output.result(
@@ -164,10 +172,12 @@ def _switch(
                 "removed": report.removed,
                 "bytes": report.bytes,
                 "kept": [_edit_fields(edit) for edit in report.kept],
+                "set_id_dropped": report.set_id_dropped,
                 "overwritten": [_edit_fields(edit) for edit in report.overwritten],
             }
         )
         return
+    warn_of_set_id(output, report.set_id_dropped)
     for edit in report.kept:
         output.line(f"{LETTERS[edit.kind]} {quoted(edit.path or b'.')}")
     output.note(

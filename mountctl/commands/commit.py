@@ -8,7 +8,7 @@ import click
 from mountctl.command import REF, TEXT, Command, metadata_option, pass_invocation, session_argument
 from mountctl.invocation import Invocation
 from mountctl.moved_refs import RefBefore
-from mountctl.text import count, lost_owners, short, size
+from mountctl.text import count, lost_owners, not_kept, short, size
 
 
 @click.command(
@@ -50,6 +50,7 @@ def command(
     with invocation.open() as store:
         before = RefBefore(store, ref)
         report = store.commit(session, message, ref, metadata)
+    warnings = [*report.warnings, *([] if report.changed else not_kept(message, metadata))]
     if output.json:
         output.result(
             {
@@ -59,12 +60,13 @@ def command(
                 "ref": ref,
                 "ref_was": before.target,
                 "new_bytes": report.new_bytes,
+                "warnings": warnings,
+                "lost": report.lost,
                 "lost_owners": report.lost_owners,
-                "warnings": report.warnings,
             }
         )
         return
-    output.warnings(report.warnings)
+    output.warnings(warnings)
     if report.lost_owners:
         output.warning(f"{lost_owners(report.lost_owners)}; @{session} does")
     output.line(output.style(short(report.snapshot), "yellow"))
@@ -88,6 +90,7 @@ def _commit_checkout(
                 directory, message=message, metadata=metadata, ref=ref, progress=progress
             )
         store.refresh()
+    warnings = [*result.report.warnings, *([] if result.changed else not_kept(message, metadata))]
     if output.json:
         output.result(
             {
@@ -97,12 +100,13 @@ def _commit_checkout(
                 "ref": ref,
                 "ref_was": before.target,
                 "new_bytes": result.report.new_bytes,
+                "warnings": warnings,
+                "lost": result.report.lost,
                 "lost_owners": result.report.lost_owners,
-                "warnings": result.report.warnings,
             }
         )
         return
-    output.warnings(result.report.warnings)
+    output.warnings(warnings)
     if result.report.lost_owners:
         output.warning(lost_owners(result.report.lost_owners))
     output.line(output.style(short(result.snapshot), "yellow"))

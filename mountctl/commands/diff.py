@@ -62,6 +62,8 @@ def command(
     written byte for byte into a file or a pipe; on a terminal, control characters are escaped.
     With --json the answer is an InsightDiff: docs/reference/insight-diff.md.
     """
+    if copies and renames is False:
+        raise click.UsageError("--copies and --no-renames exclude each other")
     output = invocation.output
     with invocation.open() as store, _trees(store, old, new) as (before, after):
         objects = store.repository.objects

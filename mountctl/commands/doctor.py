@@ -42,8 +42,8 @@ def command(invocation: Invocation, context: click.Context, calibrate: bool) -> 
         return
     from mountctl.checks import FAIL, run_checks
 
-    output = invocation.output
-    checks = list(run_checks(invocation.store_path))
+    output, store = invocation.output, invocation.store_path
+    checks = list(run_checks(store, trusted=invocation.trusts(store)))
     failed = any(check.status == FAIL for check in checks)
     if output.json:
         fields = [{**check._asdict(), "hint": check.hint or None} for check in checks]

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mountctl.changes import warn_of_set_id
 from mountctl.command import DIRECTORY, SNAPSHOT, Command, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.streams import compressing, refuse_terminal, written
@@ -68,10 +69,9 @@ def _below(store: "StoreAccess", root: "Entry", path: str) -> "Entry":
 @click.option(
     "--image",
     metavar="NAME",
-    default="latest",
-    show_default=True,
-    help="The image's name, with --oci.",
+    help="The image's name, with --oci; else latest.",
 )
+@click.option("--set-id", is_flag=True, help="Write set-id bits; the files are root's then.")
 @pass_invocation
 def command(
     invocation: Invocation,
@@ -79,18 +79,22 @@ def command(
     tar: str | None,
     compress: str | None,
     oci: str | None,
-    image: str,
+    image: str | None,
+    set_id: bool,
 ) -> None:
     """Write a snapshot out as a tar archive or an OCI image.
 
     The same tree gives the same bytes. What is written appears when all of it is there, or not
     at all. An image has a layer for each layer of @SESSION, and one for what it changed; a
-    snapshot is one layer.
+    snapshot is one layer. Every file is root's there, so set-id bits are left out unless you ask
+    for them.
     """
     if (tar is None) == (oci is None):
         raise click.UsageError("name one of --tar FILE and --oci DIR")
     if compress is not None and tar is None:
         raise click.UsageError("--compress goes with --tar")
+    if image is not None and oci is None:
+        raise click.UsageError("--image goes with --oci")
     name, colon, path = snapshot.partition(":")
     output = invocation.output
     if oci is not None:
@@ -104,12 +108,14 @@ def command(
             layers = store.repository.layers_of(name)
             made = store.repository.export_oci(
                 layers, root, oci,
-                image=image, architecture=_architecture(), progress=progress,
+                image=image or "latest", architecture=_architecture(), set_id=set_id,
+                progress=progress,
             )  # fmt: skip
         if output.json:
             output.result({"directory": oci, "manifest": made.manifest, "layers": made.layers,
-                           "bytes": made.bytes})  # fmt: skip
+                           "bytes": made.bytes, "set_id_dropped": made.set_id_dropped})  # fmt: skip
             return
+        warn_of_set_id(output, made.set_id_dropped)
         output.line(made.manifest)
         output.note(f"{count(len(made.layers), 'layer')}, {size(made.bytes)}")
         return
@@ -122,11 +128,15 @@ def command(
             compressing(out, compress or _suffix_of(tar)) as stream,
             output.progress("writing", "members") as progress,
         ):
-            report = store.repository.export_tar(top, stream, progress=progress)
-    fields = {"file": tar, "entries": report.entries, "bytes": report.bytes}
+            report = store.repository.export_tar(top, stream, set_id=set_id, progress=progress)
+    fields = {
+        "file": tar, "entries": report.entries, "bytes": report.bytes,
+        "set_id_dropped": report.set_id_dropped,
+    }  # fmt: skip
     if output.json and tar == "-":
         output.last("export", fields)
     elif output.json:
         output.result(fields)
     else:
+        warn_of_set_id(output, report.set_id_dropped)
         output.note(f"wrote {count(report.entries, 'entry')}, {size(report.bytes)} of tar")

@@ -32,8 +32,7 @@ def command(invocation: Invocation, dry_run: bool, compact: bool, why: str | Non
 
     Every snapshot keeps its tree, every session its base, and every checkout what it shows,
     whether a ref names it or not. Imports, commits and mounts go on meanwhile. The room is used
-    again by the store; with --compact its file becomes smaller, for which the disk must have
-    room for a second one.
+    again by the store; with --compact the disk gets it back, also a full one.
     """
     if sum((dry_run, compact, why is not None)) > 1:
         raise click.UsageError("--dry-run, --compact and --why exclude each other")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def command() -> None:
     """Snapshots from git's commits, and commits from snapshots.
 
-    Needs the package pygit2: `pip install 'amalgamfs[git]'`.
+    Needs the package pygit2, which `scripts/setup` installs.
     """
 
 
@@ -76,6 +76,8 @@ def import_(
                 "new_bytes": report.new_bytes,
                 "refs": report.refs,
                 "kept_refs": report.kept,
+                "other_refs": report.other_refs,
+                "cut_commits": report.cut,
                 "submodules": [
                     {**path_fields(path), "commit": commit} for path, commit in report.submodules
                 ],
@@ -87,6 +89,15 @@ def import_(
     output.warnings(report.warnings)
     for name, why in report.kept.items():
         output.warning(f"ref {name} was left as it is: {why} (--force, --prefix)")
+    if report.cut:
+        output.warning(
+            f"the repository is shallow: {count(report.cut, 'commit')} came from others that are "
+            "not in it, and the history begins there"
+        )
+    if report.other_refs:
+        places = ", ".join(f"{number:,} in {visible(place)}"
+                           for place, number in sorted(report.other_refs.items()))  # fmt: skip
+        output.note(f"only branches and tags are imported; left out: {places}")
     output.warnings(
         [f"submodule {quoted(path)} is an empty directory: {commit[:12]}"
          for path, commit in report.submodules]
@@ -104,8 +115,10 @@ def import_(
         f"{count(report.commits, 'commit')}, {count(report.blobs, 'file')} of "
         f"{size(report.read_bytes)} read, {size(report.new_bytes)} stored"
     )
-    if not report.commits:
+    if not report.commits and report.known:
         output.note("all commits were there already")
+    elif not report.commits:
+        output.note("the repository has no commits in branches or tags: there is nothing to import")
 
 
 @command.command(
@@ -144,6 +157,8 @@ def export(
     """
     if not snapshots and not everything:
         raise click.UsageError("name a snapshot, or give --all")
+    if message is not None and not any(text.startswith("@") for text in snapshots):
+        raise click.UsageError("--message is of what an @SESSION changed, and none is named")
     output = invocation.output
     with invocation.open() as store, ExitStack() as stack:
         wanted = [_wanted(store, text, message, stack) for text in snapshots]

@@ -15,7 +15,7 @@ from mountctl.command import (
 )
 from mountctl.invocation import Invocation
 from mountctl.moved_refs import RefBefore
-from mountctl.text import count, lost_owners, short, size
+from mountctl.text import count, lost_owners, not_kept, short, size, visible
 
 
 @click.command(
@@ -44,6 +44,7 @@ from mountctl.text import count, lost_owners, short, size
     help="What it came from; else what --ref names, else the last import of DIR. Repeatable.",
 )  # fmt: skip
 @metadata_option()
+@click.option("--set-id", is_flag=True, help="Keep set-id bits of files that are not yours, too.")
 @click.option(
     "--no-cache",
     is_flag=True,
@@ -65,6 +66,7 @@ def command(
     message: str,
     parents: tuple[str, ...],
     metadata: dict[str, Any],
+    set_id: bool,
     no_cache: bool,
     owners: bool,
 ) -> None:
@@ -72,7 +74,11 @@ def command(
 
     Or what an archive or image holds, whole or not at all. Writes the snapshot's id. Files that
     have not changed since the last import of DIR are not read again; if nothing has changed, the
-    snapshot is the last one. Sockets and devices are left out, with a warning each.
+    snapshot is the last one. Sockets and devices are left out, with a warning each, and so are
+    attributes and times that a snapshot cannot keep.
+
+    A file with a set-user-ID or set-group-ID bit keeps it if it is yours; one of an archive or
+    image loses it, with a warning.
     """
     from engine.storage.chunking import compiled
     from mountctl.streams import opened
@@ -96,7 +102,8 @@ def command(
             with output.progress("importing", "files") as progress:
                 result = store.repository.import_directory(
                     directory, ref=ref, message=message, parents=above, metadata=metadata,
-                    use_cache=not no_cache, owners=owners or None, progress=progress,
+                    use_cache=not no_cache, set_id=set_id, owners=owners or None,
+                    progress=progress,
                 )  # fmt: skip
         elif tar is not None:
             with (
@@ -105,7 +112,7 @@ def command(
             ):
                 result = store.repository.import_tar(
                     stream, ref=ref, message=message, parents=above, metadata=metadata,
-                    owners=owners or None,
+                    set_id=set_id, owners=owners or None,
                     progress=lambda done: progress(done, None),
                 )  # fmt: skip
         else:
@@ -113,10 +120,12 @@ def command(
             with output.progress("reading layers", in_bytes=True) as progress:
                 result = store.repository.import_oci(
                     oci, image=image, ref=ref, message=message, parents=above,
-                    metadata=metadata, owners=owners or None, progress=progress,
+                    metadata=metadata, set_id=set_id, owners=owners or None, progress=progress,
                 )  # fmt: skip
         store.refresh()
     report = result.report
+    if not result.changed:
+        report.warnings += not_kept(message, metadata)
     if output.json:
         output.result(
             {
@@ -130,7 +139,9 @@ def command(
                 "read_bytes": report.read_bytes,
                 "new_bytes": report.new_bytes,
                 "lost_owners": report.lost_owners,
+                "left_out": report.left_out,
                 "warnings": report.warnings,
+                "lost": report.lost,
             }
         )
         return
@@ -142,6 +153,10 @@ def command(
         f"{count(report.files, 'entry')}, {size(result.root.size)}: "
         f"read {count(report.read_files, 'file')}, stored {size(report.new_bytes)}"
     )
+    if report.left_out:
+        kinds = ", ".join(f"{number:,} {visible(kind)}"
+                          for kind, number in sorted(report.left_out.items()))  # fmt: skip
+        output.note(f"not kept: {kinds}")
     before.tell(output, result.snapshot)
     if not result.changed:
         output.note("nothing has changed: the snapshot is the last one")

@@ -36,7 +36,7 @@ def command(invocation: Invocation, compression: str, owners: bool) -> None:
 
     path, output = invocation.store_path, invocation.output
     level = parse_compression(compression)
-    with Repository.create(path) as repository:
+    with Repository.create(path, trusted=invocation.trusts(path)) as repository:
         if level != repository.compression():
             repository.set_compression(level)
         if owners:

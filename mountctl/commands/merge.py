@@ -8,7 +8,7 @@ from mountctl.command import REF, SNAPSHOT, TEXT, Command, pass_invocation, snap
 from mountctl.failures import CONFLICTS
 from mountctl.invocation import Invocation
 from mountctl.moved_refs import RefBefore
-from mountctl.text import count, path_fields, quoted, short
+from mountctl.text import count, not_kept, path_fields, quoted, short
 
 if TYPE_CHECKING:
     from engine.merging.conflicts import Conflict
@@ -62,6 +62,8 @@ def command(
     """
     from engine.merging.text_merging import Favor, Style
 
+    if diff3 and not write_conflicts:
+        raise click.UsageError("--diff3 goes with --write-conflicts")
     output = invocation.output
     with invocation.open() as store:
         before = RefBefore(store, ref)
@@ -74,9 +76,11 @@ def command(
         )  # fmt: skip
         if report.snapshot is not None:
             store.refresh()
+    warnings = _warnings(report, message)
     if output.json:
-        output.result(_fields(report, ref, before))
+        output.result({**_fields(report, ref, before), "warnings": warnings})
     else:
+        output.warnings(warnings)
         _show(output, report, ours, theirs)
         if report.snapshot is not None:
             before.tell(output, report.snapshot)
@@ -96,6 +100,20 @@ def _fields(report: "MergeReport", ref: str | None, before: RefBefore) -> dict[s
         "conflicts": [conflict_fields(conflict) for conflict in report.conflicts],
         "merged_texts": [path_fields(path) for path in report.merged_texts],
     }
+
+
+def _warnings(report: "MergeReport", message: str) -> list[str]:
+    from engine.merging.snapshot_merging import Outcome
+
+    warnings = []
+    if report.renames_limited:
+        warnings.append(
+            "too many files were added and removed to find out which were moved and changed; "
+            "changes to such files stay where these were"
+        )
+    if report.outcome in {Outcome.FAST_FORWARD, Outcome.ALREADY_MERGED}:
+        warnings += not_kept(message)
+    return warnings
 
 
 def _show(output: "Output", report: "MergeReport", ours: str, theirs: str) -> None:

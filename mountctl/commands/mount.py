@@ -21,6 +21,8 @@ from mountctl.text import quoted
 @click.argument("mountpoint", type=DIRECTORY, help="An empty directory.")
 @click.option("--foreground", is_flag=True, help="Stay, and log to the terminal, until Ctrl-C.")
 @click.option("--allow-other", is_flag=True, help="Let other users in (see fuse.conf(5)).")
+@click.option("--suid", is_flag=True, help="Let set-user-ID and set-group-ID bits work; root only.")
+@click.option("--dev", is_flag=True, help="Let device nodes work; root only.")
 @click.option("--plain", is_flag=True, help="Let pyfuse3 have the device; slower, see the docs.")
 @click.option(
     "--log", type=click.Path(), metavar="FILE",
@@ -40,6 +42,8 @@ def command(
     mountpoint: str,
     foreground: bool,
     allow_other: bool,
+    suid: bool,
+    dev: bool,
     plain: bool,
     log: str | None,
     gc_every: float,
@@ -50,18 +54,24 @@ def command(
     Returns once the mount is there; a daemon serves it until `mountctl umount`. Snapshots are
     in snapshots/ by id and ref, sessions to work in are in sessions/. A mount that a killed
     daemon left is removed first.
+
+    Set-id bits and device nodes have no effect in a mount, unless root asks for them: a program
+    with such a bit would run as whoever mounts, whoever wrote it.
     """
     from fsdriver.launch import default_log
     from mountctl import mounts
 
     output = invocation.output
-    prepared = mounts.prepare(invocation.store_path, mountpoint, output)
+    if (suid or dev) and os.geteuid() != 0:
+        raise click.UsageError("--suid and --dev are for root; fusermount3 lets nobody else")
+    store = invocation.store_path
+    prepared = mounts.prepare(store, mountpoint, output, trusted=invocation.trusts(store))
     if log is not None:
         log = os.path.abspath(log)
-    service = mounts.Service(allow_other, plain, gc_every, gc_below)
+    service = mounts.Service(allow_other, suid, dev, plain, gc_every, gc_below)
     if foreground:
         mounts.become_daemon(prepared, service, log)
-    pid = mounts.start(prepared, service, log)
+    pid = mounts.start(prepared, service, log, output)
     if output.json:
         output.result(
             {

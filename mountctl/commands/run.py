@@ -14,7 +14,7 @@ from fsdriver.client import DaemonError
 from mountctl.command import COMMAND, REF, TEXT, Command, completing, pass_invocation
 from mountctl.invocation import Invocation
 from mountctl.moved_refs import RefBefore
-from mountctl.text import lost_owners, quoted, short
+from mountctl.text import lost_owners, not_kept, quoted, short
 
 if TYPE_CHECKING:
     from engine.host.leases import Lease
@@ -87,9 +87,11 @@ def command(
     committing = commit or commit_always
     if (message or ref) and not committing:
         raise click.UsageError("--message and --ref are for --commit")
+    if explain and (history or committing):
+        raise click.UsageError("--explain runs nothing: leave out --history and --commit")
     if history:
-        if explain:
-            raise click.UsageError("--explain and --history exclude each other")
+        if command or at or committing:
+            raise click.UsageError("--history takes SESSION or SNAPSHOT alone")
         return _history(invocation, target)
     if target is None or not command:
         raise click.UsageError("give a SESSION or SNAPSHOT, and after `--` a COMMAND")
@@ -247,7 +249,8 @@ def _commit(
 ) -> dict[str, Any]:
     before = RefBefore(store, ref)
     report = store.commit(session, message, ref)
-    output.warnings(report.warnings)
+    warnings = [*report.warnings, *([] if report.changed else not_kept(message))]
+    output.warnings(warnings)
     if report.lost_owners:
         output.warning(f"{lost_owners(report.lost_owners)}; @{session} does")
     if report.changed:

@@ -106,6 +106,7 @@ def _mount_fields(mount: "Status | DaemonLostError | None") -> dict[str, Any] | 
 
 def _show_session(invocation: Invocation, name: str) -> None:
     from mountctl.changes import change_fields, show_names, summary
+    from mountctl.records import warn_of_left_over
 
     output = invocation.output
     with invocation.open() as store:
@@ -118,4 +119,5 @@ def _show_session(invocation: Invocation, name: str) -> None:
                 output.result({"session": name, "snapshot": session.parent, "changes": fields})
                 return
             number = show_names(output, changes)
+            warn_of_left_over(output, store.repository, session)
         output.note(summary(number, f"since snapshot {short(session.parent)}"))

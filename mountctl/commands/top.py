@@ -40,11 +40,13 @@ def command(invocation: Invocation, interval: float, times: int | None) -> None:
     memory. The same numbers since the mount began are in `.amalgam/metrics` of the mount, for
     Prometheus. With --json, one object a line for each picture.
     """
+    from engine.storage.ownership import check_owner
     from fsdriver.client import find_daemon
     from mountctl.mounts import NotMountedError
 
     output = invocation.output
     store = invocation.store_path
+    check_owner(store, trusted=invocation.trusts(store))
     client = find_daemon(store, ANSWER_SECONDS)
     if client is None:
         raise NotMountedError(f"the store at {store!r}")

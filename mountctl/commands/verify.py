@@ -1,11 +1,17 @@
 """`mountctl verify`."""
 
+from typing import TYPE_CHECKING
+
 import click
 
 from mountctl.command import DIRECTORY, Command, pass_invocation
-from mountctl.failures import FOUND
+from mountctl.failures import DAMAGED
 from mountctl.invocation import Invocation
+from mountctl.output import Output
 from mountctl.text import count, path_fields, quoted, size, visible
+
+if TYPE_CHECKING:
+    from engine.upkeep.salvaging import Salvage
 
 
 @click.command(
@@ -31,18 +37,27 @@ def command(
     """Read everything and name what is damaged.
 
     Writes one line for each damaged path of each snapshot and session, and ends with exit code
-    1 if there is any. What is not named is whole. With --repair, what is damaged afterwards.
+    9 if there is any. What is not named is whole. With --repair, what is damaged afterwards;
+    the frame of a damaged file is made anew from its pages, and the damaged file kept.
     """
+    from engine.upkeep.inspecting import repair_store, verify_store
+
     if source is not None and not repair:
         raise click.UsageError("--from goes with --repair")
     output = invocation.output
     repaired = dropped = 0
-    with invocation.open() as store, output.progress("reading", "chunks") as progress:
+    salvaged: Salvage | None = None
+    path = invocation.store_path
+    trusted = invocation.trusts(path)
+    with output.progress("reading", "chunks") as progress:
         if repair:
-            done = store.repository.repair(source, progress)
+            trusts_source = source is not None and invocation.trusts(source)
+            done, salvaged = repair_store(
+                path, source, progress, trusted=trusted, trusts_source=trusts_source
+            )
             report, repaired, dropped = done.left, done.repaired, done.dropped
         else:
-            report = store.repository.verify(progress)
+            report = verify_store(path, progress, trusted=trusted)
     if output.json:
         output.result(
             {
@@ -55,6 +70,7 @@ def command(
                 "bytes": report.bytes,
                 "repaired": repaired,
                 "dropped": dropped,
+                "salvaged": None if salvaged is None else _fields(salvaged),
                 "damage": [
                     {"where": damage.where or None, **path_fields(damage.path),
                      "problem": damage.problem, "kind": damage.kind or None,
@@ -76,6 +92,8 @@ def command(
                 for damage in report.damage
             ],
         )
+        if salvaged is not None:
+            _tell(output, salvaged)
         if repair:
             output.note(f"repaired {count(repaired, 'object')}, dropped {dropped:,}")
         output.note(
@@ -88,8 +106,32 @@ def command(
                 "what is not named is whole; `mountctl verify --repair --from DIR` takes what is "
                 "missing from another store, or from a directory that holds the same bytes"
             )
-    if report.damage:
-        context.exit(FOUND)
+    if report.damage or (salvaged is not None and salvaged.lost):
+        context.exit(DAMAGED)
+
+
+def _fields(salvaged: "Salvage") -> dict[str, object]:
+    """Returns what was salvaged, for --json."""
+    return {
+        "flaws": salvaged.flaws, "kept": salvaged.kept, "lost": salvaged.lost,
+        "taken": salvaged.taken, "older": salvaged.older, "uppers": salvaged.uppers,
+    }  # fmt: skip
+
+
+def _tell(output: Output, salvaged: "Salvage") -> None:
+    for flaw in salvaged.flaws:
+        output.note(f"the store's file was damaged: {flaw}")
+    output.note(f"the store's file was made anew; the damaged one is {salvaged.kept}")
+    for name, number in salvaged.taken.items():
+        output.note(f"{count(number, 'entry')} of {name!r} came from the other store")
+    for name, number in salvaged.older.items():
+        output.warning(
+            f"{count(number, 'entry')} of {name!r} may be older than the last change of the store"
+        )
+    for name, number in salvaged.lost.items():
+        output.warning(f"lost {count(number, 'entry')} or more of {name!r}")
+    for path in salvaged.uppers:
+        output.warning(f"what a session wrote whose record is lost is in {path}")
 
 
 _OBJECTS = {"chunk", "node", "snapshot"}

@@ -94,7 +94,7 @@ def refused(
     store = MemoryStore() if store is None else store
     before = visible(store)
     with pytest.raises(BundleFormatError, match=match) as caught:
-        apply_bundle(store, Objects(store), io.BytesIO(data))
+        apply_bundle(store, Objects(store), io.BytesIO(data), set_id=True)
     assert visible(store) == before
     return caught.value
 
@@ -117,7 +117,7 @@ def test_a_tree_comes_out_as_it_went_in(tree, small_pages):
         data = bundled(garden, identifier)
         assert data == bundled(garden, identifier)
         store = MemoryStore()
-        report = apply_bundle(store, Objects(store), io.BytesIO(data))
+        report = apply_bundle(store, Objects(store), io.BytesIO(data), set_id=True)
         assert report.new_snapshots == (identifier,)
         assert of_entry(Objects(store), root) == of_entry(garden.objects, root)
         assert visible(store) == visible(garden.store)
@@ -135,9 +135,9 @@ def test_what_the_receiver_has_is_not_sent(one, other):
     old = snapshot_of(garden, first)
     new = snapshot_of(garden, second, old)
     store = MemoryStore()
-    apply_bundle(store, Objects(store), io.BytesIO(bundled(garden, old)))
+    apply_bundle(store, Objects(store), io.BytesIO(bundled(garden, old)), set_id=True)
     data = bundled(garden, new, have=(old,))
-    report = apply_bundle(store, Objects(store), io.BytesIO(data))
+    report = apply_bundle(store, Objects(store), io.BytesIO(data), set_id=True)
     assert report.known_objects == 0
     assert of_entry(Objects(store), second) == of_entry(garden.objects, second)
     empty = MemoryStore()

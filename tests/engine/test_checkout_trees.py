@@ -54,7 +54,7 @@ class Place:
         return f"{self.path}/{self.number}"
 
     def check_out(self, root: Entry, target: str, *, tracked: bool = True) -> None:
-        self.repository.check_out(root, target, outside_links=True, tracked=tracked)
+        self.repository.check_out(root, target, outside_links=True, set_id=True, tracked=tracked)
 
     def read(self, directory: str, *, use_cache: bool) -> Entry:
         return self.repository.import_directory(directory, use_cache=use_cache).root
@@ -90,7 +90,7 @@ def test_any_tree_becomes_any_other(place: Place, first: Planted, second: Plante
     out, checkouts = place.fresh(), place.repository.checkouts
     place.check_out(roots[0], out)
     for root in [roots[1], roots[0], roots[1]]:
-        checkouts.switch(out, root, outside_links=True)
+        checkouts.switch(out, root, outside_links=True, set_id=True)
         assert of_directory(out) == place.described(root)
         assert checkouts.status(out) == []
     assert place.read(out, use_cache=True) == roots[1]
@@ -128,15 +128,15 @@ def test_what_was_edited_is_never_overwritten_unasked(
         edits = {edit.path for edit in checkouts.status(out)}
         assert mine.keys() <= edits
         try:
-            checkouts.switch(out, roots[1], outside_links=True)
+            checkouts.switch(out, roots[1], outside_links=True, set_id=True)
         except LocalEditsError:
             assert of_directory(out) == before
-            checkouts.switch(out, roots[1], edits="keep", outside_links=True)
+            checkouts.switch(out, roots[1], edits="keep", outside_links=True, set_id=True)
         after = of_directory(out)
         assert {path: after[path].data for path in mine} == mine
 
-        checkouts.switch(out, roots[0], edits="overwrite", outside_links=True)
-        checkouts.switch(out, roots[1], edits="overwrite", outside_links=True)
+        checkouts.switch(out, roots[0], edits="overwrite", outside_links=True, set_id=True)
+        checkouts.switch(out, roots[1], edits="overwrite", outside_links=True, set_id=True)
         after = of_directory(out)
         for path, seen in new.items():
             parts = path.split(b"/")

@@ -201,7 +201,7 @@ collecting.BATCH_OBJECTS = 2
 path, left, after = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "after"
 with Repository.open(path) as repository:
     write = repository.store.write
-    def count(change):
+    def count(change, **more):
         global left
         def last(writer):
             result = change(writer)
@@ -209,7 +209,7 @@ with Repository.open(path) as repository:
                 os.kill(os.getpid(), signal.SIGKILL)
             return result
         left -= 1
-        result = write(last)
+        result = write(last, **more)
         if left < 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return result

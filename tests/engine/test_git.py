@@ -469,6 +469,44 @@ def test_a_branch_goes_forward_only_and_never_under_a_work_tree(repository, git)
     assert git("status", "--porcelain") == ""
 
 
+def test_names_that_two_would_have_are_told_before_anything_is_written(repository, git, tmp_path):
+    other = Git(tmp_path / "other")
+    for each, data in ((git, b"1"), (other, b"2")):
+        each.write("a", data)
+        each.commit()
+        each("branch", "same")
+        repository.import_git(str(each.path), prefix=f"{each.path.name}.")
+    out = tmp_path / "out.git"
+    with pytest.raises(GitRefusedError, match=r"other\.main and source\.main would both be"):
+        repository.export_git(str(out), wanted(repository))
+    assert not out.exists()
+    one = repository.resolve("source.main")
+    with pytest.raises(GitRefusedError, match="'refs/heads/a' and 'refs/heads/a/b' cannot both"):
+        repository.export_git(str(out), [ToExport("a/b", one), ToExport("a", one)])
+    assert not out.exists()
+    repository.export_git(str(out), [ToExport("a/b", one), ToExport("a/b", one)])
+    with pytest.raises(GitRefusedError, match="cannot both be there"):
+        repository.export_git(str(out), [ToExport("b", one), ToExport("a/b/c", one)])
+    assert list(Git(out).refs()) == ["refs/heads/a/b"]
+
+
+def test_branches_move_all_or_none(repository, git, tmp_path):
+    git.write("a", b"1")
+    git.commit()
+    one = repository.import_git(str(git.path)).refs["main"]
+    two = commit_in_workspace(repository, "main", {"b": b"1"}, "two")
+    path = tmp_path / "out.git"
+    repository.export_git(str(path), [ToExport("a", one), ToExport("b", one)])
+    before = Git(path).refs()
+    (path / "refs" / "heads" / "b.lock").write_bytes(b"")  # somebody else moves it just now
+    with pytest.raises(GitRefusedError, match="lock"):
+        repository.export_git(str(path), [ToExport("a", two), ToExport("b", two)], author=WHO)
+    assert Git(path).refs() == before
+    (path / "refs" / "heads" / "b.lock").unlink()
+    repository.export_git(str(path), [ToExport("a", two), ToExport("b", two)], author=WHO)
+    assert len(set(Git(path).refs().values()) - set(before.values())) == 1
+
+
 def test_a_snapshot_that_lies_about_its_commit_is_written_as_what_it_is(repository, git, tmp_path):
     git.write("a", b"1")
     commit = git.commit()

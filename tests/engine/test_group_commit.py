@@ -70,13 +70,12 @@ def count(store: LmdbStore, db: Db) -> int:
 
 def waiting(store: LmdbStore, posts: int) -> None:
     """Returns when so many have posted and wait."""
-    directory = str(Path(store.path, "locks/commits"))
     until = time.monotonic() + 120
     while time.monotonic() < until:
         found = 0
         for name in files(store):
             if name != "turn" and not name.endswith(".wake") and name + ".wake" in files(store):
-                other = _Other(directory, name)
+                other = _Other(store.path, name)
                 found += other.is_waiting()
                 other.close()
         if found == posts:
@@ -253,7 +252,7 @@ def test_what_a_process_left_as_it_came_is_removed(
 
 def mine_of(store: LmdbStore, make: Callable[[], GroupCommit]) -> _Mine:
     make().commit(nothing, lambda: None)  # makes the directory
-    return _Mine(str(Path(store.path, "locks/commits")))
+    return _Mine(store.path)
 
 
 def msgpack(post: Post) -> bytes:

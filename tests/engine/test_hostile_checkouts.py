@@ -362,6 +362,41 @@ def test_a_removal_is_not_led_elsewhere(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(os.listdir(tmp_path / "precious")) == ["b", "file"]
 
 
+def test_what_somebody_else_removes_meanwhile_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As a collection that finds a session's directory just as `session rm` removes it."""
+    remove_files, enter = removing._remove_files, removing._enter
+    for gone in ("doomed", "doomed/a", "doomed/a/b", "doomed/a/b/c", "doomed/d"):
+        for at in range(1, 12):
+            (tmp_path / "doomed/a/b/c").mkdir(parents=True)
+            (tmp_path / "doomed/d").touch()
+            left = at
+
+            def meanwhile(gone: str = gone) -> None:
+                nonlocal left
+                left -= 1
+                path = tmp_path / gone
+                if left == 0 and path.is_dir():
+                    shutil.rmtree(path)
+                elif left == 0:
+                    path.unlink(missing_ok=True)
+
+            def files(fd: int) -> str | None:
+                meanwhile()
+                return remove_files(fd)
+
+            def entered(path: str | bytes, directory: int | None) -> int:
+                meanwhile()
+                return enter(path, directory)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(removing, "_remove_files", files)
+                patch.setattr(removing, "_enter", entered)
+                remove_tree(bytes(tmp_path / "doomed"))
+            assert not (tmp_path / "doomed").exists()
+
+
 def test_a_target_that_comes_meanwhile(world: World, monkeypatch: pytest.MonkeyPatch):  # noqa: F811
     """What somebody else makes at the target while a checkout is made is not replaced."""
     for make in [

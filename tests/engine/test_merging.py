@@ -1,5 +1,6 @@
 """Merging of trees: its laws, what merging path by path gives, and what it costs."""
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -7,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import engine.merging.merge_moves
 import engine.trees.directory
 from engine.errors import CorruptObjectError
 from engine.merging.conflicts import ConflictKind
@@ -16,6 +18,9 @@ from engine.storage.nodes import Entry, Kind, Totals
 from engine.trees.diffing import DiffTooLargeError
 from engine.trees.directory import directory_entry, directory_id, find, walk
 from engine.trees.links import number_groups
+from engine.trees.renames import pair_files
+from scripts.merge_cases import make_case
+from scripts.merges_main import differences
 from tests.engine.plants import EMPTY_DIRECTORY, Garden, Leaf, Plant, link
 from tests.engine.trees import Tree, noise, of_entry
 
@@ -294,6 +299,112 @@ def test_a_file_that_both_moved():
     assert three(base, ours, other, favor=Favor.OURS)[0] == both
     assert three(base, ours, {b"k": Leaf(b"k")}, favor=Favor.OURS)[0] == ours
     assert three(base, ours, {b"k": Leaf(b"k")}, favor=Favor.THEIRS)[0] == {b"k": Leaf(b"k")}
+
+
+def test_a_directory_that_both_moved_to_two_places():
+    base = {b"d/a": Leaf(BODY), b"k": Leaf(b"k")}
+    ours = {b"e/a": Leaf(BODY + b"ours\n"), b"k": Leaf(b"k")}
+    theirs = {b"f/a": Leaf(b"theirs\n" + BODY), b"k": Leaf(b"k")}
+    assert three(base, ours, theirs)[:2] == (None, [(b"d/a", "rename/rename")])
+    garden = Garden()
+    (conflict,) = merged(garden, *map(garden.plant, (base, ours, theirs))).conflicts
+    assert conflict.paths == (b"d/a", b"e/a", b"f/a")
+    assert three(base, ours, theirs, write_conflicts=True)[0] == {**ours, **theirs}
+    both = Leaf(b"theirs\n" + BODY + b"ours\n")
+    assert three(base, ours, theirs, favor=Favor.THEIRS)[0] == {b"f/a": both, b"k": Leaf(b"k")}
+
+
+def test_a_directory_that_one_moved_and_one_removed():
+    base = {b"d/in/a": Leaf(BODY), b"k": Leaf(b"k")}
+    moved = {b"e/a": Leaf(BODY + b"more\n"), b"k": Leaf(b"k")}
+    gone = {b"k": Leaf(b"k")}
+    assert three(base, moved, gone)[:2] == (None, [(b"d/in/a", "rename/delete")])
+    assert three(base, gone, moved)[:2] == (None, [(b"d/in/a", "rename/delete")])
+
+
+def test_a_file_that_both_took_out_of_a_directory_which_is_the_same_again():
+    base = {b"d/a": Leaf(BODY), b"d/stays": Leaf(b"k")}
+    ours = {b"d/stays": Leaf(b"k"), b"e/a": Leaf(BODY + b"ours\n")}
+    assert three(base, ours, {b"d/stays": Leaf(b"k")})[1] == [(b"d/a", "rename/delete")]
+    theirs = {b"d/stays": Leaf(b"k"), b"f/a": Leaf(BODY)}
+    assert three(base, ours, theirs)[1] == [(b"d/a", "rename/rename")]
+
+
+def test_a_file_follows_where_a_directory_took_its_place():
+    base, changed = {b"f": Leaf(BODY)}, {b"f": Leaf(BODY + b"more\n")}
+    inside = {b"f/in/a": Leaf(b"top\n" + BODY)}
+    both = {b"f/in/a": Leaf(b"top\n" + BODY + b"more\n")}
+    assert three(base, inside, changed)[:2] == (both, [])
+    assert three(base, changed, inside)[:2] == (both, [])
+    assert three(base, inside, {b"g": Leaf(BODY)})[1] == [(b"f", "rename/rename")]
+
+
+def test_a_directory_follows_where_a_file_took_its_place():
+    base = {b"d/a": Leaf(BODY), b"d/b": Leaf(b"b")}
+    changed = {b"d/a": Leaf(BODY + b"more\n"), b"d/b": Leaf(b"b")}
+    a_file = {b"d": Leaf(b"file"), b"e/a": Leaf(BODY)}
+    both = {b"d": Leaf(b"file"), b"e/a": Leaf(BODY + b"more\n")}
+    assert three(base, a_file, changed)[:2] == (both, [])
+    assert three(base, changed, a_file)[:2] == (both, [])
+    added = {**changed, b"d/new": Leaf(b"new")}
+    assert three(base, a_file, added)[1] == [(b"d", "type")]
+
+
+@pytest.mark.parametrize(
+    ("base", "ours", "expected"),
+    [
+        ({b"f": Leaf(b"x")}, {b"f/in": Leaf(b"y")}, {b"f/in": Leaf(b"y")}),
+        ({b"f/in": Leaf(b"x")}, {b"f": Leaf(b"y")}, {b"f": Leaf(b"y")}),
+    ],
+)
+def test_what_took_the_place_of_something_that_the_other_side_removed(base, ours, expected):
+    assert three(base, ours, {})[:2] == (expected, [])
+    assert three(base, {}, ours)[:2] == (expected, [])
+
+
+def test_a_mode_is_not_lost_where_the_other_side_made_a_link():
+    base, ours = {b"f": Leaf(b"x")}, {b"f": link(b"y")}
+    assert three(base, ours, {b"f": Leaf(b"x", 0o755)})[1] == [(b"f", "type")]
+    assert three(base, ours, {b"f": Leaf(b"x", mtime_ns=9)})[0] == ours
+
+
+def test_too_many_moved_files_are_told_of(monkeypatch):
+    few = partial(pair_files, most_compared=1)
+    monkeypatch.setattr(engine.merging.merge_moves, "pair_files", few)
+    base = {b"d/%d" % n: Leaf(b"%d\n" % n + BODY) for n in range(2)}
+    ours = {b"e/%d" % n: Leaf(b"%d\n" % n + BODY + b"more\n") for n in range(2)}
+    theirs = {path: Leaf(b"top\n" + leaf.data) for path, leaf in base.items()}
+    garden = Garden()
+    assert merged(garden, *map(garden.plant, (base, ours, theirs))).renames_limited
+
+
+# Beside git.
+
+
+def test_random_histories_merge_as_git_has_them():
+    cases = [make_case(seed) for seed in [*range(40), 146, 187, *range(1100, 1118)]]
+    found = differences(cases)
+    undecided = {seed: name for seed, name in found.items() if name.startswith("?")}
+    assert undecided == {}, {s: make_case(s).log for s in undecided}
+    assert sum(not name for name in found.values()) > 48
+
+
+def test_exchanging_the_sides_of_moved_directories():
+    for seed in range(20):
+        case = make_case(seed)
+        garden = Garden()
+        base, ours, theirs = map(garden.plant, (case.base, case.ours, case.theirs))
+        one, other = merged(garden, base, ours, theirs), merged(garden, base, theirs, ours)
+        assert [(c.path, c.kind, c.base, c.ours, c.theirs) for c in one.conflicts] == [
+            (c.path, c.kind, c.base, c.theirs, c.ours) for c in other.conflicts
+        ]
+        for favor, swapped in ((Favor.OURS, Favor.THEIRS), (Favor.THEIRS, Favor.OURS)):
+            one = merged(garden, base, ours, theirs, favor=favor)
+            other = merged(garden, base, theirs, ours, favor=swapped)
+            assert one.conflicts == other.conflicts == []
+            assert one.root is not None
+            assert other.root is not None
+            assert garden.harvest(one.root) == garden.harvest(other.root)
 
 
 # Attributes and links.

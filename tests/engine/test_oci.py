@@ -15,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine import Repository
-from engine.archives.oci_reading import ImageDamagedError, read_image
+from engine.archives.oci_reading import ImageChoiceError, ImageDamagedError, read_image
 from engine.archives.oci_writing import ImageRefusedError, write_image
 from engine.archives.tar_reading import ArchiveDamagedError, TarReader
 from engine.storage.nodes import Entry
+from engine.storage.objects import Objects
 from engine.trees.directory import walk
 from engine.trees.drafts import ArchiveRefusedError
 from tests.engine.planted import trees
@@ -146,11 +147,69 @@ def test_a_hard_link_to_what_a_lower_layer_has(tmp_path: Path):
     assert found[b"b"].names == (b"a", b"b")
 
 
-@pytest.mark.parametrize("case", sorted(HOSTILE.keys() - {"hard link to itself"}))
+BELOW = {"absolute", "absolute directory", "hard link to itself"}
+
+
+@pytest.mark.parametrize("case", sorted(HOSTILE.keys() - BELOW))
 def test_hostile_members(tmp_path: Path, case: str):
     data = HOSTILE[case]
     with pytest.raises(ArchiveRefusedError):
         read(image(tmp_path / "i", member("x"), data))
+
+
+def test_absolute_names_are_below_the_root(tmp_path: Path):
+    """As kaniko and umoci write them; the target of a symbolic link is what it says."""
+    lower = (
+        member("/", tarfile.DIRTYPE) + member("/etc/passwd", data=b"x") + member("//a/b")
+        + member("/same", tarfile.LNKTYPE, linkname="/etc/passwd")
+        + member("l", tarfile.SYMTYPE, linkname="/etc/passwd")
+    )  # fmt: skip
+    garden, root = read(image(tmp_path / "i", lower, member("/a/.wh.b") + member("/a/c")))
+    found = of_entry(garden.objects, root)
+    assert found.keys() == {b"", b"etc", b"etc/passwd", b"a", b"a/c", b"same", b"l"}
+    assert found[b"same"].names == (b"etc/passwd", b"same")
+    assert found[b"l"].data == b"/etc/passwd"
+    for name in ("/../x", "/a/../../x"):
+        with pytest.raises(ArchiveRefusedError, match="leads out"):
+            read(image(tmp_path / name.replace("/", "_"), member(name)))
+
+
+def test_attestations_are_no_images(tmp_path: Path):
+    path = image(tmp_path / "i", member("a"))
+    (one,) = json.loads((path / "index.json").read_text())["manifests"]
+    other = blob(path, json.dumps({"layers": [
+        {**blob(path, b"{}"), "mediaType": "application/vnd.in-toto+json"}
+    ]}).encode())  # fmt: skip
+    unknown = {"os": "unknown", "architecture": "unknown"}
+    kind = {"vnd.docker.reference.type": "attestation-manifest"}
+    index(path, {"manifests": [
+        {**one, "platform": {"os": "linux", "architecture": "arm", "variant": "v7"}},
+        {**other, "platform": unknown, "annotations": kind},
+        {**other, "artifactType": "application/vnd.dev.cosign.artifact.sig.v1+json"},
+    ]})  # fmt: skip
+    garden = Garden()
+    reader = TarReader(garden.sink, garden.nodes, layered=True)
+    read_image(str(path), reader, image="@linux/arm/v7")
+    assert reader.report.left_out == {"attestation": 2}
+    index(path, {"manifests": [other]})
+    with pytest.raises(ImageRefusedError, match=r"in-toto\+json' is no layer of files"):
+        read(path)
+
+
+def test_images_without_names_are_chosen_by_digest(tmp_path: Path):
+    path = image(tmp_path / "i", member("a"))
+    (one,) = json.loads((path / "index.json").read_text())["manifests"]
+    image(path, member("b"))
+    (two,) = json.loads((path / "index.json").read_text())["manifests"]
+    index(path, {"manifests": [one, two]})
+    with pytest.raises(ImageChoiceError, match=one["digest"]):
+        read(path)
+    assert [each for each, _ in walk(*_tree(path, two["digest"]))] == [b"b"]
+
+
+def _tree(path: Path, name: str) -> tuple[Objects, Entry]:
+    garden, root = read(path, name)
+    return garden.objects, root
 
 
 @pytest.mark.parametrize("name", [".wh..", ".wh...", "../.wh.x", "/.wh.x", "a/../.wh.x"])

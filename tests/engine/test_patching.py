@@ -17,8 +17,8 @@ from engine.patches.quoting import quoted, unquoted
 from engine.storage.nodes import Entry, Kind
 from engine.trees.diffing import Change, diff
 from engine.trees.renames import diff_with_renames
+from scripts.patches_main import differences
 from tests.engine.plants import (
-    EMPTY_DIRECTORY,
     DictTree,
     Garden,
     Leaf,
@@ -117,7 +117,8 @@ def test_a_diff_applied_to_the_old_tree_is_the_new_one(pair, renames):
     garden = Garden()
     patch, changes = patch_of(garden, garden.plant(old), garden.plant(new), renames=renames)
     tree = DictTree(old)
-    apply_patch(tree, patch)
+    if patch:
+        apply_patch(tree, patch)
     assert tree.plant() == without_times(new)
     lost = {change.path for change in changes if is_lost(change)}
     assert not lost & set(new)
@@ -194,7 +195,8 @@ def test_what_git_writes_is_applied(tmp_path_factory, pair, renames):
         trees.append(run("write-tree").decode().strip())
     patch = run("diff", "--binary", *words, *trees)
     tree = DictTree(old)
-    apply_patch(tree, patch)
+    if patch:
+        apply_patch(tree, patch)
     assert tree.plant() == without_times(new)
 
 
@@ -238,7 +240,10 @@ def test_modes_keep_all_their_bits():
     new[b"h"] = Leaf(b"", 0o640)
     patch, _ = patch_of(garden, garden.plant(old), garden.plant(new), renames=False)
     tree = DictTree(old)
-    apply_patch(tree, patch)
+    with pytest.raises(PatchRefusedError, match="set-id bits"):
+        apply_patch(tree, patch)
+    assert tree.plant() == without_times(old)
+    apply_patch(tree, patch, set_id=True)
     assert tree.plant() == without_times(new)
 
 
@@ -308,6 +313,16 @@ def test_fuzz():
         apply_patch(tree, patch)
     apply_patch(tree, patch, fuzz=1)
     assert b"line eleven" in tree.files[b"f"].data
+
+
+def test_a_hunk_that_is_there_twice():
+    made = plain(b"a/n", b"b/n", *["@@ -0,0 +1 @@\n+a\n"] * 2)
+    with pytest.raises(PatchRefusedError, match="hunk 2: it does not come after"):
+        apply_patch(DictTree({}), made)
+    with pytest.raises(PatchRefusedError, match="hunk 2: it does not come after"):
+        apply_patch(
+            DictTree({b"f": Leaf(TEXT)}), plain(b"a/f", b"b/f", *["@@ -2,0 +3 @@\n+a\n"] * 2)
+        )
 
 
 GOOD = b"diff --git a/good b/good\n" + plain(b"a/good", b"b/good", HUNK, stamp="")
@@ -405,11 +420,107 @@ def test_damaged_patches_are_refused_or_applied_whole(junk, data):
         assert tree.plant() == without_times(old)
 
 
-def test_an_empty_patch_does_nothing():
-    tree = DictTree({b"f": Leaf(b"x"), b"d": EMPTY_DIRECTORY})
-    assert apply_patch(tree, b"").paths == []
-    assert apply_patch(tree, b"no patch at all\n").paths == []
+DIFF = GOOD.decode()
+CONTEXT = """*** good\t2020-02-02
+--- good\t2020-02-03
+***************
+*** 1,3 ****
+  line 1
+! line 2
+  line 3
+--- 1,3 ----
+  line 1
+! line two
+  line 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"", "it is empty"),
+        (b" \n\n", "it is empty"),
+        (b"no patch at all\n", "no line in it begins a patch"),
+        (b"<html>\n", "a page of HTML"),
+        (b"\n<!DOCTYPE html>\n<body>404</body>", "a page of HTML"),
+        (CONTEXT.encode(), "a context diff"),
+        (b"diff -c a b\n" + CONTEXT.encode() + GOOD, "a context diff"),
+        (b"2c2\n< line 2\n---\n> line two\n", "a plain diff without context"),
+        (b"diff -r a/f b/f\r\n3d2\r\n< line 3\r\n", "a plain diff without context"),
+        (b"2c\nline two\n.\n", "a script for an editor"),
+        (b"d2 1\na2 1\nline two\n", "a script for an editor"),
+        (DIFF.encode("utf-16"), "UTF-16"),
+        (DIFF.encode("utf-16-be"), "UTF-16"),
+        (b"\x1b[1m" + GOOD.replace(b"\n", b"\x1b[m\n\x1b[1m"), "colours"),
+        (GOOD + b"\x1b[32m+added\x1b[m\n", "colours"),
+        (GOOD + b"diff --cc f\n--- a/f\n+++ b/f\n@@@ -1,2 -1,2 +1,3 @@@\n", "combined diff"),
+        (DIFF.replace("\n", "\n> ").encode()[16:], "something before it"),
+        ("".join("    " + line for line in DIFF.splitlines(keepends=True)).encode(),
+         "something before it"),
+        (b"Subject: x\nContent-Transfer-Encoding: base64\n\nZGlmZiAtLWdpdCBhL2Y=\n",
+         "a mail in base64"),
+        (b"Content-Transfer-Encoding: quoted-printable\n\n" + GOOD, "a mail in quoted-printable"),
+        (b"--- a/good\n+++ b/good\n", "a header without a hunk"),
+        (GOOD + b"--- a/f\n+++ b/f\ntext\n", "a header without a hunk"),
+        (b"diff --git a/good b/good\n", "a header without a hunk"),
+        (GOOD + b"diff --git a/f b/f\nindex 1234567..89abcde 100644\n", "hunks are missing"),
+        (b"diff --git a/n b/n\nnew file mode 100644\nindex 0000000..1234567\n",
+         "hunks are missing"),
+        (b"diff --git a/f b/g\nsimilarity index 90%\nrename from f\nrename to g\n"
+         b"index 1234567..89abcde 100644\n", "hunks are missing"),
+        (b"diff --git a/f b/f\nold mode 100644\n", "a header without a hunk"),
+        (b"--- a/f\n+++ b/f\n@@ -1,3 +1,3\n a\n", "first line is damaged"),
+        (b"--- a/f\n+++ b/f\n@@ -x +1 @@\n a\n", "first line is damaged"),
+        (GOOD + b"@@ -20,2 +20,2\n line 20\n", "first line is damaged"),
+        (GOOD + b" line 14\n", "goes on where it should end"),
+        (GOOD + b"+more\n", "goes on where it should end"),
+        (GOOD + b"text\n@@ -20 +20 @@\n-line 20\n+x\n", "without the name of a file"),
+        (b"index 12..34\nGIT binary patch\nliteral 0\nHcmV?d00001\n\n", "without the name"),
+    ],
+)  # fmt: skip
+def test_what_was_not_understood_is_refused(text, why):
+    tree = DictTree({b"good": Leaf(TEXT), b"f": Leaf(TEXT)})
+    with pytest.raises(PatchFormatError, match=why):
+        apply_patch(tree, text)
     assert tree.writes == 0
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "%s-- \n2.39.5\n\n",
+        "From 12 Mon Sep 17\nSubject: [PATCH] x\n\n- a list\n+ of what\n  it does\n---\n"
+        " good | 2 +-\n\n%s-- \n2.39.5\n\n\nFrom 34 Mon Sep 17\nSubject: [PATCH 2/2] y\n\n  more\n",
+        "Index: good\n" + "=" * 67 + "\n%s\n",
+        "\ufeff%s",
+        "# HG changeset patch\n# User x\n\ndescription\n\n%s",
+        "%s\n_______________________________________________\nlist mailing list\n",
+    ],
+)
+def test_what_stands_around_patches(frame):
+    tree = DictTree({b"good": Leaf(TEXT)})
+    report = apply_patch(tree, (frame % DIFF).encode())
+    assert tree.files[b"good"].data == DONE
+    assert report.left_out == []
+
+
+def test_what_a_patch_only_tells_of_is_named():
+    text = b"Only in b: new\n" + GOOD + b"\nProperty changes on: good\n____\nAdded: svn:eol-style\n"
+    report = apply_patch(DictTree({b"good": Leaf(TEXT)}), text)
+    assert report.left_out == [b"Only in b: new", b"Property changes on: good"]
+
+
+def test_ends_of_lines_are_named():
+    unix, dos = (
+        DictTree({b"good": Leaf(TEXT)}),
+        DictTree({b"good": Leaf(TEXT.replace(b"\n", b"\r\n"))}),
+    )
+    with pytest.raises(PatchRefusedError, match="CR LF in the patch only"):
+        apply_patch(unix, GOOD.replace(b"\n", b"\r\n"))
+    with pytest.raises(PatchRefusedError, match="CR LF in the file only"):
+        apply_patch(dos, GOOD)
+    apply_patch(dos, GOOD.replace(b"\n", b"\r\n"))
+    assert dos.files[b"good"].data == DONE.replace(b"\n", b"\r\n")
 
 
 def test_a_bomb_is_refused_before_it_is_large():
@@ -420,6 +531,12 @@ def test_a_bomb_is_refused_before_it_is_large():
     patch = patch.replace(b"literal 5", b"literal %d" % (1 << 24))
     with pytest.raises(PatchRefusedError, match="more bytes than it may"):
         apply_patch(DictTree({}), patch, largest=1 << 20)
+
+
+def test_damaged_patches_get_the_verdict_of_git():
+    found = differences([*range(9), 145, 307])
+    undecided = {seed: (name, case.log) for seed, (name, case) in found.items() if name[:1] == "?"}
+    assert undecided == {}
 
 
 # Parts.
@@ -484,7 +601,7 @@ def test_parsing_large_patches_is_linear():
     chance = random.Random(1)
     lines = b"".join(b"+%d\n" % chance.randrange(10**6) for _ in range(200_000))
     patch = b"--- /dev/null\n+++ b/f\n@@ -0,0 +1,200000 @@\n" + lines
-    (file,) = parse_patch(patch)
+    (file,) = parse_patch(patch).files
     assert len(file.hunks[0].new) == 200_000
     spaces = b"diff --git a/" + b" " * 100_000 + b"x b/y\n"
     with pytest.raises(PatchFormatError):

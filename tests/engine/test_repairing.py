@@ -325,4 +325,4 @@ def test_a_directory_with_the_database_elsewhere(repository: Repository, base: P
         again.compact()
         assert again.verify().damage == []
         assert again.has_snapshot(first)
-    assert sorted(os.listdir(home.parent / "db-elsewhere")) == ["data.mdb", "lock.mdb"]
+    assert sorted(os.listdir(home.parent / "db-elsewhere")) == ["data.mdb", "lock.mdb", "reserve"]

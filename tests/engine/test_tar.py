@@ -18,7 +18,7 @@ from engine import Repository, SnapshotId
 from engine.archives.tar_headers import header
 from engine.archives.tar_reading import ArchiveDamagedError, TarReader
 from engine.archives.tar_writing import everything, write_tar
-from engine.plain.importing import ImportResult
+from engine.plain.importing import ImportReport, ImportResult
 from engine.storage import content
 from engine.storage.chunking import SMALLEST_CHUNK, cut
 from engine.storage.nodes import Entry, Kind, Ref
@@ -36,12 +36,12 @@ many = settings(
 
 def tarred(garden: Garden, root: Entry) -> bytes:
     out = io.BytesIO()
-    write_tar(garden.objects, everything(garden.objects, root), out)
+    write_tar(garden.objects, everything(garden.objects, root), out, set_id=True)
     return out.getvalue()
 
 
 def read(garden: Garden, data: bytes) -> Entry:
-    reader = TarReader(garden.sink, garden.nodes)
+    reader = TarReader(garden.sink, garden.nodes, set_id=True)
     reader.read(io.BytesIO(data))
     root = reader.draft.build(garden.nodes)
     garden.save()
@@ -450,6 +450,9 @@ def test_devices_are_left_out(repository: Repository):
     )  # fmt: skip
     result = imported(repository, data)
     assert len(result.report.warnings) == 4
+    assert result.report.left_out == {
+        "device": 2, "name of what is left out": 1, "type Z": 1
+    }  # fmt: skip
     assert seen(repository, result).keys() == {b"", b"f"}
 
 
@@ -460,6 +463,61 @@ def test_attributes_of_others_are_left_out():
     }) + END  # fmt: skip
     garden = Garden()
     assert of_entry(garden.objects, read(garden, data))[b"f"].xattrs == ((b"user.mine", b"z"),)
+
+
+def report_of(data: bytes) -> ImportReport:
+    garden = Garden()
+    reader = TarReader(garden.sink, garden.nodes)
+    reader.read(io.BytesIO(data))
+    return reader.report
+
+
+def test_records_that_are_not_understood_are_counted():
+    ours = {"mtime": "5.5", "comment": "x", "SCHILY.xattr.user.mine": "1", "atime": "1"}
+    odd = {
+        "RHT.security.selinux": "x",
+        "SCHILY.xattr.user.a": "1",
+        "VENDOR.new": "x",
+        "LIBARCHIVE.xattr.user.a": "MQ",
+        "LIBARCHIVE.xattr.security.ima": "MQ",
+    }
+    data = member("a", pax_headers=ours) + member("b", pax_headers=odd)
+    data += member("c", pax_headers={"VENDOR.new": "y"})
+    assert report_of(data + END).left_out == {
+        "record RHT.security.selinux": 1,
+        "record VENDOR.new": 2,
+        "attribute security.ima": 1,
+    }
+
+
+def test_what_only_gnu_tar_writes():
+    garden = Garden()
+    reader = TarReader(garden.sink, garden.nodes)
+    dump = member("d/", b"D", b"Yin\0\0", mode=0o700)
+    reader.read(io.BytesIO(member("label", b"V") + dump + member("d/in") + END))
+    root = reader.draft.build(garden.nodes)
+    garden.save()
+    found = of_entry(garden.objects, root)
+    assert found.keys() == {b"", b"d", b"d/in"}
+    assert found[b"d"].mode & 0o7777 == 0o700
+    assert reader.report.left_out == {"label": 1}
+    with pytest.raises(ArchiveRefusedError, match="began in another volume"):
+        report_of(member("f", b"M", b"rest") + END)
+
+
+@pytest.mark.parametrize("records", [{"GNU.sparse.major": "2", "GNU.sparse.minor": "0"},
+                                     {"SCHILY.realsize": "500"}])  # fmt: skip
+def test_holes_in_an_unknown_form_are_refused(records):
+    with pytest.raises(ArchiveRefusedError, match="a form that is not known"):
+        report_of(member("f", data=b"x", pax_headers=records) + END)
+
+
+def test_what_follows_the_end_is_named():
+    whole = member("a", data=b"x") + END
+    assert report_of(whole + bytes(10240)).left_out == {}
+    report = report_of(whole + member("b") + END)
+    assert report.left_out.keys() == {"bytes after the archive's end"}
+    assert "several archives" in report.warnings[0]
 
 
 def rawheader(kind: bytes, size: int) -> bytes:

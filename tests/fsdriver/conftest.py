@@ -82,9 +82,14 @@ class Mount:
         with Repository.open(str(self.store)) as repository:
             yield repository
 
-    def start(self, *, allow_other: bool = False, plain: bool = PLAIN) -> None:
+    def start(
+        self, *, allow_other: bool = False, plain: bool = PLAIN, suid: bool = False,
+        dev: bool = False,
+    ) -> None:  # fmt: skip
         place = check(str(self.path), str(self.store))
-        self.pid = launch.launch(str(self.store), place, allow_other=allow_other, plain=plain)
+        self.pid = launch.launch(
+            str(self.store), place, allow_other=allow_other, suid=suid, dev=dev, plain=plain
+        )
 
     def client(self, seconds: float = PATIENCE) -> Client:
         client = find_daemon(str(self.store), seconds)

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import Repository, SnapshotId
-from fsdriver import calibration
+from engine.errors import NotFoundError
+from fsdriver import calibration, messages
 from fsdriver.calibration import calibrate
-from fsdriver.choosing import Attempt, keep, plan, tree_size
+from fsdriver.choosing import Attempt, Moves, keep, moves_of, plan, tree_size
 from fsdriver.cost_model import (
     ELSEWHERE,
     FULL,
@@ -165,9 +166,19 @@ def test_runs_of_the_same_command_on_the_same_tree(records: RunRecords):
     ours = [record(a, here.hex(), started_ns=number) for number in range(12)]
     for each in [record(b, here.hex()), *ours, record(a, here.hex(), exit_code=137)]:
         records.add(each)
-    assert records.like(a, iter([here])) == ours[-10:]
+    assert records.like(a, iter([here])) == ours
     assert len(records.like(b, [here])) == 1
     assert len(records.all()) == 15
+
+
+def test_what_runs_say_of_renamed_directories():
+    def run(moved: int | None, exit_code: int = 0) -> RunRecord:
+        did = outcome(LAZY, 1.0, moved=moved)
+        return record(["x"], "00", outcome=did, exit_code=exit_code)
+
+    assert moves_of([]) is moves_of([run(None)]) is moves_of([run(0, 1)]) is Moves.UNKNOWN
+    assert moves_of([run(0), run(None), run(0, 1)]) is Moves.NONE
+    assert moves_of([run(0), run(2, 1), run(0)]) is Moves.SOME
 
 
 def test_names_that_are_no_text_and_torn_lines(records: RunRecords, tmp_path: Path):
@@ -205,6 +216,16 @@ def test_costs_of_another_machine_do_not_count(records: RunRecords, tmp_path: Pa
 
 
 # For real.
+
+
+@pytest.mark.fuse
+def test_a_session_that_is_removed_meanwhile_is_named(own: Mount):
+    own.start()
+    with own.repository() as repository, Attempt(repository, "s", [LAZY]) as attempt:
+        attempt.prepare("true")
+        own.ask(messages.Remove("s"))
+        with pytest.raises(NotFoundError, match="no session is called 's'"):
+            attempt.start(["true"])
 
 
 @pytest.mark.fuse

@@ -25,7 +25,7 @@ SERVER = '''
 of it gives the kernel the page that the READ is about, and waits for it inside of the kernel."""
 import os, select, signal, struct, sys, threading, time
 from fsdriver import protocol
-from fsdriver.device import mount
+from fsdriver.device import Access, mount
 from fsdriver.guard import Guard
 
 where, taken, late = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "late"
@@ -35,7 +35,7 @@ ROOT = (1, 0, 0, 0, 0, 0, 0, 0, 0, 0o040755, 2, os.getuid(), os.getgid(), 0, 409
 HOUR = 3600
 
 guard = Guard()
-device = mount(where, source="test", allow_other=False)
+device = mount(where, source="test", access=Access())
 inbox = guard.protect(device, protocol.LARGEST_IO + protocol.HEADROOM)
 while not late and "poll" not in open(f"/proc/{guard._process.pid}/wchan").read():
     time.sleep(0.01)

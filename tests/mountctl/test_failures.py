@@ -1,9 +1,14 @@
+import copy
 import errno
 import importlib
+import inspect
 import os
+import pickle
 import pkgutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +16,7 @@ import engine
 import fsdriver
 import mountctl
 from engine.errors import EngineError, NotFoundError
+from engine.host.removing import MovedMeanwhileError
 from engine.storage.store import StoreFullError
 from fsdriver.client import DaemonError, DaemonLostError
 from fsdriver.launch import LaunchError
@@ -49,12 +55,80 @@ def test_every_row_has_a_documented_code_and_a_hint():
         assert not row.hint.endswith(".")
 
 
+def example(cls: type[EngineError]) -> EngineError:
+    """Makes an error of a class as its annotations say, or as none of them says."""
+    if cls.__init__ is Exception.__init__:
+        return cls("a message")
+    try:
+        return cls(
+            *[sample(each.annotation) for each in inspect.signature(cls).parameters.values()]
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):  # it wants something special
+        error = cls.__new__(cls)
+        error.args = ("a message",)
+        vars(error)["field"] = ["a", "field"]
+        return error
+
+
+def sample(kind: Any) -> object:
+    text = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+    if text.startswith("dict"):
+        return {"pid": 7}
+    one = b"\1" * 32 if "Id" in text or "bytes" in text else "text"
+    if "[" in text:
+        return [one, one]
+    return 7 if text == "int" else one
+
+
+def facts(error: BaseException) -> tuple[object, ...]:
+    of_the_system = tuple(getattr(error, n, None) for n in ("errno", "strerror", "filename"))
+    return type(error), str(error), error.args, vars(error), of_the_system
+
+
+@pytest.mark.parametrize(
+    "again", [lambda e: pickle.loads(pickle.dumps(e)), copy.copy, copy.deepcopy]
+)
+def test_every_error_crosses_to_other_processes(again: Callable[[Any], Any]):
+    for name, cls in all_errors().items():
+        error = example(cls)
+        error.add_note("a note")
+        assert facts(again(error)) == facts(error), name
+        group = ExceptionGroup("several", [error, ValueError("x")])
+        assert facts(again(group).exceptions[0]) == facts(error), name
+
+
+def test_an_error_of_the_host_crosses_to_other_processes():
+    error = MovedMeanwhileError(b"/a/\xff")
+    assert facts(pickle.loads(pickle.dumps(error))) == facts(error)
+
+
 def test_an_error_of_the_daemon_is_what_it_was_there():
     here = describe(NotFoundError("session", "x"))
     assert describe(DaemonError("NotFoundError", str(NotFoundError("session", "x")))) == here
     full = StoreFullError("/store")
     there = describe(LaunchError("StoreFullError", str(full), "/log"))
     assert there == describe(full)
+
+
+@pytest.mark.parametrize("error", [DaemonError, LaunchError])
+def test_what_the_system_told_the_daemon_is_what_it_would_be_here(error):
+    message = "[Errno 28] No space left on device: '/store/locks/mount'"
+    told = error("OSError", message) if error is DaemonError else error("OSError", message, "/log")
+    failure = describe(told)
+    assert failure.exit_code == describe(OSError(errno.ENOSPC, "x")).exit_code == 8
+    assert failure.message == "No space left on device: '/store/locks/mount'"
+    assert "make room" in failure.hint
+
+
+def test_stderr_that_cannot_be_written_changes_nothing(mountctl, tmp_path):
+    (tmp_path / "tree").mkdir()
+    for words, code in [(("import", tmp_path / "tree"), 0), (("snapshot", "show", "none"), 3)]:
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                mountctl.command(*words), env=mountctl.environment(), cwd=mountctl.home,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=full, check=False,
+            )  # fmt: skip
+        assert done.returncode == code
 
 
 def test_an_error_of_the_daemon_that_has_no_row_points_to_its_log():

@@ -37,6 +37,22 @@ def test_import_names_the_refs_and_counts(mountctl, git):
     assert [entry["message"] for entry in log] == ["first"]
 
 
+def test_what_is_not_imported_is_counted(mountctl, git, tmp_path):
+    git("notes", "add", "-m", "a note")
+    git("update-ref", "refs/remotes/origin/x", "main")
+    answer = mountctl.json("git", "import", git.path)
+    assert answer["other_refs"] == {"refs/notes": 1, "refs/remotes": 1}
+    result = mountctl("git", "import", git.path)
+    assert "left out: 1 in refs/notes, 1 in refs/remotes" in result.stderr
+    git.write("more", b"x")
+    git.commit("second")
+    git("clone", "-q", "--depth", "1", f"file://{git.path}", tmp_path / "shallow")
+    words = ("git", "import", tmp_path / "shallow", "--prefix", "s.")
+    assert mountctl.json(*words)["cut_commits"] == 1
+    empty = Git(tmp_path / "empty")
+    assert "there is nothing to import" in mountctl("git", "import", empty.path).stderr
+
+
 def test_what_a_session_changed_becomes_a_branch(mountctl, git, tmp_path):
     mountctl("git", "import", git.path)
     mountctl("session", "create", "work", "main")

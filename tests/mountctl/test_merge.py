@@ -117,6 +117,9 @@ def test_fast_forward_and_already_merged(mountctl, sides):
     answer = mountctl.json("merge", "ours", "base")
     assert (answer["outcome"], answer["snapshot"]) == ("already merged", ours)
     assert len(mountctl.json("snapshot", "list")) == 3
+    assert answer["warnings"] == []
+    (warning,) = mountctl.json("merge", "ours", "base", "-m", "lost")["warnings"]
+    assert "--message" in warning
     answer = mountctl.json("merge", "base", "ours", "--no-ff")
     assert (answer["outcome"], answer["bases"]) == ("merged", [base])
     assert mountctl.json("snapshot", "show", answer["snapshot"])["parents"] == [base, ours]
@@ -186,6 +189,23 @@ def test_a_patch_that_does_not_fit_makes_nothing(mountctl, first, patch):
     mountctl.fails(2, "apply", "/does/not/exist", "--on", "main")
     mountctl.fails(2, "apply", patch)
     assert mountctl.json("snapshot", "list") == before
+
+
+@pytest.mark.parametrize("text", ["", "<html>", "\x1b[1mdiff --git a/f b/f\x1b[m\n"])
+def test_what_is_no_patch_makes_nothing(mountctl, first, patch, text):
+    before = mountctl.json("snapshot", "list")
+    patch.write_text(text)
+    mountctl.fails(2, "apply", patch, "--on", "main", "--ref", "out")
+    assert mountctl.json("snapshot", "list") == before
+    assert [found["ref"] for found in mountctl.json("ref", "list")] == ["main"]
+
+
+def test_what_a_patch_does_not_hold_is_told(mountctl, first, patch):
+    patch.write_text("Only in b: x\n" + patch.read_text())
+    assert "not in the patch: Only in b: x" in mountctl("apply", patch, "--on", "main").stderr
+    assert mountctl.json("apply", patch, "--on", "main")["warnings"] == [
+        "not in the patch: Only in b: x"
+    ]
 
 
 def test_all_of_a_tree_goes_through_a_patch(mountctl, first, tree, tmp_path):

@@ -86,6 +86,8 @@ def test_where_a_mode_is_not_possible_it_says_so(mountctl, work):
     (mountctl.store / "costs").write_text(
         json.dumps({"mount": 0.0, "modes": costs, "machine": this_machine()})
     )
+    for command in ("pwd", "true"):  # overlay is for what was seen to rename no directory
+        mountctl("run", "work", "--mode", "lazy", "--", command)
     with (work / "data.bin").open("rb"):
         done = mountctl.run("run", "work", "--", "pwd")
         assert done.stdout == f"{work}\n"
@@ -453,6 +455,26 @@ def test_a_mode_that_proves_slow_is_left(mountctl, first):
     seconds = float(str(run("--mode", "lazy")["seconds"]))
     assert run("--mode", "full", slow=1 + 2 * seconds)["mode"] == "full"
     assert run()["mode"] == "lazy"
+
+
+def test_a_directory_of_the_base_is_renamed_in_every_mode_that_auto_takes(mountctl, work):
+    costs = {"overlay": {"start": 0.0}, "full": {"start": 9.0}, "lazy": {"start": 1.0}}
+    (mountctl.store / "costs").write_text(
+        json.dumps({"mount": 0.0, "modes": costs, "machine": this_machine()})
+    )
+    swap = [sys.executable, "-c", "import os; os.rename('src', 'x'); os.rename('x', 'src')"]
+    assert mountctl.run("run", "work", "--mode", "overlay", "--", *swap, code=1).stderr
+    for _ in range(3):  # the last two by what the first has shown
+        assert result(mountctl.run("run", "work", "--json", "--", *swap))["mode"] == "lazy"
+    for known, command in (("some", swap), ("unknown", ["false"])):
+        plan = json.loads(mountctl("run", "work", "--explain", "--json", "--", *command).stdout)
+        assert (plan["mode"], plan["moves"]) == ("lazy", known)
+        assert plan["estimates"][0]["mode"] == "overlay"
+        assert "leaves overlay out" in mountctl("run", "work", "--explain", "--", *command).stderr
+    taken = [result(mountctl.run("run", "work", "--json", "--", "true"))["mode"] for _ in range(2)]
+    assert taken == ["lazy", "overlay"]
+    failed = ["run", "work", "--json", "--", "false"]  # it may have failed before it renamed
+    assert [result(mountctl.run(*failed, code=1))["mode"] for _ in range(2)] == ["lazy", "lazy"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="hides a device")

@@ -61,6 +61,8 @@ def test_commit(mountctl, upper, first):
     assert result.stdout == made["snapshot"][:12] + "\n"
     assert "nothing has changed" in result.stderr
     assert mountctl.json("commit", "work")["changed"] is False
+    result = mountctl("commit", "work", "-m", "third")
+    assert "no snapshot was made, so --message went nowhere" in result.stderr
 
 
 def test_facts_are_kept_with_a_snapshot(mountctl, upper, tree):

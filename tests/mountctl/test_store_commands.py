@@ -55,6 +55,31 @@ def test_import_writes_the_id(mountctl, tree):
     assert mountctl.json("snapshot", "show", identifier)["snapshot"].startswith(identifier)
 
 
+def test_what_an_unchanged_tree_does_not_keep_is_said(mountctl, tree):
+    mountctl("import", tree)
+    words = ("import", tree, "-m", "again", "--meta", "a=b")
+    assert "no snapshot was made, so --message and --meta went nowhere" in mountctl(*words).stderr
+    (warning,) = mountctl.json(*words)["warnings"]
+    assert "--message" in warning
+    assert mountctl.json("import", tree)["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (("export", "main", "--tar", "-", "--image", "x"), "--image goes with --oci"),
+        (("diff", "main", "--copies", "--no-renames"), "exclude each other"),
+        (("checkout", "--list", "--outside-links"), "--outside-links is for"),
+        (("merge", "main", "main", "--diff3"), "--diff3 goes with --write-conflicts"),
+        (("run", "--history", "main", "--", "true"), "--history takes"),
+        (("run", "main", "--explain", "--commit", "--", "true"), "--explain runs nothing"),
+        (("git", "export", "out", "main", "-m", "x"), "none is named"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(mountctl, words, why):
+    assert why in mountctl.fails(2, *words)
+
+
 def test_import_under_json(mountctl, tree):
     made = mountctl.json("import", tree, "--ref", "main")
     assert made["changed"] is True
@@ -113,7 +138,8 @@ def test_checkout_makes_the_same_tree(mountctl, tree, first, tmp_path):
     (tmp_path / "empty").mkdir()
     made = mountctl.json("checkout", first[:6], tmp_path / "empty")
     assert made == {
-        "directory": f"{tmp_path}/empty", "entries": 7, "bytes": 51241, "tracked": True
+        "directory": f"{tmp_path}/empty", "entries": 7, "bytes": 51241, "tracked": True,
+        "set_id_dropped": 0,
     }  # fmt: skip
 
 
@@ -229,9 +255,9 @@ def test_verify_repairs(mountctl, tree, first, tmp_path):
             keys = list(reader.keys(Db.CHUNKS))
         wrong = [(key, b"\0wrong") for key in keys]
         repository.store.write(lambda writer: writer.put_many(Db.CHUNKS, wrong))
-    assert mountctl.json("verify", "--repair", code=1)["repaired"] == 0
+    assert mountctl.json("verify", "--repair", code=9)["repaired"] == 0
     (tmp_path / "empty").mkdir()
-    left = mountctl.json("verify", "--repair", "--from", tmp_path / "empty", code=1)
+    left = mountctl.json("verify", "--repair", "--from", tmp_path / "empty", code=9)
     assert left["damage"][0]["id"] in {key.hex() for key in keys}
     done = mountctl.json("verify", "--repair", "--from", tmp_path / "other")
     assert (done["ok"], done["repaired"], done["dropped"]) == (True, len(keys), 0)
@@ -245,10 +271,10 @@ def test_verify_names_damaged_paths(mountctl, first):
         with repository.store.read() as reader:
             key = max(reader.items(Db.CHUNKS), key=lambda item: len(item[1]))[0]
         repository.store.write(lambda writer: writer.put(Db.CHUNKS, key, b"\0wrong"))
-    result = mountctl("verify", code=1)
+    result = mountctl("verify", code=9)
     assert f"{first[:12]}  data.bin" in result.stdout
     assert "1 damaged" in result.stderr
-    report = mountctl.json("verify", code=1)
+    report = mountctl.json("verify", code=9)
     assert report["ok"] is False
     assert report["damage"][0]["where"] == first
     assert report["damage"][0]["path"] == "data.bin"
