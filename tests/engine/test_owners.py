@@ -306,21 +306,30 @@ def test_out_to_archives_and_directories_and_in_again(
 ):
     kept = repository.import_directory(str(source), owners=True).root
     archive = io.BytesIO()
-    repository.export_tar(kept, archive)
+    repository.export_tar(kept, archive, set_id=True)
     with tarfile.open(fileobj=io.BytesIO(archive.getvalue())) as opened:
         members = {each.name: each for each in opened}
     assert (members["srv/db/table"].uid, members["srv/db/table"].gid) == OTHER
     assert (members["srv/link"].uid, members["srv/link"].gid) == THIRD
     assert (members["srv"].uname, members["srv"].gname) == ("", "")
     archive.seek(0)
-    assert repository.import_tar(archive, owners=True).root == kept
+    assert repository.import_tar(archive, set_id=True, owners=True).root == kept
+    archive.seek(0)
+    asked = repository.import_tar(archive, owners=True)
+    assert asked.report.lost == {SET_ID: 1}  # an archive may name any owner
+    assert owners_of(repository, asked.root) == owners_of(repository, kept)
     archive.seek(0)
     plain = repository.import_tar(archive)
     assert set(owners_of(repository, plain.root).values()) == {None}
     assert plain.report.lost_owners == 3  # four of seven are one user's
-    repository.export_oci([], kept, str(tmp_path / "image"))
-    assert repository.import_oci(str(tmp_path / "image"), owners=True).root == kept
-    repository.check_out(kept, str(tmp_path / "out"))
+    repository.export_oci([], kept, str(tmp_path / "image"), set_id=True)
+    assert repository.import_oci(str(tmp_path / "image"), set_id=True, owners=True).root == kept
+    safe = repository.check_out(kept, str(tmp_path / "safe"))
+    assert safe.set_id_dropped == 1
+    assert stat.S_IMODE(os.lstat(tmp_path / "safe/srv/db/table").st_mode) == 0o750
+    assert repository.checkouts.status(str(tmp_path / "safe")) == []
+    assert repository.checkouts.commit(str(tmp_path / "safe")).root == kept
+    repository.check_out(kept, str(tmp_path / "out"), set_id=True)
     for path, owner in SOURCE.items():
         status = os.lstat(tmp_path / "out" / os.fsdecode(path))
         assert (status.st_uid, status.st_gid) == owner, path
@@ -345,7 +354,7 @@ def test_bundles_carry_owners_as_another_version(
     repository.create_bundle(bundle)
     assert BundleReader(io.BytesIO(bundle.getvalue())).manifest.version == 2
     with Repository.create(str(tmp_path / "other")) as other:
-        other.apply_bundle(io.BytesIO(bundle.getvalue()))
+        other.apply_bundle(io.BytesIO(bundle.getvalue()), set_id=True)
         there = other.snapshot(SnapshotId(kept.snapshot)).root
         assert owners_of(other, there) == owners_of(repository, kept.root)
         assert there.totals is not None
