@@ -38,6 +38,13 @@ FORGET_POLL, FORGET_SECONDS = 0.01, 0.25
 log = structlog.get_logger("control")
 
 
+SLOW_SECONDS = 5.0
+"""Of a request that took longer, the log tells."""
+STILL_SECONDS = 2.0
+"""Of a moment that long in which nothing was served, the log tells."""
+LEND_SECONDS = 5.0
+"""How long the kernel may take to give back the files of a session that is to be lent."""
+
 _CHANGING = {messages.Commit, messages.Fork, messages.Reset, messages.Remove, messages.Rename}
 """What changes names in the mount's own directories."""
 
@@ -50,6 +57,8 @@ class Control:
     ) -> None:
         self._vfs, self._operations, self._channel, self._facts = vfs, operations, channel, facts
         self._turn = trio.Lock()
+        self._doing: dict[int, tuple[str, float]] = {}
+        """What clients wait for, and since when: by any number."""
         self._sheds = 0
         vfs.texts["metrics"] = self._metrics
         self._handlers: dict[type, Callable[..., Awaitable[messages.AnyReply]]] = {
@@ -105,9 +114,18 @@ class Control:
                 await stream.aclose()
 
     async def _answer(self, line: bytes, lent: list[str]) -> messages.AnyReply:
+        began = trio.current_time()
         try:
             request = msgspec.json.decode(line, type=messages.AnyRequest)
-            reply = await self._handlers[type(request)](request)
+            if not isinstance(request, messages.GetStatus):
+                self._doing[id(request)] = (_words(request), began)
+            try:
+                reply = await self._handlers[type(request)](request)
+            finally:
+                what, _ = self._doing.pop(id(request), ("", 0))
+                took = trio.current_time() - began
+                if took > SLOW_SECONDS:
+                    log.warning("a request took long", what=what, seconds=round(took, 1))
             if isinstance(request, messages.Lend):
                 lent.append(request.session)
             if type(request) in _CHANGING:
@@ -120,7 +138,9 @@ class Control:
             return messages.Failed(type(error).__name__, str(error))
 
     async def _status(self, request: messages.GetStatus) -> messages.AnyReply:
-        return msgspec.structs.replace(self._facts, sessions=sorted(self._vfs.live))
+        now = trio.current_time()
+        doing = [messages.Doing(what, now - since) for what, since in self._doing.values()]
+        return msgspec.structs.replace(self._facts, sessions=sorted(self._vfs.live), doing=doing)
 
     async def _statistics(self, request: messages.GetStatistics) -> messages.AnyReply:
         return messages.Statistics(self._groups(), self._operations.timings)
@@ -227,8 +247,10 @@ class Control:
 
     async def _wait_until_forgotten(self, name: str) -> None:
         """Waits while the kernel, told to forget a session, gives its files back."""
-        before, waited = 0, 0.0
+        before, waited, until = 0, 0.0, trio.current_time() + LEND_SECONDS
         while (count := len(self._vfs.files_in_use(name))) and waited < FORGET_SECONDS:
+            if trio.current_time() > until:
+                return
             waited = 0.0 if count != before else waited + FORGET_POLL
             before = count
             await trio.sleep(FORGET_POLL)
@@ -249,7 +271,10 @@ class Control:
         store = self._vfs.repository.store
         last = store.transaction_id()
         while True:
-            await trio.sleep(seconds)
+            due = trio.current_time() + seconds
+            await trio.sleep_until(due)
+            if (late := trio.current_time() - due) > STILL_SECONDS:
+                log.warning("nothing was served", seconds=round(late, 1))
             if pressure.is_high():
                 await self._shed(messages.Shed())
             elif self._vfs.shrink():
@@ -281,6 +306,13 @@ class Control:
         await self._channel.unmount()
         self._channel.stop()
         return messages.Done()
+
+
+def _words(request: messages.AnyRequest) -> str:
+    """Returns what a request does, for people: `commit of @work`."""
+    name = type(request).__name__.removeprefix("Get").lower()
+    session = getattr(request, "session", None)
+    return name if session is None else f"{name} of @{session}"
 
 
 def listen(store_path: str) -> socket.socket:

@@ -23,6 +23,7 @@ from engine.repository import Repository
 from engine.storage.chunking import compiled
 from engine.storage.store import NotAStoreError
 from fsdriver.mountpoint import FILESYSTEM, is_dead, mounts
+from mountctl.access import ask_status
 from mountctl.failures import describe
 from mountctl.text import count, quoted, size
 
@@ -31,6 +32,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 DEVICE = "/dev/fuse"
 FUSE_CONFIGURATION = "/etc/fuse.conf"
 
+_ANSWER_SECONDS = 3.0
 _LITTLE_ROOM = 1 << 30
 _FEW_INODES = 10_000
 _FEW_FILES = 1024
@@ -56,6 +58,7 @@ def run_checks(store: str) -> Iterator[Check]:
     yield _allow_other(FUSE_CONFIGURATION)
     yield _open_files()
     yield _dead_mounts()
+    yield _daemon(store)
     yield _store(store)
     where = _existing(os.path.join(store, "sessions"))
     yield from _room(where)
@@ -197,6 +200,20 @@ def _dead_mounts() -> Check:
         "dead mounts", WARN, f"{count(len(dead), 'mount')} without a daemon: {named}",
         "remove it: `mountctl umount PATH`",
     )  # fmt: skip
+
+
+def _daemon(store: str) -> Check:
+    """Tells a daemon that does not answer from one that is busy."""
+    mount = ask_status(store, _ANSWER_SECONDS)
+    if mount is None:
+        return Check("mount", OK, "none of this store")
+    if isinstance(mount, EngineError):
+        return Check(
+            "mount", FAIL, str(mount),
+            "end it: `mountctl umount --force`; sessions keep what was written",
+        )  # fmt: skip
+    busy = "".join(f"; {doing.what}, for {doing.seconds:.0f} s" for doing in mount.doing)
+    return Check("mount", OK, f"served by process {mount.pid}{busy}")
 
 
 def _is_served(store: str) -> bool:
