@@ -9,7 +9,9 @@ import functools
 import os
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -36,6 +38,8 @@ FORGET_POLL, FORGET_SECONDS = 0.01, 0.25
 """How often it is looked what the kernel gives back, and how long after nothing came any more."""
 
 log = structlog.get_logger("control")
+
+T = TypeVar("T")
 
 
 SLOW_SECONDS = 5.0
@@ -191,12 +195,38 @@ class Control:
                 live.overlay.changed = None
                 storing.__exit__(None, None, None)
 
+    async def _change_over(self, work: Callable[[], T]) -> T:
+        """Does `work`, which ends in a write to the store, while nothing else is done here.
+
+        The turn to write is waited for in a thread: another process may have it for long, as an
+        import does, and the mount is served meanwhile.
+        """
+        store, token = self._vfs.repository.store, trio.lowlevel.current_trio_token()
+        still, done = threading.Event(), threading.Event()
+
+        def stand_still() -> None:
+            still.set()
+            done.wait()
+
+        def wait_and_work() -> T:
+            try:
+                with store.turn():
+                    token.run_sync_soon(stand_still)
+                    still.wait()
+                    return work()
+            finally:
+                done.set()
+
+        return await trio.to_thread.run_sync(wait_and_work)
+
     async def _commit(self, request: messages.Commit) -> messages.AnyReply:
         if request.ref is not None:
             check_name("ref", request.ref)
         async with self._frozen(request.session) as (live, freeze):
-            report = live.held.commit(
-                freeze, request.message, request.metadata, request.ref, live.overlay
+            report = await self._change_over(
+                lambda: live.held.commit(
+                    freeze, request.message, request.metadata, request.ref, live.overlay
+                )
             )
             await trio.to_thread.run_sync(live.held.clean)
         return messages.Committed(
@@ -206,7 +236,9 @@ class Control:
     async def _fork(self, request: messages.Fork) -> messages.AnyReply:
         check_name("session", request.name)
         async with self._frozen(request.session) as (live, freeze):
-            live.held.fork(freeze, request.name, live.overlay)
+            await self._change_over(
+                lambda: live.held.fork(freeze, request.name, live.overlay)
+            )  # fmt: skip
         return messages.Done()
 
     async def _freeze(self, request: messages.Freeze) -> messages.AnyReply:
@@ -219,19 +251,19 @@ class Control:
     async def _reset(self, request: messages.Reset) -> messages.AnyReply:
         async with self._turn:
             to = SnapshotId(bytes.fromhex(request.to)) if request.to is not None else None
-            self._vfs.reset(request.session, to)
+            await self._change_over(lambda: self._vfs.reset(request.session, to))
             await self._channel.forget_entry(SESSIONS, request.session.encode())
         return messages.Done()
 
     async def _remove(self, request: messages.Remove) -> messages.AnyReply:
         async with self._turn:
-            self._vfs.remove(request.session)
+            await self._change_over(lambda: self._vfs.remove(request.session))
             await self._channel.forget_entry(SESSIONS, request.session.encode())
         return messages.Done()
 
     async def _rename(self, request: messages.Rename) -> messages.AnyReply:
         async with self._turn:
-            self._vfs.rename(request.session, request.name)
+            await self._change_over(lambda: self._vfs.rename(request.session, request.name))
             await self._channel.forget_entry(SESSIONS, request.session.encode())
         return messages.Done()
 

@@ -31,7 +31,8 @@ from fsdriver.control import Control, listen
 from fsdriver.housekeeping import LOOK_SECONDS, Housekeeping, Schedule
 from fsdriver.launch import default_log
 from fsdriver.messages import Status
-from fsdriver.operations import Operations
+from fsdriver.mountpoint import in_memory
+from fsdriver.operations import COPY_IN_THREAD, Operations
 from fsdriver.own_directory import remove_own_directory
 from fsdriver.pressure import Pressure, sources
 from fsdriver.readahead import ReadAhead
@@ -145,6 +146,8 @@ def _mounted(
         listener = stack.enter_context(listen(store))
         stack.callback(_remove, where)
         operations = Operations(vfs)
+        if in_memory(store):
+            operations.copy_here = COPY_IN_THREAD
         # From here on a signal waits for its receiver, and one after that is ignored: either
         # would leave a dead mount.
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)

@@ -73,6 +73,13 @@ def _plain(field: str) -> str:
     return os.fsdecode(raw)
 
 
+def in_memory(path: str) -> bool:
+    """Tells whether a path is on a file system that waits for no disk."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return any(mount.device == number and mount.kind == "tmpfs" for mount in mounts())
+
+
 def our_mount(path: str) -> Mount | None:
     """Returns the AmalgamFS mount at exactly this path."""
     path = os.path.abspath(path)

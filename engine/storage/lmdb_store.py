@@ -17,8 +17,9 @@ import errno
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TypeVar
 
 import lmdb
@@ -57,6 +58,12 @@ OPEN_WAIT = 30.0
 
 CLOSE_WAIT = 10.0
 """Seconds that closing waits for views in other threads, longer than any that comes to an end."""
+
+_MOMENT = 0.25
+"""Seconds for which a compaction keeps readers here from beginning, and others from opening."""
+
+_PAUSE = 0.05
+"""Seconds in which they can, before it tries again."""
 
 _COPIES = 3
 _PARTS = {"db", "sessions", "locks", "log"}
@@ -296,16 +303,17 @@ class LmdbStore(Store):
         return self._env.begin(buffers=True)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Waits until no transaction is open here, and lets none begin meanwhile."""
+    def _alone(self, wait: float | None = None) -> Iterator[bool]:
+        """Waits until no transaction is open here, and lets none begin meanwhile.
+
+        Gives False, having kept nobody any longer, if one is open still after `wait` seconds.
+        """
         with self._gate:
             while self._growing:
                 self._gate.wait()
             self._growing = True
             try:
-                while self._readers:
-                    self._gate.wait()
-                yield
+                yield self._gate.wait_for(lambda: not self._readers, wait)
             finally:
                 self._growing = False
                 self._gate.notify_all()
@@ -315,16 +323,40 @@ class LmdbStore(Store):
         with self._alone():
             self._env.set_mapsize(map_bytes)
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        self._writer.acquire()
+        self._thread.turn = True
+        try:
+            try:
+                with _translated(self.path):
+                    self._thread.begun = self._env.begin(write=True, buffers=True)
+            except lmdb.MapResizedError:
+                pass  # the first write sees to it
+            yield
+        finally:
+            self.give_turn()
+
+    def give_turn(self) -> None:
+        if getattr(self._thread, "turn", False):
+            begun, self._thread.begun = getattr(self._thread, "begun", None), None
+            if begun is not None:
+                begun.abort()
+            self._thread.turn = False
+            self._writer.release()
+
+    def _begin_writing(self) -> "lmdb.Transaction[memoryview]":
+        """Begins a transaction, or gives the one that this thread's `turn` has begun."""
+        begun, self._thread.begun = getattr(self._thread, "begun", None), None
+        return self._env.begin(write=True, buffers=True) if begun is None else begun
+
     def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
         if getattr(self._thread, "reads", 0):
             raise RuntimeError("a write inside a read could wait for itself when the map grows")
-        with self._writer:
+        with nullcontext() if getattr(self._thread, "turn", False) else self._writer:
             while True:
                 try:
-                    with (
-                        _translated(self.path),
-                        self._env.begin(write=True, buffers=True) as txn,
-                    ):
+                    with _translated(self.path), self._begin_writing() as txn:
                         return change(_LmdbTransaction(txn, self._dbs))
                 except lmdb.MapFullError:
                     self._resize(2 * self._env.info()["map_size"])
@@ -410,27 +442,48 @@ class LmdbStore(Store):
             raise
 
     def _take_over(self, home: str, copied: int, wait: float) -> bool:
-        """Puts a copy of transaction `copied` in place; False if there has been another."""
-        if not self._lease.upgrade(wait):
-            who = ", ".join(f"process {pid} ({_name_of(pid)})" for pid in
-                            sharers(self.path, "store")) or "another process"  # fmt: skip
-            raise CompactionRefusedError(self.path, f"{who} has it open")
-        # The old file's room is given back when this is closed, which takes long if it is large.
-        old = os.open(self._data, os.O_RDONLY | os.O_CLOEXEC)
+        """Puts a copy of transaction `copied` in place; False if there has been another.
+
+        Who wants to open or read the store waits meanwhile: so whoever has it open or reads is
+        waited for with that door shut for a moment only, again and again, up to `wait` seconds.
+        """
+        until = time.monotonic() + wait
+        while True:
+            if not self._lease.upgrade(max(0.0, until - time.monotonic())):
+                who = ", ".join(f"process {pid} ({_name_of(pid)})" for pid in
+                                sharers(self.path, "store")) or "another process"  # fmt: skip
+                raise CompactionRefusedError(self.path, f"{who} has it open")
+            # The old file's room is given back when it is closed, which takes long if it is large.
+            old = os.open(self._data, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                done = self._put_in_place(os.path.join(home, "data.mdb"), copied)
+            finally:
+                self._lease.downgrade()
+                os.close(old)
+            if done is not None:
+                return done
+            if time.monotonic() >= until:
+                raise CompactionRefusedError(self.path, "this process reads it all the time")
+            time.sleep(_PAUSE)
+
+    def _put_in_place(self, new: str, copied: int) -> bool | None:
+        """Does so, and returns True; False if the copy is old, None if somebody here was busy."""
+        if not self._writer.acquire(timeout=_MOMENT):
+            return None
         try:
-            with self._writer:
-                if not self._exchange(os.path.join(home, "data.mdb"), copied):
-                    return False
+            done = self._exchange(new, copied)
+            if done:
                 # Readers go on; but nothing may be committed to the new file before its name
                 # is durable, for the old one would come back after a power cut.
                 _sync_directory(os.path.dirname(self._data))
-            return True
+            return done
         finally:
-            self._lease.downgrade()
-            os.close(old)
+            self._writer.release()
 
-    def _exchange(self, new: str, copied: int) -> bool:
-        with self._alone():
+    def _exchange(self, new: str, copied: int) -> bool | None:
+        with self._alone(_MOMENT) as alone:
+            if not alone:
+                return None
             info = self._env.info()
             if info["last_txnid"] != copied:
                 return False
