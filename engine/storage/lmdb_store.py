@@ -181,7 +181,7 @@ class LmdbStore(Store):
             _reserve_lock(os.path.join(directory, "lock.mdb"))
             self._lease = acquire(path, "store", shared=True, wait=OPEN_WAIT)
             try:
-                self._open(max(map_bytes, 2 * size), create)
+                self._open(max(map_bytes, 2 * size), create, readonly=not create)
                 with _translated(path):
                     self._check_format(create)
                     self._env.reader_check()
@@ -199,7 +199,13 @@ class LmdbStore(Store):
         except lmdb.NotFoundError as error:
             raise NotAStoreError(path) from error
 
-    def _open(self, map_bytes: int, create: bool) -> None:
+    def _open(self, map_bytes: int, create: bool, *, readonly: bool) -> None:
+        """Opens LMDB's environment.
+
+        With `readonly` nobody who writes is waited for, as the library's `open_db` does otherwise:
+        it takes the writer's lock. The first write opens it anew.
+        """
+        self._readonly = readonly
         with _translated(self.path):
             self._env = lmdb.Environment(
                 os.path.join(self.path, "db"),
@@ -208,6 +214,7 @@ class LmdbStore(Store):
                 max_readers=LOCK_BYTES // 64 - 2,
                 mode=0o600,
                 create=create,
+                readonly=readonly,
                 readahead=False,
                 lib_version=LIBRARY,
             )
@@ -256,6 +263,16 @@ class LmdbStore(Store):
         for db in Db:
             self._env.open_db(db.value.encode(), txn=txn._txn, create=True)
         txn.put(Db.META, b"format", str(FORMAT).encode())
+
+    def _make_writable(self) -> None:
+        """Opens the environment anew to write; waits for whoever is writing."""
+        with self._writer, self._alone():
+            if self._readonly:
+                info, opened = self._env.info(), len(self._dbs)
+                self._env.close()
+                self._open(info["map_size"], False, readonly=False)
+                if opened > 1:  # else it is of an older format, and lacks some
+                    self._open_databases()
 
     def read(self) -> _View:
         return _View(self)
@@ -325,6 +342,8 @@ class LmdbStore(Store):
 
     @contextmanager
     def turn(self) -> Iterator[None]:
+        if self._readonly:
+            self._make_writable()
         self._writer.acquire()
         self._thread.turn = True
         try:
@@ -353,6 +372,8 @@ class LmdbStore(Store):
     def write(self, change: Callable[[_LmdbTransaction], T]) -> T:
         if getattr(self._thread, "reads", 0):
             raise RuntimeError("a write inside a read could wait for itself when the map grows")
+        if self._readonly:
+            self._make_writable()
         with nullcontext() if getattr(self._thread, "turn", False) else self._writer:
             while True:
                 try:
@@ -491,7 +512,7 @@ class LmdbStore(Store):
             try:
                 os.rename(new, self._data)
             finally:
-                self._open(info["map_size"], False)
+                self._open(info["map_size"], False, readonly=self._readonly)
                 self._open_databases()
             return True
 
