@@ -57,9 +57,10 @@ def main(argv: list[str]) -> int:
         with _mounted(options) as (vfs, channel, control, listener, serving):
 
             def ready() -> None:
-                serving()
                 log.info("mounted", mountpoint=options.mountpoint, store=options.store)
-                if not _tell(options.ready_fd, {"pid": os.getpid()}):
+                if _tell(options.ready_fd, {"pid": os.getpid()}):
+                    serving()
+                else:
                     log.info("ending", reason="whoever started it is gone")
                     channel.stop()
 

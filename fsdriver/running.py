@@ -130,7 +130,9 @@ def find_place(store: str) -> Place | None:
             with client:
                 reply = client.ask(messages.GetStatus())
             assert isinstance(reply, messages.Status)
-            return Place(reply.mountpoint, f"{reply.pid}-{reply.started_ns}")
+            if not is_starting(store) or time.monotonic() > until:
+                return Place(reply.mountpoint, f"{reply.pid}-{reply.started_ns}")
+            time.sleep(0.02)  # it may end yet: whoever started it may be gone
         except DaemonLostError as error:
             stopped = state_of(error.pid) in {"T", "Z"}
             if stopped or not is_starting(store) or time.monotonic() > until:

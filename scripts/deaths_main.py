@@ -293,6 +293,8 @@ def main() -> int:
     parser.add_argument("--role", choices=["client", "daemon", "guard", "supervisor"])
     parser.add_argument("--signal", choices=[n.name.removeprefix("SIG") for n in SIGNALS])
     options = parser.parse_args()
+    # A shell's background jobs ignore it, and so would all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     failed = 0
     for cell in cells():
         if options.stage not in {None, cell.stage} or options.role not in {None, cell.role}:
