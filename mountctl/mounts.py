@@ -144,13 +144,13 @@ def end(store: str, mountpoint: str | None, output: Output, *, force: bool = Fal
         if not ended and not cleared:
             raise NotMountedError(f"the store at {store!r}")
         return ended or cleared[0]
+    find_alive(store)  # one that serves says so at once, and has time for the rest then
     client = find_daemon(store, END_SECONDS)
     if client is None:
         cleared = tidy(store, output)
         if cleared:
             return path if path in cleared else cleared[0]
         raise NotMountedError(f"the store at {store!r}")
-    find_alive(store)  # which it says at once, and has time for the rest then
     with client:
         try:
             client.ask(Shutdown())

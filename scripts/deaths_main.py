@@ -95,7 +95,7 @@ class Life:
         return sorted(found)
 
     def daemon(self) -> int:
-        return until(lambda: next(iter(self.processes("fsdriver.daemon")), 0))
+        return self.of("daemon", None)
 
     def of(self, role: str, client: subprocess.Popen[bytes] | None) -> int:
         """Returns the process that has a role."""
@@ -244,9 +244,8 @@ def cells() -> list[Cell]:
 def die(life: Life, cell: Cell) -> None:
     """Brings a life to a stage and sends the signal; returns once its hold is gone."""
     hold, _ = STAGES[cell.stage]
-    with hold(life) as client:
-        with contextlib.suppress(ProcessLookupError, TimeoutError):
-            os.kill(life.of(cell.role, client), cell.number)
+    with hold(life) as client, contextlib.suppress(ProcessLookupError, TimeoutError):
+        os.kill(life.of(cell.role, client), cell.number)
     if client is not None and cell.role == "client":
         client.wait(PATIENCE)
 
