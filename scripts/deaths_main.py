@@ -24,7 +24,7 @@ from typing import NamedTuple, TypeVar
 
 from engine.host.leases import is_held, sharers
 from engine.repository import Repository
-from fsdriver.mountpoint import mounts_of, unmount
+from fsdriver.mountpoint import UnmountError, mounts_of, unmount
 
 T = TypeVar("T")
 
@@ -56,6 +56,7 @@ class Life:
         (home / "tree").mkdir()
         (home / "tree" / "file").write_bytes(b"text\n")
         self._mark = f"AMALGAMFS_DEATHS={home}"
+        self._clients: list[subprocess.Popen[bytes]] = []
         self.environment = {
             "PATH": os.environ["PATH"], "HOME": str(home), "TMPDIR": str(home),
             "AMALGAMFS_STORE": str(self.store), "AMALGAMFS_DEATHS": str(home),
@@ -68,11 +69,13 @@ class Life:
 
     def start(self, *words: str | Path) -> subprocess.Popen[bytes]:
         """Starts a command of `mountctl` in a session of its own."""
-        return subprocess.Popen(
+        client = subprocess.Popen(
             [sys.executable, "-P", "-m", "mountctl", *map(str, words)], env=self.environment,
             cwd=self.home, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
+        self._clients.append(client)
+        return client
 
     def run(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
         """Runs one to its end, which comes in time."""
@@ -109,8 +112,11 @@ class Life:
         for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        for client in self._clients:
+            client.kill()
+            client.wait(PATIENCE)
         for mount in reversed(mounts_of(str(self.store))):
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(UnmountError):
                 unmount(mount.path, lazy=True)
 
 
@@ -172,7 +178,7 @@ def lending(life: Life) -> Iterator[subprocess.Popen[bytes] | None]:
     assert life.run("mount", life.path).returncode == 0
     script = f"echo x > {life.home}/begun; exec sleep 100"
     client = life.start("run", "w", "--mode", "full", "--", "sh", "-c", script)
-    until(lambda: (life.home / "begun").exists())
+    until((life.home / "begun").exists)
     yield client
 
 

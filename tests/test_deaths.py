@@ -12,17 +12,13 @@ pytestmark = pytest.mark.fuse
 
 CELLS = [
     Cell("starting", "client", signal.SIGKILL),
-    Cell("starting", "daemon", signal.SIGINT),
     Cell("mounting", "client", signal.SIGTERM),
     Cell("mounting", "daemon", signal.SIGTERM),
     Cell("mounting", "daemon", signal.SIGKILL),
     Cell("running", "client", signal.SIGKILL),
     Cell("running", "supervisor", signal.SIGKILL),
-    Cell("running", "daemon", signal.SIGHUP),
     Cell("lending", "daemon", signal.SIGKILL),
-    Cell("compacting", "daemon", signal.SIGTERM),
     Cell("ending", "daemon", signal.SIGKILL),
-    Cell("ending", "client", signal.SIGINT),
 ]
 BUSY = 30.0
 """Seconds in which the next command is to answer, on the busiest machine."""
