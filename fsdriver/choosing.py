@@ -242,6 +242,10 @@ class Attempt:
         finally:
             self._after = self._counts()
             self._stack.close()
+            if self._run is not None and self._place is not None and self._place.late:
+                self._run.warnings += (
+                    "the mount of this run does not end: `mountctl umount --force` ends it",
+                )
             self.seconds = (time.monotonic_ns() - self._began) / 1e9
 
     # What it took and did.
