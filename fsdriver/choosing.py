@@ -17,7 +17,7 @@ from itertools import islice
 
 import msgspec
 
-from engine.errors import EngineError
+from engine.errors import EngineError, NotFoundError
 from engine.ids import SnapshotId
 from engine.progress import Progress
 from engine.repository import Repository
@@ -266,7 +266,10 @@ class Attempt:
         except DaemonLostError:
             return {}
         assert isinstance(reply, messages.Statistics)
-        uid = self._repository.sessions.get(self._session).uid
+        try:
+            uid = self._repository.sessions.get(self._session).uid
+        except NotFoundError:
+            return {}  # it was removed meanwhile: nothing is kept of the run
         return {
             **reply.groups["messages"],
             _GIVEN: reply.groups["ahead"].get("given", 0),

@@ -244,6 +244,8 @@ class LmdbStore(Store, OfOneProcess):
                     self._env.reader_check()
                 self._reserve.keep()
             except BaseException:
+                if "_env" in vars(self):  # else the store could not be opened here again
+                    self._env.close()
                 self._lease.release()
                 raise
         except (FileNotFoundError, NotADirectoryError) as error:
