@@ -21,9 +21,10 @@ def keep_apart(mountpoint: str) -> None:
     os.chdir("/")
     sys.path[:] = _outside(mountpoint, sys.path)
     for name in _PATHS:
-        if name in os.environ:
-            paths = _outside(mountpoint, os.environ[name].split(os.pathsep))
-            os.environ[name] = os.pathsep.join(paths)
+        inherited = os.environ.get(name)  # noqa: TID251 - by the processes that this one starts
+        if inherited is not None:
+            paths = os.pathsep.join(_outside(mountpoint, inherited.split(os.pathsep)))
+            os.environ[name] = paths  # noqa: TID251 - likewise
 
 
 def _outside(mountpoint: str, paths: Iterable[str]) -> list[str]:

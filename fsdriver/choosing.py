@@ -17,7 +17,7 @@ from itertools import islice
 
 import msgspec
 
-from engine.errors import EngineError
+from engine.errors import EngineError, NotFoundError
 from engine.ids import SnapshotId
 from engine.progress import Progress
 from engine.repository import Repository
@@ -242,6 +242,10 @@ class Attempt:
         finally:
             self._after = self._counts()
             self._stack.close()
+            if self._run is not None and self._place is not None and self._place.late:
+                self._run.warnings += (
+                    "the mount of this run does not end: `mountctl umount --force` ends it",
+                )
             self.seconds = (time.monotonic_ns() - self._began) / 1e9
 
     # What it took and did.
@@ -262,7 +266,10 @@ class Attempt:
         except DaemonLostError:
             return {}
         assert isinstance(reply, messages.Statistics)
-        uid = self._repository.sessions.get(self._session).uid
+        try:
+            uid = self._repository.sessions.get(self._session).uid
+        except NotFoundError:
+            return {}  # it was removed meanwhile: nothing is kept of the run
         return {
             **reply.groups["messages"],
             _GIVEN: reply.groups["ahead"].get("given", 0),

@@ -9,7 +9,9 @@ import functools
 import os
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -38,6 +40,15 @@ FORGET_POLL, FORGET_SECONDS = 0.01, 0.25
 
 log = structlog.get_logger("control")
 
+T = TypeVar("T")
+
+
+SLOW_SECONDS = 5.0
+"""Of a request that took longer, the log tells."""
+STILL_SECONDS = 2.0
+"""Of a moment that long in which nothing was served, the log tells."""
+LEND_SECONDS = 5.0
+"""How long the kernel may take to give back the files of a session that is to be lent."""
 
 _CHANGING = {messages.Commit, messages.Fork, messages.Reset, messages.Remove, messages.Rename}
 """What changes names in the mount's own directories."""
@@ -51,6 +62,8 @@ class Control:
     ) -> None:
         self._vfs, self._operations, self._channel, self._facts = vfs, operations, channel, facts
         self._turn = trio.Lock()
+        self._doing: dict[int, tuple[str, float]] = {}
+        """What clients wait for, and since when: by any number."""
         self._sheds = 0
         vfs.texts["metrics"] = self._metrics
         self._handlers: dict[type, Callable[..., Awaitable[messages.AnyReply]]] = {
@@ -106,9 +119,18 @@ class Control:
                 await stream.aclose()
 
     async def _answer(self, line: bytes, lent: list[str]) -> messages.AnyReply:
+        began = trio.current_time()
         try:
             request = msgspec.json.decode(line, type=messages.AnyRequest)
-            reply = await self._handlers[type(request)](request)
+            if not isinstance(request, messages.GetStatus):
+                self._doing[id(request)] = (_words(request), began)
+            try:
+                reply = await self._handlers[type(request)](request)
+            finally:
+                what, _ = self._doing.pop(id(request), ("", 0))
+                took = trio.current_time() - began
+                if took > SLOW_SECONDS:
+                    log.warning("a request took long", what=what, seconds=round(took, 1))
             if isinstance(request, messages.Lend):
                 lent.append(request.session)
             if type(request) in _CHANGING:
@@ -121,7 +143,9 @@ class Control:
             return messages.Failed(type(error).__name__, str(error))
 
     async def _status(self, request: messages.GetStatus) -> messages.AnyReply:
-        return msgspec.structs.replace(self._facts, sessions=sorted(self._vfs.live))
+        now = trio.current_time()
+        doing = [messages.Doing(what, now - since) for what, since in self._doing.values()]
+        return msgspec.structs.replace(self._facts, sessions=sorted(self._vfs.live), doing=doing)
 
     async def _statistics(self, request: messages.GetStatistics) -> messages.AnyReply:
         groups = {**self._groups(), "moved": self._vfs.moved()}
@@ -174,12 +198,38 @@ class Control:
                 live.overlay.changed = None
                 storing.__exit__(None, None, None)
 
+    async def _change_over(self, work: Callable[[], T]) -> T:
+        """Does `work`, which ends in a write to the store, while nothing else is done here.
+
+        The turn to write is waited for in a thread: another process may have it for long, as an
+        import does, and the mount is served meanwhile.
+        """
+        store, token = self._vfs.repository.store, trio.lowlevel.current_trio_token()
+        still, done = threading.Event(), threading.Event()
+
+        def stand_still() -> None:
+            still.set()
+            done.wait()
+
+        def wait_and_work() -> T:
+            try:
+                with store.turn():
+                    token.run_sync_soon(stand_still)
+                    still.wait()
+                    return work()
+            finally:
+                done.set()
+
+        return await trio.to_thread.run_sync(wait_and_work)
+
     async def _commit(self, request: messages.Commit) -> messages.AnyReply:
         if request.ref is not None:
             check_name("ref", request.ref)
         async with self._frozen(request.session) as (live, freeze):
-            report = live.held.commit(
-                freeze, request.message, request.metadata, request.ref, live.overlay
+            report = await self._change_over(
+                lambda: live.held.commit(
+                    freeze, request.message, request.metadata, request.ref, live.overlay
+                )
             )
             await trio.to_thread.run_sync(live.held.clean)
         return messages.Committed(
@@ -194,7 +244,9 @@ class Control:
     async def _fork(self, request: messages.Fork) -> messages.AnyReply:
         check_name("session", request.name)
         async with self._frozen(request.session) as (live, freeze):
-            live.held.fork(freeze, request.name, live.overlay)
+            await self._change_over(
+                lambda: live.held.fork(freeze, request.name, live.overlay)
+            )  # fmt: skip
         return messages.Done()
 
     async def _freeze(self, request: messages.Freeze) -> messages.AnyReply:
@@ -210,19 +262,23 @@ class Control:
             to = SnapshotId(bytes.fromhex(request.to))
         if request.paths:
             async with self._frozen(name) as (_, freeze):
-                self._vfs.restore(name, freeze, request.paths)
+                await self._change_over(lambda: self._vfs.restore(name, freeze, request.paths))
                 await self._channel.forget_entry(SESSIONS, name.encode())
             return messages.Done()
-        async with self._thrown_away(name, request.force):
-            self._vfs.reset(name, to, factory=request.factory)
-            await self._channel.forget_entry(SESSIONS, name.encode())
+        await self._throw_away(
+            name, request.force, lambda: self._vfs.reset(name, to, factory=request.factory)
+        )
         return messages.Done()
 
-    @contextlib.asynccontextmanager
-    async def _thrown_away(self, name: str, force: bool) -> AsyncIterator[None]:
-        """Gives the turn to throw a session away; raises UncommittedChangesError unless `force`.
+    async def _remove(self, request: messages.Remove) -> messages.AnyReply:
+        name = request.session
+        await self._throw_away(name, request.force, lambda: self._vfs.remove(name))
+        return messages.Done()
 
-        Whoever is given it goes on without waiting: no program writes between the look and that.
+    async def _throw_away(self, name: str, force: bool, work: Callable[[], object]) -> None:
+        """Does what throws changes away; unless `force`, only if there are none.
+
+        No program writes between the look and the work. Raises UncommittedChangesError.
         """
         repository = self._vfs.repository
         if force:
@@ -230,28 +286,30 @@ class Control:
                 storing = repository.storing()
                 await trio.to_thread.run_sync(storing.__enter__)
                 try:
-                    yield
+                    await self._change_over(work)
                 finally:
                     storing.__exit__(None, None, None)
+                await self._channel.forget_entry(SESSIONS, name.encode())
             return
         async with self._frozen(name) as (live, freeze):
             base = await trio.to_thread.run_sync(repository.sessions.stands_on, live.held.session)
-            root = live.held.peek_root(freeze, live.overlay)
-            if root != base:
-                await trio.to_thread.run_sync(repository.store.write, freeze.save)
-                refuse = functools.partial(refuse_changes, repository.objects, name, base, root)
-                await trio.to_thread.run_sync(refuse)
-            yield
+            refuse = functools.partial(refuse_changes, repository.objects, name, base)
+            if (ahead := freeze.ahead()) is not None:
+                await trio.to_thread.run_sync(refuse, ahead.plain)
 
-    async def _remove(self, request: messages.Remove) -> messages.AnyReply:
-        async with self._thrown_away(request.session, request.force):
-            self._vfs.remove(request.session)
-            await self._channel.forget_entry(SESSIONS, request.session.encode())
-        return messages.Done()
+            def look_and_work() -> None:
+                root = live.held.peek_root(freeze, live.overlay)
+                if root != base:  # as where only the times of directories differ
+                    repository.store.write(freeze.save)
+                    refuse(root)
+                work()
+
+            await self._change_over(look_and_work)
+            await self._channel.forget_entry(SESSIONS, name.encode())
 
     async def _rename(self, request: messages.Rename) -> messages.AnyReply:
         async with self._turn:
-            self._vfs.rename(request.session, request.name)
+            await self._change_over(lambda: self._vfs.rename(request.session, request.name))
             await self._channel.forget_entry(SESSIONS, request.session.encode())
         return messages.Done()
 
@@ -267,8 +325,10 @@ class Control:
 
     async def _wait_until_forgotten(self, name: str) -> None:
         """Waits while the kernel, told to forget a session, gives its files back."""
-        before, waited = 0, 0.0
+        before, waited, until = 0, 0.0, trio.current_time() + LEND_SECONDS
         while (count := len(self._vfs.files_in_use(name))) and waited < FORGET_SECONDS:
+            if trio.current_time() > until:
+                return
             waited = 0.0 if count != before else waited + FORGET_POLL
             before = count
             await trio.sleep(FORGET_POLL)
@@ -294,7 +354,10 @@ class Control:
         store = self._vfs.repository.store
         last = store.transaction_id()
         while True:
-            await trio.sleep(seconds)
+            due = trio.current_time() + seconds
+            await trio.sleep_until(due)
+            if (late := trio.current_time() - due) > STILL_SECONDS:
+                log.warning("nothing was served", seconds=round(late, 1))
             check_log()
             if pressure.is_high():
                 await self._shed(messages.Shed())
@@ -327,6 +390,13 @@ class Control:
         await self._channel.unmount()
         self._channel.stop()
         return messages.Done()
+
+
+def _words(request: messages.AnyRequest) -> str:
+    """Returns what a request does, for people: `commit of @work`."""
+    name = type(request).__name__.removeprefix("Get").lower()
+    session = getattr(request, "session", None)
+    return name if session is None else f"{name} of @{session}"
 
 
 def listen(store_path: str) -> socket.socket:

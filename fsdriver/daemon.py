@@ -26,14 +26,15 @@ from engine.mounted.vfs import SNAPSHOTS, Vfs
 from engine.storage.nodes import Owner
 from fsdriver.apart import keep_apart
 from fsdriver.channel import Channel, Part
-from fsdriver.client import socket_path
+from fsdriver.client import STARTING, socket_path
 from fsdriver.control import Control, listen
 from fsdriver.device import Access
 from fsdriver.housekeeping import LOOK_SECONDS, Housekeeping, Schedule
 from fsdriver.launch import default_log
 from fsdriver.logs import Logging
 from fsdriver.messages import Status
-from fsdriver.operations import Operations
+from fsdriver.mountpoint import in_memory
+from fsdriver.operations import COPY_IN_THREAD, Operations
 from fsdriver.own_directory import remove_own_directory
 from fsdriver.pressure import Pressure, sources
 from fsdriver.ranges import Ranges
@@ -59,11 +60,13 @@ def main(argv: list[str]) -> int:
     _prepare_process(options.mountpoint)
     logging = Logging(options.log, options.store)
     try:
-        with _mounted(options) as (vfs, channel, control, listener):
+        with _mounted(options) as (vfs, channel, control, listener, serving):
 
             def ready() -> None:
                 log.info("mounted", mountpoint=options.mountpoint, store=options.store)
-                if not _tell(options.ready_fd, {"pid": os.getpid()}):
+                if _tell(options.ready_fd, {"pid": os.getpid()}):
+                    serving()
+                else:
                     log.info("ending", reason="whoever started it is gone")
                     channel.stop()
 
@@ -130,20 +133,27 @@ def _tell(fd: int, facts: dict[str, object]) -> bool:
 @contextlib.contextmanager
 def _mounted(
     options: argparse.Namespace,
-) -> Iterator[tuple[Vfs, Channel, Control, socket.socket]]:
-    """Holds the lease, the store, the socket and the mount, and lets go in reverse."""
+) -> Iterator[tuple[Vfs, Channel, Control, socket.socket, Callable[[], None]]]:
+    """Holds the lease, the store, the socket and the mount, and lets go in reverse.
+
+    The last of what it gives is to be called once the mount is served.
+    """
     store, mountpoint = options.store, options.mountpoint
     where = socket_path(store)
     with contextlib.ExitStack() as stack:
         repository = stack.enter_context(Repository.open(store, trusted=True))
+        with repository.store.turn():
+            pass  # whoever writes now is waited for here, not in the first commit
         lease = stack.enter_context(acquire(store, "mount", what=f"mounted on {mountpoint}"))
-        lease.describe(what=f"mounted on {mountpoint}", mountpoint=mountpoint, socket=where)
         facts = {"mountpoint": mountpoint, "socket": where}
+        lease.describe(what=f"being mounted on {mountpoint}", stage=STARTING, **facts)
         vfs = Vfs(repository, Owner(os.getuid(), os.getgid()), facts)
         stack.callback(vfs.close)
         listener = stack.enter_context(listen(store))
         stack.callback(_remove, where)
         operations = Operations(vfs)
+        if in_memory(store):
+            operations.copy_here = COPY_IN_THREAD
         # From here on a signal waits for its receiver, and one after that is ignored: either
         # would leave a dead mount.
         signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
@@ -168,7 +178,11 @@ def _mounted(
         status = Status(
             os.getpid(), store, mountpoint, options.log or default_log(store), time.time_ns(), []
         )  # fmt: skip
-        yield vfs, channel, Control(vfs, operations, channel, status), listener
+
+        def serving() -> None:
+            lease.describe(what=f"mounted on {mountpoint}", **facts)
+
+        yield vfs, channel, Control(vfs, operations, channel, status), listener, serving
 
 
 def _remove(path: str) -> None:

@@ -113,6 +113,8 @@ def main(argv: list[str]) -> int:
     signal.signal(_DEATH, lambda *_: None)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the daemon ends it
+    with contextlib.suppress(OSError):  # whom it frees wait for it, and may be in more of a hurry
+        os.setpriority(os.PRIO_PROCESS, 0, min(0, os.getpriority(os.PRIO_PROCESS, 0)))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, _DEATH)
     if os.getppid() != daemon:
         return 0

@@ -27,6 +27,8 @@ START_SECONDS = 120.0
 """A disk that others keep busy has kept one waiting for 30 seconds."""
 END_SECONDS = 30.0
 """How long a daemon that has not started may take to end; killed, it may leave a dead mount."""
+KILLED_SECONDS = 5.0
+"""How long a killed one is waited for."""
 
 
 class LaunchError(EngineError):
@@ -144,7 +146,10 @@ def launch(
         daemon.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
         daemon.kill()
-        daemon.wait()
+        try:
+            daemon.wait(KILLED_SECONDS)
+        except subprocess.TimeoutExpired:
+            daemon.returncode = -signal.SIGKILL  # it waits in the kernel; its lease tells
     where = f"none ({no_log})" if no_log else log
     raise LaunchError(str(answer.get("kind", "")), str(answer["message"]), where)
 

@@ -17,7 +17,7 @@ class Request(msgspec.Struct, tag_field="type", frozen=True):
 
 
 class GetStatus(Request, frozen=True, tag=True):
-    """Asks what is mounted where; answered by Status."""
+    """Asks what is mounted where, and whether it is served; answered by Status at once."""
 
 
 class GetStatistics(Request, frozen=True, tag=True):
@@ -109,8 +109,18 @@ class Done(Reply, frozen=True, tag=True):
     """It is done, and durable."""
 
 
+class Doing(msgspec.Struct, frozen=True):
+    """A request that is under way: what it does, for how many seconds."""
+
+    what: str
+    seconds: float
+
+
 class Status(Reply, frozen=True, tag=True):
-    """Where and how the mount runs. `sessions` are those that it holds."""
+    """Where and how the mount runs. `sessions` are those that it holds.
+
+    `doing` is what it is busy with: these requests are carried out one after the other.
+    """
 
     pid: int
     store: str
@@ -118,6 +128,7 @@ class Status(Reply, frozen=True, tag=True):
     log: str
     started_ns: int
     sessions: list[str]
+    doing: list[Doing] = []
 
 
 class Statistics(Reply, frozen=True, tag=True):

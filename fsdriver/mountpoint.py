@@ -4,6 +4,7 @@ Light: used by the command line too. A mount whose daemon died answers ENOTCONN 
 endpoint is not connected"); such a one of ours is unmounted when its place is wanted again.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -12,6 +13,7 @@ import shutil
 from typing import NamedTuple
 
 from engine.errors import EngineError
+from engine.host.leases import LeaseHeldError, share_unseen
 from fsdriver.errand import PATIENCE, Errand, call
 
 FILESYSTEM = "fuse.amalgamfs"
@@ -49,11 +51,15 @@ class UnmountRefusedError(UnmountError):
 
 
 class Mount(NamedTuple):
-    """One line of /proc/self/mountinfo. `source` of ours is the store's path."""
+    """One line of /proc/self/mountinfo. `source` of ours is the store's path.
+
+    `device` is its number, as in `0:40`.
+    """
 
     path: str
     kind: str
     source: str
+    device: str = ""
 
 
 def mounts() -> list[Mount]:
@@ -63,7 +69,8 @@ def mounts() -> list[Mount]:
         for line in lines:
             before, _, after = line.partition(" - ")
             kind, source = after.split()[:2]
-            found.append(Mount(_plain(before.split()[4]), kind, _plain(source)))
+            fields = before.split()
+            found.append(Mount(_plain(fields[4]), kind, _plain(source), fields[2]))
     return found
 
 
@@ -73,6 +80,13 @@ def _plain(field: str) -> str:
     for code in (b"040", b"011", b"012", b"043", b"134"):
         raw = raw.replace(b"\\" + code, bytes([int(code, 8)]))
     return os.fsdecode(raw)
+
+
+def in_memory(path: str) -> bool:
+    """Tells whether a path is on a file system that waits for no disk."""
+    device = os.stat(path).st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    return any(mount.device == number and mount.kind == "tmpfs" for mount in mounts())
 
 
 def our_mount(path: str) -> Mount | None:
@@ -97,6 +111,33 @@ def is_dead(path: str) -> bool:
         return errand.wait(ANSWER_SECONDS) and errand.done()[0] in {
             errno.ENOTCONN, errno.ECONNABORTED,
         }  # fmt: skip
+
+
+def mounts_of(store_path: str) -> list[Mount]:
+    """Returns the mounts of a store, parts and all, the latest last; asks none of them anything."""
+    names = {os.path.abspath(store_path), os.path.realpath(store_path)}
+    return [
+        mount for mount in mounts() if mount.kind in {FILESYSTEM, PART} and mount.source in names
+    ]
+
+
+def clear_dead(store_path: str) -> list[str]:
+    """Unmounts what killed daemons of a store have left; returns where that was.
+
+    A mount of a store that nobody serves is dead: the lease tells, and is held meanwhile, so that
+    no daemon begins. What another user has mounted stays.
+    """
+    cleared = []
+    try:
+        with share_unseen(store_path, "mount"):
+            for mount in reversed(mounts_of(store_path)):
+                if mount.kind == FILESYSTEM:
+                    with contextlib.suppress(UnmountError):
+                        unmount(mount.path, lazy=True)
+                        cleared.append(mount.path)
+    except (LeaseHeldError, FileNotFoundError):
+        pass  # somebody serves it, or nobody ever has
+    return cleared
 
 
 def check(path: str, store_path: str) -> str:

@@ -35,6 +35,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 COPY_IN_THREAD = 1 << 20
+"""From how many bytes on a file is copied up in a thread where no disk is waited for."""
 """A file of more bytes than this is copied up in a thread, while others are served."""
 
 OURS = frozenset({errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
@@ -44,6 +45,9 @@ NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _DOTS = (b".", b"..")
 """What every listing begins with. The kernel takes the names, and counts no reference."""
+
+SLOW_NS = 5_000_000_000
+"""Of an answer that took longer, the log tells."""
 
 log = structlog.get_logger("fsdriver")
 
@@ -81,7 +85,10 @@ def _answered(
         finally:
             if seat is not None:
                 seat.end(device)
-            self.timings[name].add(perf_counter_ns() - began)
+            took = perf_counter_ns() - began
+            self.timings[name].add(took)
+            if took > SLOW_NS:
+                log.warning("an answer took long", operation=name, seconds=round(took / 1e9, 1))
 
     name = handler.__name__
     return answer
@@ -120,6 +127,8 @@ class Operations(pyfuse3.Operations):
         self.vfs = vfs
         self.timings: defaultdict[str, Timing] = defaultdict(Timing)
         self._staging: dict[int, trio.Event] = {}
+        self.copy_here = 0
+        """How large a file is copied up here, at most: a disk can keep its copy for minutes."""
         self.abilities = Abilities()
         self.writes = Writes()
         self.ahead: ReadAhead | None = None
@@ -128,8 +137,8 @@ class Operations(pyfuse3.Operations):
         """Tells the kernel that it has old attributes."""
 
     async def stage(self, inode: Inode, changes: Changes | None = None) -> None:
-        """Copies a large file up in a thread before it is changed; others wait for that."""
-        while inode.to_copy(changes) > COPY_IN_THREAD:
+        """Copies a file up in a thread before it is changed; others who change it wait for that."""
+        while inode.to_copy(changes) > self.copy_here:
             running = self._staging.get(inode.ino)
             if running is not None:
                 await running.wait()

@@ -1,7 +1,8 @@
 """A directory where a store's trees are shown while nobody has it mounted.
 
 The same for a store and a user whenever that is possible: a build may have written down where
-it was. Several runs may use it at once, each with a mount of its own there that only it sees.
+it was. What killed daemons have left mounted, there or elsewhere, is unmounted first.
+Several runs may use it at once, each with a mount of its own there that only it sees.
 Removing it would end those (since Linux 3.18), so whoever uses it shares a lock on it, and only
 who has that alone removes it.
 """
@@ -13,7 +14,9 @@ import stat
 import tempfile
 
 from engine.ids import digest
+from fsdriver.mountpoint import clear_dead, mounts
 
+_PREFIX = "amalgamfs-"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -41,23 +44,43 @@ class OwnDirectory:
 def take_own_directory(store: str) -> OwnDirectory:
     """Makes the directory for a store, or another one should that be somebody's. Raises OSError."""
     name = digest(os.fsencode(os.path.realpath(store)))[:6].hex()
-    path = os.path.join(tempfile.gettempdir(), f"amalgamfs-{os.geteuid()}-{name}")
-    with contextlib.suppress(OSError):  # a dead mount, say
+    path = os.path.join(tempfile.gettempdir(), f"{_PREFIX}{os.geteuid()}-{name}")
+    tidy(store)
+    with contextlib.suppress(OSError):  # it is somebody else's
         for _ in range(3):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(path, 0o700)
             found = _take(path)
             if found is not None:
                 return found
-    path = tempfile.mkdtemp(prefix="amalgamfs-")
+    path = tempfile.mkdtemp(prefix=_PREFIX)
     found = _take(path)
     if found is None:
         raise FileNotFoundError(path)
     return found
 
 
+def tidy(store: str) -> list[str]:
+    """Removes what killed runs and daemons of a store have left mounted; returns where that was."""
+    cleared = clear_dead(store)
+    for path in cleared:
+        _remove_if_own(path)
+    return cleared
+
+
+def _remove_if_own(path: str) -> None:
+    if os.path.basename(path).startswith(_PREFIX) and path.startswith(tempfile.gettempdir()):
+        remove_own_directory(path)
+
+
 def _take(path: str) -> OwnDirectory | None:
-    """Uses a directory if it is private, empty, ours, and still there when we have it."""
+    """Uses a directory if it is private, empty, ours, and still there when we have it.
+
+    One that is mounted on is asked for nothing: whoever serves that may hang.
+    """
+    if any(mount.path == os.path.realpath(os.path.dirname(path)) + os.sep + os.path.basename(path)
+           for mount in mounts()):  # fmt: skip
+        return None
     fd = os.open(path, _DIRECTORY)
     status = os.fstat(fd)
     ours = status.st_uid == os.geteuid() and not stat.S_IMODE(status.st_mode) & 0o077

@@ -16,19 +16,21 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from engine.errors import EngineError, InUseError
+from engine.host.leases import is_held
 from engine.mounted.vfs import base_path
 from engine.progress import Progress
 from engine.repository import Repository
 from engine.sessions.session_tree import SessionTree, TreeReads
 from engine.sessions.sessions import HeldSession
 from fsdriver import messages
-from fsdriver.client import DaemonError, find_daemon
+from fsdriver.client import DaemonError, DaemonLostError, find_daemon, is_starting, state_of
 from fsdriver.cost_model import FULL, LAZY, OVERLAY
-from fsdriver.launch import launch, wait_until_ended
+from fsdriver.launch import START_SECONDS, launch, wait_until_ended
 from fsdriver.own_directory import OwnDirectory, take_own_directory
 from fsdriver.supervisor import FORWARDED, WATCHED, Job
 
@@ -36,7 +38,17 @@ TAKE_SECONDS = 2.0
 """How long the session that the daemon lets go may stay somebody else's."""
 END_SECONDS = 30.0
 """How long the end of a mount that nobody needs any more is waited for."""
+ANSWER_SECONDS = 5.0
+"""How long the daemon may take to say where the mount is, once it serves."""
+BEGIN_SECONDS = 120.0
+"""How long a command may take to begin: a disk that others keep busy has taken 30 seconds."""
+HEED_SECONDS = 2.0
+"""After which a signal that came before the command had begun ends the waiting for it."""
+KILLED_SECONDS = 10.0
+"""How long a command that was killed may take to be gone; later it counts as left running."""
 
+
+_ENDING = {signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM}
 
 _CANNOT = {
     OVERLAY: "overlayfs cannot show the session",
@@ -76,6 +88,13 @@ class SupervisorLostError(EngineError):
         super().__init__("the process that watched the command was killed")
 
 
+class StartAbandonedError(EngineError):
+    """A command did not begin, and was waited for no longer."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"the command was given up: {why}")
+
+
 class Ended(NamedTuple):
     """How a command ended. `left` tells whether processes that it started go on."""
 
@@ -93,17 +112,34 @@ class Place:
         """`name` is one that no other mount ever has."""
         self.needed = False
         """Whether what a command left running still needs the mount."""
+        self.late = False
+        """Whether a mount that nobody needs any more had not ended when it was waited for."""
 
 
 def find_place(store: str) -> Place | None:
-    """Returns the store's mount, if it has one. Raises DaemonLostError."""
-    client = find_daemon(store)
-    if client is None:
-        return None
-    with client:
-        reply = client.ask(messages.GetStatus())
-    assert isinstance(reply, messages.Status)
-    return Place(reply.mountpoint, f"{reply.pid}-{reply.started_ns}")
+    """Returns the store's mount, if it has one. Raises DaemonLostError.
+
+    One that is just being mounted is waited for.
+    """
+    until = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            client = find_daemon(store, ANSWER_SECONDS)
+            if client is None:
+                return None
+            with client:
+                reply = client.ask(messages.GetStatus())
+            assert isinstance(reply, messages.Status)
+            if not is_starting(store) or time.monotonic() > until:
+                return Place(reply.mountpoint, f"{reply.pid}-{reply.started_ns}")
+            time.sleep(0.02)  # it may end yet: whoever started it may be gone
+        except DaemonLostError as error:
+            stopped = state_of(error.pid) in {"T", "Z"}
+            if stopped or not is_starting(store) or time.monotonic() > until:
+                if not is_held(store, "mount"):
+                    return None  # it has just ended
+                raise
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -135,7 +171,7 @@ def mounted(store: str) -> Iterator[Place]:
         if place.needed:
             directory.hand_on()  # the daemon removes it
         else:
-            wait_until_ended(store, END_SECONDS)
+            place.late = not wait_until_ended(store, END_SECONDS)
             directory.leave()
 
 
@@ -251,7 +287,7 @@ class Run:
     def _take(self, what: str) -> HeldSession:
         """Takes the session from the daemon."""
         with contextlib.ExitStack() as stack:
-            client = find_daemon(self._repository.path)
+            client = find_daemon(self._repository.path)  # who lends may be busy for long
             if client is not None:
                 stack.enter_context(client)  # which keeps it for us
                 try:
@@ -304,7 +340,7 @@ class Run:
         finally:
             os.close(told)
             os.close(lives)
-        answer = self._read()
+        answer = self._read_start()
         if "started" in answer:
             self._command = int(answer["started"])
             return self._command
@@ -325,6 +361,37 @@ class Run:
                 raise CommandMissingError(command[0])
             raise CommandRefusedError(command[0], os.strerror(code))
         raise SupervisorLostError
+
+    def _read_start(self) -> dict[str, Any]:
+        """Returns what the supervisor says first, or nothing; raises when it hangs.
+
+        It goes into the mount, and may wait for a daemon that does not answer. The signals that
+        would end us are held back meanwhile: one that has come is heeded.
+        """
+        began = time.monotonic()
+        while b"\n" not in self._said and not self._can_read(HEED_SECONDS):
+            waited = time.monotonic() - began
+            if waited > BEGIN_SECONDS or signal.sigpending() & _ENDING:
+                self._abandon()
+                raise StartAbandonedError(f"it has not begun for {waited:.0f} seconds")
+            if self._place is not None and self._place.mountpoint:
+                try:
+                    find_place(self._repository.path)
+                except DaemonLostError:
+                    self._abandon()
+                    raise
+        return self._read()
+
+    def _can_read(self, seconds: float) -> bool:
+        waiting = select.poll()
+        waiting.register(self._tell, select.POLLIN)
+        return bool(waiting.poll(seconds * 1000))
+
+    def _abandon(self) -> None:
+        """Kills a supervisor that hangs, and leaves it: it may wait in the kernel."""
+        if self._supervisor is not None:
+            self._supervisor.kill()
+        self._drop_supervisor()
 
     def _read(self) -> dict[str, Any]:
         """Returns what the supervisor says next; nothing if it is gone."""
@@ -388,7 +455,7 @@ class Run:
         if supervisor is not None:
             self._let_go()
             with contextlib.suppress(SupervisorLostError):
-                self.wait()
+                self._wait_for_killed(supervisor)
         left = self._ended is not None and self._ended.left
         if left and supervisor is not None:
             # What is left goes on with the session, and the supervisor with both.
@@ -403,6 +470,17 @@ class Run:
                 self._held = None
         self._drop_supervisor(left=left)
         self._give_back()
+
+    def _wait_for_killed(self, supervisor: subprocess.Popen[bytes]) -> None:
+        """Waits for a command that was killed; one that waits in the kernel counts as left."""
+        until = time.monotonic() + KILLED_SECONDS
+        while self._ended is None:
+            if not self._said and not self._can_read(max(0.0, until - time.monotonic())):
+                self._ended = Ended(128 + signal.SIGKILL, signal.SIGKILL, left=True)
+                who = f"process {supervisor.pid} waits for it"
+                self.warnings += (f"the command does not end, though killed: {who}",)
+                return
+            self._hear()
 
     def _let_go(self) -> None:
         """Makes the supervisor kill the command, if that has not ended."""
@@ -420,8 +498,11 @@ class Run:
             return
         if left:
             supervisor.returncode = 0  # it outlives us: nobody waits for it
-        else:
-            supervisor.wait()
+            return
+        try:
+            supervisor.wait(KILLED_SECONDS)
+        except subprocess.TimeoutExpired:
+            supervisor.returncode = 0  # it waits in the kernel
 
     def _give_back(self) -> None:
         held, self._held = self._held, None

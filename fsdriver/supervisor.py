@@ -110,7 +110,7 @@ def main(argv: list[str]) -> int:
     if not child:
         _become(job, command, failed, supervisor)
     os.close(failed)
-    code = os.read(told, 16)
+    code = os.read(told, 16)  # execve(2) may wait for a mount; who started us kills us then
     os.close(told)
     if code:
         os.waitpid(child, 0)

@@ -25,6 +25,7 @@ from engine.storage.chunking import compiled
 from engine.storage.ownership import check_owner
 from engine.storage.store import NotAStoreError
 from fsdriver.mountpoint import FILESYSTEM, is_dead, mounts
+from mountctl.access import ask_status
 from mountctl.failures import describe
 from mountctl.text import count, quoted, size
 
@@ -34,6 +35,7 @@ DEVICE = "/dev/fuse"
 FUSE_CONFIGURATION = "/etc/fuse.conf"
 
 _PIP = f"{shlex.quote(sys.executable)} -m pip install"
+_ANSWER_SECONDS = 3.0
 _LITTLE_ROOM = 1 << 30
 _FEW_INODES = 10_000
 _FEW_FILES = 1024
@@ -59,6 +61,7 @@ def run_checks(store: str, *, trusted: bool) -> Iterator[Check]:
     yield _allow_other(FUSE_CONFIGURATION)
     yield _open_files()
     yield _dead_mounts()
+    yield _daemon(store)
     yield _store(store, trusted)
     where = _existing(os.path.join(store, "sessions"))
     yield from _room(where)
@@ -203,6 +206,20 @@ def _dead_mounts() -> Check:
         "dead mounts", WARN, f"{count(len(dead), 'mount')} without a daemon: {named}",
         "remove it: `mountctl umount PATH`",
     )  # fmt: skip
+
+
+def _daemon(store: str) -> Check:
+    """Tells a daemon that does not answer from one that is busy."""
+    mount = ask_status(store, _ANSWER_SECONDS)
+    if mount is None:
+        return Check("mount", OK, "none of this store")
+    if isinstance(mount, EngineError):
+        return Check(
+            "mount", FAIL, str(mount),
+            "end it: `mountctl umount --force`; sessions keep what was written",
+        )  # fmt: skip
+    busy = "".join(f"; {doing.what}, for {doing.seconds:.0f} s" for doing in mount.doing)
+    return Check("mount", OK, f"served by process {mount.pid}{busy}")
 
 
 def _is_served(store: str) -> bool:

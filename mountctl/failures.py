@@ -246,7 +246,7 @@ ROWS = {
     "AlreadyMountedError": Row(BUSY, "use it there, or end it with `mountctl umount`"),
     "NotMountedError": Row(UNKNOWN, "`mountctl status` tells whether and where it is mounted"),
     "UnmountError": Row(
-        BUSY, "leave the directory in every shell and end what has files open there, then try again"
+        BUSY, "leave it in every shell and end what has files open there; --force does without"
     ),
     "UnmountRefusedError": Row(
         SYSTEM, "put right what it says, or have root run `umount {target}`: the daemon ends then"
@@ -261,9 +261,12 @@ ROWS = {
     "CommandMissingError": Row(NO_PROGRAM, "name a program in $PATH, or one by its path"),
     "CommandRefusedError": Row(NOT_EXECUTABLE, "look at its permissions and its first line"),
     "SupervisorLostError": Row(SYSTEM, "run the command again; what it wrote is in the session"),
+    "StartAbandonedError": Row(
+        DAEMON, "`mountctl status` tells whether the mount answers; then run the command again"
+    ),
     "DaemonError": Row(DAEMON, "the daemon's log says more: `mountctl status` names it"),
     "DaemonLostError": Row(
-        DAEMON, "end process {pid}, then `mountctl umount`; sessions keep what was written"
+        DAEMON, "`mountctl umount --force` ends process {pid}; sessions keep what was written"
     ),
 }
 

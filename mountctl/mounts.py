@@ -8,13 +8,17 @@ from engine.errors import EngineError
 from engine.host.leases import holder_of, is_held
 from engine.repository import Repository
 from fsdriver import mountpoint as places
-from fsdriver.client import DaemonError, DaemonLostError, find_daemon
+from fsdriver.client import DaemonError, DaemonLostError, find_daemon, is_starting
+from fsdriver.ending import force_end
 from fsdriver.launch import daemon_command, launch, wait_until_ended, why_no_log
-from fsdriver.messages import Shutdown
+from fsdriver.messages import GetStatus, Shutdown, Status
+from fsdriver.own_directory import tidy as clear_left
 from mountctl.output import Output
 
 END_SECONDS = 30.0
 """How long a daemon that was asked to end may take."""
+ANSWER_SECONDS = 3.0
+"""Within this time a daemon that serves has said that it does, whatever else it is busy with."""
 
 
 class AlreadyMountedError(EngineError):
@@ -57,17 +61,41 @@ def prepare(store: str, mountpoint: str, output: Output, *, trusted: bool) -> Pr
     Raises what `Repository.open` does, AlreadyMountedError, MountPointError.
     """
     Repository.open(store, trusted=trusted).close()
-    last = _place_of(store)
     if is_held(store, "mount"):
-        raise AlreadyMountedError(store, last, holder_of(store, "mount").get("pid", 0))
-    for path in (last, mountpoint):
-        if path:
-            _clear(path, output)
+        where = ""
+        if not is_starting(store):
+            find_alive(store)
+            where = _place_of(store)
+        raise AlreadyMountedError(store, where, holder_of(store, "mount").get("pid", 0))
+    tidy(store, output)
+    _clear(mountpoint, output)
     return Prepared(store, places.check(mountpoint, store))
 
 
+def find_alive(store: str) -> Status | None:
+    """Returns what the store's daemon says of itself, or None if it has none.
+
+    Raises DaemonLostError if it does not answer.
+    """
+    client = find_daemon(store, ANSWER_SECONDS)
+    if client is None:
+        return None
+    with client:
+        reply = client.ask(GetStatus())
+    assert isinstance(reply, Status)
+    return reply
+
+
+def tidy(store: str, output: Output) -> list[str]:
+    """Removes what killed daemons of a store have left mounted; returns where that was."""
+    cleared = clear_left(store)
+    for path in cleared:
+        output.note(f"removed the dead mount on {path!r}; its daemon was killed")
+    return cleared
+
+
 def _clear(path: str, output: Output) -> bool:
-    """Removes the dead mount that a killed daemon left; tells whether there was one."""
+    """Removes the dead mount of another store; tells whether there was one."""
     mount = places.our_mount(path)
     if mount is None or not places.is_dead(path):
         return False
@@ -98,9 +126,10 @@ def become_daemon(prepared: Prepared, service: Service, log: str | None) -> NoRe
     os.execv(sys.executable, command)
 
 
-def end(store: str, mountpoint: str | None, output: Output) -> str:
+def end(store: str, mountpoint: str | None, output: Output, *, force: bool = False) -> str:
     """Ends the store's mount, or the one on `mountpoint`, and returns where it was.
 
+    With `force` whatever uses it, and whether or not its daemon answers; see `force_end`.
     Raises NotMountedError, UnmountError, DaemonLostError.
     """
     if mountpoint is not None:
@@ -109,14 +138,22 @@ def end(store: str, mountpoint: str | None, output: Output) -> str:
             raise NotMountedError(repr(os.path.abspath(mountpoint)))
         served = [s for s in (store, mount.source) if _place_of(s) == mount.path]
         if not served:  # a second way into a mount, or what is left of one
-            places.unmount(mount.path, lazy=places.is_dead(mount.path))
+            places.unmount(mount.path, lazy=force or places.is_dead(mount.path))
             return mount.path
         store = served[0]
     path = _place_of(store)
+    if force:
+        ended = force_end(store, output.note)
+        cleared = tidy(store, output)
+        if not ended and not cleared:
+            raise NotMountedError(f"the store at {store!r}")
+        return ended or cleared[0]
+    find_alive(store)  # one that serves says so at once, and has time for the rest then
     client = find_daemon(store, END_SECONDS)
     if client is None:
-        if path and _clear(path, output):
-            return path
+        cleared = tidy(store, output)
+        if cleared:
+            return path if path in cleared else cleared[0]
         raise NotMountedError(f"the store at {store!r}")
     with client:
         try:
@@ -131,7 +168,9 @@ def end(store: str, mountpoint: str | None, output: Output) -> str:
         except DaemonLostError:
             pass  # it may have ended before it could say so: what counts is that it ends
     if not wait_until_ended(store, END_SECONDS):
-        raise places.UnmountError(path, f"its daemon has not ended after {END_SECONDS:.0f} seconds")
+        raise places.UnmountError(
+            path, f"its daemon has not ended after {END_SECONDS:.0f} seconds; --force ends it"
+        )  # fmt: skip
     return path
 
 

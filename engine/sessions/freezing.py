@@ -163,6 +163,10 @@ class Freeze:
         unchanged = self._changed is not None and self._changed.count == self._marked
         return self._ahead is not None and unchanged
 
+    def ahead(self) -> Trees | None:
+        """Returns what `build_ahead` made and stored, unless something was changed since."""
+        return self._ahead if self.is_ahead() else None
+
     def build(self) -> Trees:
         """Returns the roots of the session's tree; they are stored by `save`."""
         if self._ahead is None or not self.is_ahead():

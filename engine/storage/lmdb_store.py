@@ -18,8 +18,9 @@ import mmap
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar, cast
 
 import lmdb
@@ -74,6 +75,12 @@ LEAST_ROOM = 16 << 20
 
 CLOSE_WAIT = 10.0
 """Seconds that closing waits for views in other threads, longer than any that comes to an end."""
+
+_MOMENT = 0.25
+"""Seconds for which a compaction keeps readers here from beginning, and others from opening."""
+
+_PAUSE = 0.05
+"""Seconds in which they can, before it tries again."""
 
 _COPIES = 3
 _LEASES = ("store", "objects", "gc", "mount")
@@ -232,12 +239,14 @@ class LmdbStore(Store, OfOneProcess):
             try:
                 if size:
                     _check_metas(path, data)
-                self._open(max(map_bytes, 2 * size), create)
+                self._open(max(map_bytes, 2 * size), create, readonly=not create)
                 with translated(path):
                     self._check_format(create)
                     self._env.reader_check()
                 self._reserve.keep()
             except BaseException:
+                if "_env" in vars(self):  # else the store could not be opened here again
+                    self._env.close()
                 self._lease.release()
                 raise
         except (FileNotFoundError, NotADirectoryError) as error:
@@ -271,17 +280,23 @@ class LmdbStore(Store, OfOneProcess):
     def _what(self) -> str:
         return f"the store opened at {self.path}"
 
-    def _open(self, map_bytes: int, create: bool) -> None:
+    def _open(self, map_bytes: int, create: bool, *, readonly: bool) -> None:
+        """Opens LMDB's environment.
+
+        With `readonly` nobody who writes is waited for, as the library's `open_db` does otherwise:
+        it takes the writer's lock. The first write opens it anew.
+        """
         with translated(self.path):
             try:
                 self._env = _environment(
                     self.path, map_bytes, max_readers=LOCK_BYTES // 64 - 2, mode=0o600,
-                    create=create,
+                    create=create, readonly=readonly,
                 )  # fmt: skip
             except lmdb.Error as error:
                 if "already open in this process" in str(error):  # it has no class of its own
                     raise StoreOpenError(self.path) from error
                 raise
+            self._readonly = readonly
             self._make_whole(self._data)
             # What a later format lacks or adds is not looked at before its number.
             self._dbs = _Databases({Db.META: self._env.open_db(b"meta", create=create)})
@@ -327,6 +342,22 @@ class LmdbStore(Store, OfOneProcess):
         for db in Db:
             self._env.open_db(db.value.encode(), txn=txn._txn, create=True)
         txn.put(Db.META, b"format", str(FORMAT).encode())
+
+    def _make_writable(self) -> None:
+        """Opens the environment anew to write; waits for whoever is writing."""
+        with self._writer, self._alone():
+            if self._readonly:
+                info, opened = self._env.info(), len(self._dbs)
+                self._env.close()
+                try:
+                    self._open(info["map_size"], False, readonly=False)
+                except BaseException:
+                    with suppress(StoreError, OSError):  # so that it can be read on
+                        self._open(info["map_size"], False, readonly=True)
+                        self._open_databases()
+                    raise
+                if opened > 1:  # else it is of an older format, and lacks some
+                    self._open_databases()
 
     def read(self) -> _View:
         return _View(self)
@@ -382,16 +413,17 @@ class LmdbStore(Store, OfOneProcess):
         return self._env.begin(buffers=True)
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Waits until no transaction is open here, and lets none begin meanwhile."""
+    def _alone(self, wait: float | None = None) -> Iterator[bool]:
+        """Waits until no transaction is open here, and lets none begin meanwhile.
+
+        Gives False, having kept nobody any longer, if one is open still after `wait` seconds.
+        """
         with self._gate:
             while self._growing:
                 self._gate.wait()
             self._growing = True
             try:
-                while self._readers:
-                    self._gate.wait()
-                yield
+                yield self._gate.wait_for(lambda: not self._readers, wait)
             finally:
                 self._growing = False
                 self._gate.notify_all()
@@ -414,6 +446,35 @@ class LmdbStore(Store, OfOneProcess):
                 raise StoreMemoryError(self.path, f"{wanted >> 20} MiB of address space")
             self._env.set_mapsize(map_bytes)
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        if self._readonly:
+            self._make_writable()
+        self._writer.acquire()
+        self._thread.turn = True
+        try:
+            try:
+                with translated(self.path):
+                    self._thread.begun = self._env.begin(write=True, buffers=True)
+            except lmdb.MapResizedError:
+                pass  # the first write sees to it
+            yield
+        finally:
+            self.give_turn()
+
+    def give_turn(self) -> None:
+        if getattr(self._thread, "turn", False):
+            begun, self._thread.begun = getattr(self._thread, "begun", None), None
+            if begun is not None and not self._is_inherited:
+                begun.abort()
+            self._thread.turn = False
+            self._writer.release()
+
+    def _begin_writing(self) -> "lmdb.Transaction[memoryview]":
+        """Begins a transaction, or gives the one that this thread's `turn` has begun."""
+        begun, self._thread.begun = getattr(self._thread, "begun", None), None
+        return self._env.begin(write=True, buffers=True) if begun is None else begun
+
     def write(self, change: Callable[[_LmdbTransaction], T], *, frees: bool = False) -> T:
         try:
             try:
@@ -430,13 +491,12 @@ class LmdbStore(Store, OfOneProcess):
     def _write(self, change: Callable[[_LmdbTransaction], T]) -> T:
         if self._mine().count:
             raise RuntimeError("a write inside a read could wait for itself when the map grows")
-        with self._writer:
+        if self._readonly:
+            self._make_writable()
+        with nullcontext() if getattr(self._thread, "turn", False) else self._writer:
             while True:
                 try:
-                    with (
-                        translated(self.path),
-                        self._env.begin(write=True, buffers=True) as txn,
-                    ):
+                    with translated(self.path), self._begin_writing() as txn:
                         result = change(_LmdbTransaction(txn, self._dbs))
                         if self._is_inherited:  # `change` forked, and this is the child
                             raise ForkedError(self._what(), self._pid)
@@ -542,6 +602,8 @@ class LmdbStore(Store, OfOneProcess):
         transaction.
         """
         done = 0
+        if self._readonly:
+            self._make_writable()
         with self._writer, translated(self.path):
             try:
                 txn = self._env.begin(write=True)
@@ -575,27 +637,48 @@ class LmdbStore(Store, OfOneProcess):
         return [int(row[2]) for row in rows if len(row) == 3 and row[2] != "-"]
 
     def _take_over(self, home: str, copied: int, wait: float) -> bool:
-        """Puts a copy of transaction `copied` in place; False if there has been another."""
-        if not self._lease.upgrade(wait):
-            who = ", ".join(f"process {pid} ({_name_of(pid)})" for pid in
-                            sharers(self.path, "store")) or "another process"  # fmt: skip
-            raise CompactionRefusedError(self.path, f"{who} has it open")
-        # The old file's room is given back when this is closed, which takes long if it is large.
-        old = os.open(self._data, os.O_RDONLY | os.O_CLOEXEC)
+        """Puts a copy of transaction `copied` in place; False if there has been another.
+
+        Who wants to open or read the store waits meanwhile: so whoever has it open or reads is
+        waited for with that door shut for a moment only, again and again, up to `wait` seconds.
+        """
+        until = time.monotonic() + wait
+        while True:
+            if not self._lease.upgrade(max(0.0, until - time.monotonic())):
+                who = ", ".join(f"process {pid} ({_name_of(pid)})" for pid in
+                                sharers(self.path, "store")) or "another process"  # fmt: skip
+                raise CompactionRefusedError(self.path, f"{who} has it open")
+            # The old file's room is given back when it is closed, which takes long if it is large.
+            old = os.open(self._data, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                done = self._put_in_place(os.path.join(home, "data.mdb"), copied)
+            finally:
+                self._lease.downgrade()
+                os.close(old)
+            if done is not None:
+                return done
+            if time.monotonic() >= until:
+                raise CompactionRefusedError(self.path, "this process reads it all the time")
+            time.sleep(_PAUSE)
+
+    def _put_in_place(self, new: str, copied: int) -> bool | None:
+        """Does so, and returns True; False if the copy is old, None if somebody here was busy."""
+        if not self._writer.acquire(timeout=_MOMENT):
+            return None
         try:
-            with self._writer:
-                if not self._exchange(os.path.join(home, "data.mdb"), copied):
-                    return False
+            done = self._exchange(new, copied)
+            if done:
                 # Readers go on; but nothing may be committed to the new file before its name
                 # is durable, for the old one would come back after a power cut.
                 _sync_directory(os.path.dirname(self._data))
-            return True
+            return done
         finally:
-            self._lease.downgrade()
-            os.close(old)
+            self._writer.release()
 
-    def _exchange(self, new: str, copied: int) -> bool:
-        with self._alone():
+    def _exchange(self, new: str, copied: int) -> bool | None:
+        with self._alone(_MOMENT) as alone:
+            if not alone:
+                return None
             info = self._env.info()
             if info["last_txnid"] != copied:
                 return False
@@ -603,7 +686,7 @@ class LmdbStore(Store, OfOneProcess):
             try:
                 os.rename(new, self._data)
             finally:
-                self._open(info["map_size"], False)
+                self._open(info["map_size"], False, readonly=self._readonly)
                 self._open_databases()
             return True
 

@@ -141,6 +141,14 @@ class MemoryStore(Store):
                 self._writing = False
                 transaction.end()
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with self._lock:
+            yield
+
+    def give_turn(self) -> None:
+        pass
+
     def transaction_id(self) -> int:
         return self._transaction
 

@@ -347,6 +347,7 @@ class ChunkSink:
 
     def _begin(self) -> None:
         """Gives what has gathered to the writing thread once it has written what it had."""
+        self._store.give_turn()
         if self._written is not None:
             self._written.result()
         with self._lock:

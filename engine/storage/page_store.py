@@ -276,6 +276,12 @@ class PageStore(Store):
     def read(self) -> Iterator["_PageReader"]:
         yield _PageReader(self)
 
+    def turn(self) -> NoReturn:
+        raise RuntimeError("a damaged file is never written to")
+
+    def give_turn(self) -> None:
+        """Nothing was taken."""
+
     def write(self, change: Callable[..., T], *, frees: bool = False) -> NoReturn:
         raise RuntimeError("a damaged file is never written to")
 

@@ -104,6 +104,17 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def turn(self) -> AbstractContextManager[None]:
+        """Waits for this thread's turn to write; its first `write` within does not wait again.
+
+        For who must not wait in the middle of something: other processes may write for long.
+        """
+
+    @abstractmethod
+    def give_turn(self) -> None:
+        """Gives this thread's `turn` up, if it has it: before it waits for another that writes."""
+
+    @abstractmethod
     def transaction_id(self) -> int:
         """Returns the number of the last committed transaction.
 

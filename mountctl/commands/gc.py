@@ -32,7 +32,8 @@ def command(invocation: Invocation, dry_run: bool, compact: bool, why: str | Non
 
     Every snapshot keeps its tree, every session its base, and every checkout what it shows,
     whether a ref names it or not. Imports, commits and mounts go on meanwhile. The room is used
-    again by the store; with --compact the disk gets it back, also a full one.
+    again by the store; with --compact the disk gets it back, also a full one. What killed
+    daemons of the store left mounted is unmounted.
     """
     if sum((dry_run, compact, why is not None)) > 1:
         raise click.UsageError("--dry-run, --compact and --why exclude each other")
@@ -41,6 +42,10 @@ def command(invocation: Invocation, dry_run: bool, compact: bool, why: str | Non
         _explain(invocation, why)
         return
     with invocation.open() as store:
+        if not dry_run:
+            from mountctl.mounts import tidy
+
+            tidy(store.repository.path, output)
         with output.progress("collecting", "objects") as progress:
             report = store.repository.collect(dry_run=dry_run, progress=progress)
         sizes = None

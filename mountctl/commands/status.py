@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fsdriver.client import DaemonLostError
     from fsdriver.messages import Status
 
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 3.0
 
 
 @click.command(
@@ -82,11 +82,15 @@ def _mount_facts(mount: "Status | DaemonLostError | None") -> list[tuple[str, st
     if mount is None:
         return [("mount", "none")]
     if isinstance(mount, Exception):
-        return [("mount", quoted(str(mount)))]
+        return [
+            ("mount", quoted(str(mount))),
+            ("hint", "`mountctl umount --force` ends it; sessions keep what was written"),
+        ]
     return [
         ("mount", quoted(mount.mountpoint)),
         ("daemon", f"process {mount.pid}, since {when(mount.started_ns)}"),
         ("log", quoted(mount.log)),
+        *(("busy", f"{doing.what}, for {doing.seconds:.0f} s") for doing in mount.doing),
     ]
 
 
@@ -101,6 +105,9 @@ def _mount_fields(mount: "Status | DaemonLostError | None") -> dict[str, Any] | 
         "log": mount.log,
         "started_ns": mount.started_ns,
         "sessions": mount.sessions,
+        "doing": [
+            {"what": doing.what, "seconds": round(doing.seconds, 1)} for doing in mount.doing
+        ],
     }
 
 

@@ -171,8 +171,8 @@ def test_a_real_directory_through_a_pipe(repository: Repository, other: Reposito
     if child == 0:
         try:
             os.close(writing)
-            with open(reading, "rb") as stream:
-                other.apply_bundle(stream)
+            with open(reading, "rb") as stream, Repository.open(other.path) as its_own:
+                its_own.apply_bundle(stream)
             os._exit(0)
         finally:
             os._exit(1)

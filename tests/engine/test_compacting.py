@@ -241,3 +241,34 @@ def test_killed_at_every_step(tmp_path: Path):
     assert step >= 5
     assert file_bytes(tmp_path / "store") < MIB < before
     assert sorted(os.listdir(tmp_path / "store/db")) == ["data.mdb", "lock.mdb", "reserve"]
+
+
+def test_a_reader_that_stays_keeps_nobody_else(made: Made):
+    """A compaction waits for it in moments; between them others read, and open the store."""
+    repository, kept, tree = made
+    reading, let_go, refused = threading.Event(), threading.Event(), threading.Event()
+
+    def read() -> None:
+        with repository.store.read():
+            reading.set()
+            let_go.wait()
+
+    def compact() -> None:
+        with pytest.raises(CompactionRefusedError, match="reads it all the time"):
+            repository.compact(1.0)
+        refused.set()
+
+    threads = [threading.Thread(target=read), threading.Thread(target=compact)]
+    threads[0].start()
+    reading.wait()
+    threads[1].start()
+    looks = 0
+    while not refused.is_set():
+        with repository.store.read():
+            looks += 1
+    let_go.set()
+    for thread in threads:
+        thread.join()
+    assert looks > 3
+    repository.compact()
+    check(repository, kept, tree)

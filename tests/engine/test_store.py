@@ -772,3 +772,72 @@ def test_a_disk_filled_by_others(small_disk: Path):
     put(store, (b"k", bytes(100_000)))
     assert get(store, b"k") == bytes(100_000)
     store.close()
+
+
+# Turns.
+
+
+def test_a_turn_is_waited_for_once(store: Store):
+    order: list[str] = []
+
+    def other() -> None:
+        put(store, (b"k", b"other"))
+        order.append("other")
+
+    thread = threading.Thread(target=other)
+    with store.turn():
+        thread.start()
+        put(store, (b"k", b"mine"))
+        order.append("mine")
+    thread.join()
+    assert order == ["mine", "other"]
+
+
+def test_a_turn_that_is_not_used_changes_nothing(store: Store):
+    before = store.transaction_id()
+    with store.turn():
+        pass
+    assert store.transaction_id() == before
+    put(store, (b"k", b"v"))
+
+
+def test_many_chunks_in_a_turn(store: Store):
+    """A sink writes in a thread of its own, which is not to wait for whoever waits for it."""
+    sink = ChunkSink(store, batch_bytes=1000)
+    with store.turn():
+        identifiers = [sink.put(noise(600, number)) for number in range(10)]
+        sink.flush()
+    with store.read() as reader:
+        assert all(reader.has(Db.CHUNKS, identifier) for identifier in identifiers)
+
+
+def test_opening_waits_for_nobody_who_writes(path: str):
+    put(LmdbStore(path, create=True), (b"k", b"v"))
+    program = """
+import sys
+from engine.storage.lmdb_store import LmdbStore
+from engine.storage.store import Db
+store = LmdbStore(sys.argv[1])
+with store.read() as reader:
+    print(bytes(reader.get(Db.NODES, b"k")))
+store.close()
+"""
+    command = [sys.executable, "-c", program, path]
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )  # fmt: skip
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"writing\n"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    writer.communicate(b"end\n")
+    assert done.stdout == b"b'v'\n"
+
+
+WRITER = """
+import sys
+from engine.storage.lmdb_store import LmdbStore
+store = LmdbStore(sys.argv[1])
+store.write(lambda _: [print("writing", flush=True), sys.stdin.readline()])
+store.close()
+"""

@@ -78,7 +78,8 @@ def test_root_is_not_led_to_write_where_a_user_wants(theirs: Program, as_user: R
     precious = theirs.home / "precious"
     precious.write_text("precious")
     precious.chmod(0o600)
-    link = f"import os; os.symlink({str(precious)!r}, {str(theirs.store / 'locks/gc')!r})"
+    lock = str(theirs.store / "locks/gc")
+    link = f"import os; os.unlink({lock!r}); os.symlink({str(precious)!r}, {lock!r})"
     assert as_user("-c", link).returncode == 0
     for words in (["gc"], ["status"], ["mount", "."], ["top"], ["verify"], ["init"], ["doctor"]):
         result = theirs(*words, code=1 if words == ["doctor"] else 7)

@@ -194,6 +194,31 @@ def test_a_hanging_daemon_does_not_hang_status(mountctl, mounted, monkeypatch):
     mountctl("umount")
 
 
+def test_a_hanging_daemon_is_named_and_ended_by_force(mountctl, mounted, monkeypatch):
+    for name in ("mountctl.mounts.ANSWER_SECONDS", "mountctl.checks._ANSWER_SECONDS"):
+        monkeypatch.setattr(name, 0.2)
+    monkeypatch.setattr("fsdriver.ending.ASK_SECONDS", 0.2)
+    (mounted / "sessions" / "work" / "new").write_text("kept")
+    pid = pid_of(mountctl)
+    os.kill(pid, signal.SIGSTOP)
+    message = f"the mount's daemon (process {pid}) does not answer: it is stopped"
+    assert mountctl.fails(10, "umount") == message
+    assert mountctl.fails(10, "mount", mounted) == message
+    assert "hint: `mountctl umount --force` ends process" in mountctl("umount", code=10).stderr
+    checks = mountctl.json("doctor", code=1)["checks"]
+    check = next(check for check in checks if check["name"] == "mount")
+    assert (check["status"], check["message"]) == ("fail", message)
+    assert "umount --force" in check["hint"]
+    result = mountctl("umount", "--force")
+    assert result.stdout == f"{mounted}\n"
+    assert f"asking process {pid} to end" in result.stderr
+    assert our_mount(str(mounted)) is None
+    mountctl.run("mount", mounted)
+    assert (mounted / "sessions" / "work" / "new").read_text() == "kept"
+    assert mountctl.json("umount", "--force") == {"mountpoint": str(mounted)}
+    assert "is not mounted" in mountctl.fails(3, "umount", "--force")
+
+
 def test_top(mountctl, mounted):
     (mounted / "sessions/work/watched").write_text("some")
     text = mountctl.run("top", "--times", "1", "--interval", "0.2").stdout

@@ -502,3 +502,28 @@ def test_without_fuse_there_is_the_checkout(mountctl, first):
     assert done.stderr.count("runs in") == 1
     assert "error: " in run("--mode", "lazy", code=10).stderr
     assert not is_held(str(mountctl.store), "mount")
+
+
+def test_what_a_killed_run_left_mounted_is_cleared(mountctl, first, tmp_path):
+    """And so the next one shows the tree at the same path, which a build may have written down."""
+    mountctl("session", "create", "w", "main")
+    mark = {"AMALGAMFS_TEST_MARK": str(tmp_path)}
+    child = subprocess.Popen(
+        mountctl.command("run", "w", "--mode", "lazy", "--", "sh", "-c", "pwd; exec sleep 99"),
+        env=mountctl.environment(**mark), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    place = child.stdout.readline()
+    mine = f"AMALGAMFS_TEST_MARK={tmp_path}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mine in (process / "environ").read_bytes().split(b"\0"):
+                os.kill(int(process.name), signal.SIGKILL)
+    child.communicate()
+    left = str(Path(place.strip()).parents[1])
+    assert our_mount(left) is not None
+    until(lambda: not is_held(str(mountctl.store), "mount"))
+    again = mountctl.run("run", "w", "--mode", "lazy", "--", "pwd")
+    assert again.stdout == place
+    assert our_mount(left) is None
+    assert not os.path.exists(left)

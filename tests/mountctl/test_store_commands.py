@@ -288,7 +288,7 @@ def test_doctor_checks_this_machine(nowhere):
     checks = {check["name"]: check for check in report["checks"]}
     assert set(checks) == {
         "python", "fastcdc", "pyfuse3", "fuse device", "fusermount3", "user namespaces",
-        "other users", "open files", "dead mounts", "store", "free space", "free inodes",
+        "other users", "open files", "dead mounts", "mount", "store", "free space", "free inodes",
         "attributes", "whiteouts", "overlayfs",
     }  # fmt: skip
     assert checks["store"]["status"] == "warn"
