@@ -1,6 +1,7 @@
 """What a session was made of, and what is thrown away with it."""
 
 import os
+import stat
 from pathlib import Path
 
 import msgspec
@@ -125,6 +126,22 @@ def test_single_paths_come_back_from_the_layers(repository: Repository, layers: 
     assert {path for path in files(repository) if path.startswith(b"d/")} == {b"d/x"}
     repository.collect()
     assert repository.verify().damage == []
+
+
+def test_what_no_tree_carries_stays_when_paths_come_back(repository: Repository, layers: Layers):
+    edit(repository, "a", b"edited")
+    with repository.sessions.hold("s", "a test") as held:
+        socket = os.path.join(os.fsdecode(held.upper().root), "socket")
+        os.mknod(socket, stat.S_IFSOCK | 0o600)
+    repository.reset_session("s", paths=[b"a"])
+    assert files(repository)[b"a"] == b"mid"
+    with repository.sessions.hold("s", "a test") as held:
+        socket = os.path.join(os.fsdecode(held.upper().root), "socket")
+        assert stat.S_ISSOCK(os.lstat(socket).st_mode)
+    repository.reset_session("s", factory=True, force=True)
+    with repository.sessions.hold("s", "a test") as held:
+        assert os.listdir(held.upper().root) == []
+        assert repository.sessions.left_over(held.session) == []
 
 
 def test_what_a_session_was_made_of_is_kept_for_it(repository: Repository, layers: Layers):

@@ -15,6 +15,7 @@ import pytest
 from engine import Repository, SnapshotId
 from engine.archives.bundles import BundleReader
 from engine.errors import CorruptObjectError
+from engine.host.losses import SET_ID
 from engine.mounted.inodes import Changes, entry_attributes
 from engine.mounted.vfs import SNAPSHOTS, Vfs, base_path
 from engine.sessions.session_tree import SessionTree
@@ -121,6 +122,10 @@ def test_a_live_session_keeps_its_owners_over_a_commit(repository: Repository, s
     assert report.lost_owners == 7  # `c` has three names
     assert owners(kernel, *paths) == before
     root = repository.snapshot(SnapshotId(report.snapshot)).root
+    # A set-id bit stays where the owner does: in the session.
+    assert report.lost == {SET_ID: 1}
+    assert stat.S_IMODE(kernel.stat(kernel.resolve(b"a/c")).mode) == 0o4750
+    assert find(repository.objects, root, b"a/c").mode == 0o750  # type: ignore[union-attr]
     assert set(owners_of(repository, root).values()) == {None}
     # What is copied up, renamed and written then goes on belonging to them.
     kernel.inode(kernel.resolve(b"a/c")).write(0, b"more")
