@@ -125,7 +125,7 @@ def test_sessions_that_come_and_go_leave_nothing(own):
     assert own.statistics()["vfs"]["sessions"] == start["sessions"]
     assert descriptors(own) <= files + 4
     sessions = [path.name for path in (own.store / "locks").glob("session-*")]
-    shared = ["control", "mount", "objects", "store"]
+    shared = ["control", "gc", "mount", "objects", "store"]
     assert sorted(os.listdir(own.store / "locks")) == sorted(shared + sessions)
     assert len(list((own.store / "locks").glob("session-*"))) == 1
     assert len(list((own.store / "sessions").iterdir())) == 1
