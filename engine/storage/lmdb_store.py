@@ -115,7 +115,7 @@ class _ClosedEnvironment:
         self._data, self._map_bytes = data, map_bytes
 
     def begin(self, **_: bool) -> NoReturn:
-        raise lmdb.MapResizedError
+        raise lmdb.MapResizedError("the environment is closed")
 
     def info(self) -> dict[str, int]:
         with open(self._data, "rb") as file:
