@@ -261,6 +261,8 @@ class LmdbStore(Store, OfOneProcess):
             try:
                 if size:
                     _check_metas(path, data)
+                elif not create:  # its making was interrupted; LMDB would want to write to it
+                    raise NotAStoreError(path)
                 self._open(max(map_bytes, 2 * size), create, readonly=not create)
                 with translated(path):
                     self._check_format(create)

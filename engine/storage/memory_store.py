@@ -7,7 +7,7 @@ read transaction left open at `close`. For tests, and for scratch trees that nob
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import RLock
+from threading import RLock, get_ident
 from typing import TypeVar
 
 from engine.storage.store import LONGEST_KEY, Db, Store, StoreStatistics
@@ -106,6 +106,7 @@ class MemoryStore(Store):
     def __init__(self) -> None:
         self._tables = {db: _Table() for db in Db}
         self._lock = RLock()
+        self._turn: int | None = None
         self._writing = False
         self._readers = 0
         self._transaction = 0
@@ -143,11 +144,17 @@ class MemoryStore(Store):
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        with self._lock:
+        self._lock.acquire()
+        self._turn = get_ident()
+        try:
             yield
+        finally:
+            self.give_turn()
 
     def give_turn(self) -> None:
-        pass
+        if self._turn == get_ident():
+            self._turn = None
+            self._lock.release()
 
     def transaction_id(self) -> int:
         return self._transaction

@@ -86,6 +86,7 @@ def test_what_is_no_file_is_neither_followed_nor_waited_for(
 
 def test_who_holds_a_lease_is_not_read_elsewhere(store: Path, tmp_path: Path):
     (tmp_path / "elsewhere").write_text('{"pid": 1, "socket": "/secret"}')
+    (store / "locks/mount").unlink()
     (store / "locks/mount").symlink_to(tmp_path / "elsewhere")
     assert holder_of(str(store), "mount") == {}
     with pytest.raises(StrangeFileError, match="symbolic link"):
@@ -168,6 +169,7 @@ def test_a_link_of_another_user_is_never_followed(store: Path, tmp_path: Path, p
 def test_a_second_name_of_a_file_is_not_written(store: Path, tmp_path: Path):
     (tmp_path / "precious").write_text("precious")
     give_away(store)
+    (store / "locks/gc").unlink()
     os.link(tmp_path / "precious", store / "locks/gc")
     with pytest.raises(StrangeFileError, match="another name"):
         collect(str(store))

@@ -38,7 +38,7 @@ many = settings(
 def in_parts(garden: Garden, root: Entry, slot_bytes: int = 4 << 20) -> bytes:
     """Makes each part as a worker does, and what does not fit as the process that has them."""
     out = io.BytesIO()
-    writer = TarWriter(garden.objects, out)
+    writer = TarWriter(garden.objects, out, set_id=True)
     writer.add(b".", root)
     for job in jobs(garden.objects, root):
         slot = Slot(memoryview(bytearray(slot_bytes)))
@@ -106,7 +106,7 @@ def test_directories_that_say_too_little():
     with pytest.raises(SlotFullError):
         make(garden.objects, part, slot)
     out = io.BytesIO()
-    writer = TarWriter(garden.objects, out)
+    writer = TarWriter(garden.objects, out, set_id=True)
     make_here(garden.objects, part, writer, lambda: None)
     assert writer.report.entries == 601
 
