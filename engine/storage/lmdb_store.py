@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, TypeVar, cast
+from typing import Any, NoReturn, TypeVar, cast
 
 import lmdb
 
@@ -102,6 +102,28 @@ class _Databases(dict[Db, "lmdb._Database"]):
 class _InheritedEnvironment(Inherited):
     def close(self) -> None:
         """Leaves the parent's alone."""
+
+
+class _ClosedEnvironment:
+    """Stands for an environment that could not be opened again.
+
+    Whoever begins a transaction is told that the map is another, for which the store takes over
+    the new one: there it is opened.
+    """
+
+    def __init__(self, data: str, map_bytes: int) -> None:
+        self._data, self._map_bytes = data, map_bytes
+
+    def begin(self, **_: bool) -> NoReturn:
+        raise lmdb.MapResizedError("the environment is closed")
+
+    def info(self) -> dict[str, int]:
+        with open(self._data, "rb") as file:
+            transaction = read_metas(file.fileno()).newer.transaction
+        return {"map_size": self._map_bytes, "last_txnid": transaction}
+
+    def close(self) -> None:
+        """It is."""
 
 
 class _LmdbTransaction:
@@ -290,7 +312,7 @@ class LmdbStore(Store, OfOneProcess):
         """
         with translated(self.path):
             try:
-                self._env = _environment(
+                env = _environment(
                     self.path, map_bytes, max_readers=LOCK_BYTES // 64 - 2, mode=0o600,
                     create=create, readonly=readonly,
                 )  # fmt: skip
@@ -298,16 +320,31 @@ class LmdbStore(Store, OfOneProcess):
                 if "already open in this process" in str(error):  # it has no class of its own
                     raise StoreOpenError(self.path) from error
                 raise
-            self._readonly = readonly
-            self._make_whole(self._data)
-            # What a later format lacks or adds is not looked at before its number.
-            self._dbs = _Databases({Db.META: self._env.open_db(b"meta", create=create)})
+            try:
+                _make_whole(env, self._data)
+                # What a later format lacks or adds is not looked at before its number.
+                dbs = _Databases({Db.META: env.open_db(b"meta", create=create)})
+            except BaseException:
+                env.close()
+                raise
+            self._env, self._dbs, self._readonly = env, dbs, readonly
 
-    def _make_whole(self, data: str) -> None:
-        info, page = self._env.info(), self._env.stat()["psize"]
-        wanted = (info["last_pgno"] + 1) * page
-        if os.stat(data).st_size < wanted:
-            os.truncate(data, wanted)
+    def _reopen(self, map_bytes: int, *, readonly: bool, every: bool = True) -> None:
+        """Opens the environment anew, with all databases if it has `every` one.
+
+        Nobody may read or write meanwhile. If it cannot be opened the next use tries again.
+        """
+        self._env.close()
+        try:
+            self._open(map_bytes, False, readonly=readonly)
+            if every:
+                with translated(self.path):
+                    self._open_databases()
+        except BaseException:
+            self._env.close()
+            closed = _ClosedEnvironment(self._data, map_bytes)
+            self._env = cast("lmdb.Environment", closed)
+            raise
 
     def _check_format(self, create: bool) -> None:
         """Opens the databases of the format; makes those that a new or older store lacks."""
@@ -349,17 +386,18 @@ class LmdbStore(Store, OfOneProcess):
         """Opens the environment anew to write; waits for whoever is writing."""
         with self._writer, self._alone():
             if self._readonly:
-                info, opened = self._env.info(), len(self._dbs)
-                self._env.close()
+                size = self._env.info()["map_size"]
+                # One of an older format lacks some databases.
+                every = self._is_closed() or len(self._dbs) > 1
                 try:
-                    self._open(info["map_size"], False, readonly=False)
+                    self._reopen(size, readonly=False, every=every)
                 except BaseException:
-                    with suppress(StoreError, OSError):  # so that it can be read on
-                        self._open(info["map_size"], False, readonly=True)
-                        self._open_databases()
+                    with suppress(StoreError, OSError, lmdb.Error):  # so that it can be read on
+                        self._reopen(size, readonly=True, every=every)
                     raise
-                if opened > 1:  # else it is of an older format, and lacks some
-                    self._open_databases()
+
+    def _is_closed(self) -> bool:
+        return isinstance(self._env, _ClosedEnvironment)
 
     def read(self) -> _View:
         return _View(self)
@@ -438,6 +476,9 @@ class LmdbStore(Store, OfOneProcess):
         """
         with self._alone(), open(self._data, "rb") as file:
             now = self._env.info()["map_size"]
+            if self._is_closed():
+                self._reopen(now, readonly=self._readonly)
+                return
             size = os.fstat(file.fileno()).st_size
             wanted = map_bytes or read_metas(file.fileno()).newer.map_bytes
             for bytes_ in (wanted, now + now // 2, now + now // 4, size + LEAST_ROOM):
@@ -450,6 +491,8 @@ class LmdbStore(Store, OfOneProcess):
 
     @contextmanager
     def turn(self) -> Iterator[None]:
+        if self._mine().count:
+            raise RuntimeError("a turn inside a read could wait for itself")
         if self._readonly:
             self._make_writable()
         self._writer.acquire()
@@ -688,8 +731,7 @@ class LmdbStore(Store, OfOneProcess):
             try:
                 os.rename(new, self._data)
             finally:
-                self._open(info["map_size"], False, readonly=self._readonly)
-                self._open_databases()
+                self._reopen(info["map_size"], readonly=self._readonly)
             return True
 
     def close(self) -> None:
@@ -700,6 +742,12 @@ class LmdbStore(Store, OfOneProcess):
                 self._gate.wait_for(lambda: self._readers <= ours, CLOSE_WAIT)
             self._env.close()
         self._lease.release()
+
+
+def _make_whole(env: lmdb.Environment, data: str) -> None:
+    wanted = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if os.stat(data).st_size < wanted:
+        os.truncate(data, wanted)
 
 
 def _forget_environments() -> None:
