@@ -129,13 +129,15 @@ class Repository(OfOneProcess):
         return cls(path, LmdbStore(path, create=True, trusted=trusted))
 
     @classmethod
-    def open(cls, path: str, *, trusted: bool = False) -> "Repository":
+    def open(cls, path: str, *, trusted: bool = False, to_read: bool = False) -> "Repository":
         """Opens the store at `path`. Raises a StoreError, StrangeFileError.
 
-        One that belongs to another user is opened only if who can write there is `trusted`.
+        One that belongs to another user is opened only if who can write there is `trusted`. Opened
+        `to_read`, it waits for no process that writes; the first write does, and waits for views
+        in other threads, too.
         """
         path = os.path.abspath(path)
-        return cls(path, LmdbStore(path, trusted=trusted))
+        return cls(path, LmdbStore(path, trusted=trusted, to_read=to_read))
 
     def close(self) -> None:
         """Writes the commits that wait and closes the store. Raises StoreFullError."""

@@ -142,8 +142,6 @@ def _mounted(
     where = socket_path(store)
     with contextlib.ExitStack() as stack:
         repository = stack.enter_context(Repository.open(store, trusted=True))
-        with repository.store.turn():
-            pass  # whoever writes now is waited for here, not in the first commit
         lease = stack.enter_context(acquire(store, "mount", what=f"mounted on {mountpoint}"))
         facts = {"mountpoint": mountpoint, "socket": where}
         lease.describe(what=f"being mounted on {mountpoint}", stage=STARTING, **facts)

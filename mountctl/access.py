@@ -30,7 +30,7 @@ class StoreAccess:
 
     def __init__(self, path: str, output: Output, *, trusted: bool) -> None:
         """Opens the store at `path`. Raises what `Repository.open` does."""
-        self.repository = Repository.open(path, trusted=trusted)
+        self.repository = Repository.open(path, trusted=trusted, to_read=True)
         self._output = output
         self._client: Client | None = None
 

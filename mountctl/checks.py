@@ -231,7 +231,7 @@ def _is_served(store: str) -> bool:
 
 def _store(path: str, trusted: bool) -> Check:
     try:
-        with Repository.open(path, trusted=trusted) as repository:
+        with Repository.open(path, trusted=trusted, to_read=True) as repository:
             counts = repository.store.statistics().counts
     except NotAStoreError:
         return Check("store", WARN, f"there is none at {quoted(path)}", "make it: `mountctl init`")

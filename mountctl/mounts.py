@@ -60,7 +60,7 @@ def prepare(store: str, mountpoint: str, output: Output, *, trusted: bool) -> Pr
 
     Raises what `Repository.open` does, AlreadyMountedError, MountPointError.
     """
-    Repository.open(store, trusted=trusted).close()
+    Repository.open(store, trusted=trusted, to_read=True).close()
     if is_held(store, "mount"):
         where = ""
         if not is_starting(store):

@@ -109,7 +109,7 @@ def serve(objects: Objects, connection: socket.socket, memory: memoryview) -> No
 
 def main(path: str, memory: str) -> None:
     """Works for the process at the other end of standard input, which has mapped `memory` too."""
-    store = LmdbStore(path, trusted=True)  # who started this has it open
+    store = LmdbStore(path, trusted=True, to_read=True)  # who started this has it open
     with socket.socket(fileno=0) as connection, mmap.mmap(int(memory), 0) as shared:
         try:
             serve(Objects(store), connection, memoryview(shared))

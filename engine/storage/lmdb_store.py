@@ -234,8 +234,13 @@ class LmdbStore(Store, OfOneProcess):
         create: bool = False,
         map_bytes: int = FIRST_MAP_BYTES,
         trusted: bool = False,
+        to_read: bool = False,
     ):
         """Opens the store at `path`, or makes one there with `create`.
+
+        LMDB opens databases in its writer's turn, so this waits for whoever is writing. `to_read`
+        does not: then the first write does, and waits for views of other threads as well, which
+        must not depend on it.
 
         Raises what `check_owner` does, NotAStoreError, StoreExistsError, NewerFormatError,
         StorePermissionError, StoreDamagedError or StoreFullError.
@@ -263,7 +268,7 @@ class LmdbStore(Store, OfOneProcess):
                     _check_metas(path, data)
                 elif not create:  # its making was interrupted; LMDB would want to write to it
                     raise NotAStoreError(path)
-                self._open(max(map_bytes, 2 * size), create, readonly=not create)
+                self._open(max(map_bytes, 2 * size), create, readonly=to_read and not create)
                 with translated(path):
                     self._check_format(create)
                     self._env.reader_check()

@@ -26,7 +26,7 @@ def verify_store(
     flaws = _flaws(path)
     if flaws:
         return verify_pages(path, flaws, progress)
-    with closing(Repository.open(path, trusted=trusted)) as repository:
+    with closing(Repository.open(path, trusted=trusted, to_read=True)) as repository:
         return repository.verify(progress)
 
 

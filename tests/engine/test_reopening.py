@@ -19,7 +19,7 @@ def store(tmp_path: Path) -> Iterator[LmdbStore]:
     with_a_key = LmdbStore(str(tmp_path / "store"), create=True)
     with_a_key.write(lambda writer: writer.put(Db.META, b"k", b"v"))
     with_a_key.close()
-    store = LmdbStore(str(tmp_path / "store"))
+    store = LmdbStore(str(tmp_path / "store"), to_read=True)
     yield store
     store.close()
 

@@ -817,7 +817,7 @@ def test_opening_waits_for_nobody_who_writes(path: str):
 import sys
 from engine.storage.lmdb_store import LmdbStore
 from engine.storage.store import Db
-store = LmdbStore(sys.argv[1])
+store = LmdbStore(sys.argv[1], to_read=True)
 with store.read() as reader:
     print(bytes(reader.get(Db.NODES, b"k")))
 store.close()
