@@ -64,6 +64,7 @@ from engine.upkeep.repairing import (
     drop_unneeded,
     from_directory,
     from_store,
+    put_back,
     restore_refs,
     wanted_of,
 )
@@ -856,6 +857,7 @@ class Repository(OfOneProcess):
     ) -> RepairReport:
         """Puts right what can be: from another store, or a directory that holds the bytes.
 
+        A whole object under a key with flipped bits is put under its own id, whatever the source.
         Damaged objects that no tree needs are removed, and rows of the stat cache that lead to
         nothing whole. The report says what is damaged afterwards. `trusted` is said of a store
         that is the source, as in `open`. Raises LeaseHeldError during a collection,
@@ -874,7 +876,11 @@ class Repository(OfOneProcess):
             elif source is not None:
                 take = from_directory(self.store, self.objects, source, self.path, progress)
             report = self.verify(progress)
-            repaired = dropped = 0
+            dropped = 0
+            repaired = put_back(self.store, report.damage) if report.damage else 0
+            if repaired:
+                self.objects.shed()
+                report = self.verify(progress)
             asked: Wanted = {}
             while take is not None and (wanted := wanted_of(report.damage)) != asked:
                 asked = wanted  # what was out of sight behind it shows up the next time
