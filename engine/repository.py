@@ -23,6 +23,7 @@ from engine.archives.tar_crew import Crew, workers_for, write_tree
 from engine.archives.tar_reading import TarReader
 from engine.archives.tar_writing import TarReport, everything, write_tar
 from engine.episodes.episodes import Episodes
+from engine.episodes.reindexing import reindex
 from engine.episodes.trajectories import holders_of
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
 from engine.git.git_export import GitExport, GitExportOptions, ToExport, export_git
@@ -880,6 +881,11 @@ class Repository(OfOneProcess):
             repaired = put_back(self.store, report.damage) if report.damage else 0
             if repaired:
                 self.objects.shed()
+                report = self.verify(progress)
+            if any(damage.kind == "" for damage in report.damage) and (
+                found := reindex(self.store)
+            ):
+                repaired += found
                 report = self.verify(progress)
             asked: Wanted = {}
             while take is not None and (wanted := wanted_of(report.damage)) != asked:
