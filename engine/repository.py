@@ -23,6 +23,7 @@ from engine.archives.tar_crew import Crew, workers_for, write_tree
 from engine.archives.tar_reading import TarReader
 from engine.archives.tar_writing import TarReport, everything, write_tar
 from engine.episodes.episodes import Episodes
+from engine.episodes.reindexing import reindex
 from engine.episodes.trajectories import holders_of
 from engine.errors import AmbiguousIdError, InUseError, MissingObjectError, NotFoundError
 from engine.git.git_export import GitExport, GitExportOptions, ToExport, export_git
@@ -64,6 +65,7 @@ from engine.upkeep.repairing import (
     drop_unneeded,
     from_directory,
     from_store,
+    put_back,
     restore_refs,
     wanted_of,
 )
@@ -858,6 +860,7 @@ class Repository(OfOneProcess):
     ) -> RepairReport:
         """Puts right what can be: from another store, or a directory that holds the bytes.
 
+        A whole object under a key with flipped bits is put under its own id, whatever the source.
         Damaged objects that no tree needs are removed, and rows of the stat cache that lead to
         nothing whole. The report says what is damaged afterwards. `trusted` is said of a store
         that is the source, as in `open`. Raises LeaseHeldError during a collection,
@@ -876,7 +879,16 @@ class Repository(OfOneProcess):
             elif source is not None:
                 take = from_directory(self.store, self.objects, source, self.path, progress)
             report = self.verify(progress)
-            repaired = dropped = 0
+            dropped = 0
+            repaired = put_back(self.store, report.damage) if report.damage else 0
+            if repaired:
+                self.objects.shed()
+                report = self.verify(progress)
+            if any(damage.kind == "" for damage in report.damage) and (
+                found := reindex(self.store)
+            ):
+                repaired += found
+                report = self.verify(progress)
             asked: Wanted = {}
             while take is not None and (wanted := wanted_of(report.damage)) != asked:
                 asked = wanted  # what was out of sight behind it shows up the next time

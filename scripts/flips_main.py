@@ -1,16 +1,20 @@
 """Flips single bits of a store's file and runs every command on each.
 
-Each flip is made in a copy of one small store. Then every command runs on a copy of its own, in
-a process of its own, and must end as documented: no signal, no traceback, no hang, and what it
-writes out is what was stored. `verify` must name what another command stumbled on, and
-`verify --repair --from` must mend it from a second store.
+Each flip is made in a copy of one small store, in memory where the system has room for that. Then
+every command runs on a copy of its own, in a process of its own: a child of this one, which has
+loaded all modules and opens no store. A command must end as documented: no signal, no traceback,
+no hang, and what it writes out is what was stored. `verify` must name what another command
+stumbled on or left out, and `verify --repair --from` must mend it from a second store.
 
 The exit status is 0 if all of that held, else 1.
 """
 
 import argparse
 import collections
+import gc
+import importlib
 import os
+import pkgutil
 import random
 import shutil
 import signal
@@ -44,6 +48,8 @@ COMMANDS: dict[str, list[str]] = {
     "gc --compact": ["gc", "--compact", "-q"],
 }
 """What runs on each flip; `{out}` is an empty directory, `{home}` where the sources are."""
+READS = ("snapshot list", "session list", "ref list", "log", "diff", "episode log")
+"""Commands that say what is stored, and nothing else: the same from every copy."""
 
 
 class Outcome(NamedTuple):
@@ -52,6 +58,19 @@ class Outcome(NamedTuple):
     code: int
     wrong: str
     said: str
+
+
+def load() -> None:
+    """Loads all modules of the program, so that children need not."""
+    for name in ("mountctl", "engine"):
+        package = importlib.import_module(name)
+        for module in pkgutil.walk_packages(package.__path__, f"{name}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    for name in ("difflib", "lmdb._envid"):  # what click and LMDB load when they are used
+        importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
 
 
 def call(arguments: list[str], said: str, seconds: float = SECONDS) -> Outcome:
@@ -110,8 +129,8 @@ def make(home: str) -> None:
     """Makes the sources and two stores that hold the same in different pages."""
     rng = random.Random(7)
     tree = os.path.join(home, "tree")
-    for number in range(240):
-        path = os.path.join(tree, f"d{number % 24:02}", f"f{number:03}")
+    for number in range(120):
+        path = os.path.join(tree, f"d{number % 12:02}", f"f{number:03}")
         os.makedirs(os.path.dirname(path), exist_ok=True)
         size = (300, 900, 1500, 5000)[number % 4]
         with open(path, "wb") as file:
@@ -201,6 +220,8 @@ class Flipping:
         self.right = contents_of(home, self.store)
         self.table: collections.Counter[tuple[str, str, str]] = collections.Counter()
         self.wrong: list[str] = []
+        self.words: dict[str, str] = {}
+        self.words = {name: self.run(name, self.data).said for name in READS}
 
     def run(self, name: str, flipped: bytes, fresh: bool = True) -> Outcome:
         out = os.path.join(self.home, "out")
@@ -226,12 +247,16 @@ class Flipping:
         flipped[offset] ^= 1 << bit
         ends = {name: self.run(name, bytes(flipped)) for name in self.commands}
         what = f"{kind} {offset}:{bit} page {offset // PAGE}"
+        other: list[str] = []  # words of a snapshot that cannot be found are not said
         for name, outcome in ends.items():
             self.table[kind, name, outcome.wrong or f"exit {outcome.code}"] += 1
             if outcome.wrong:
                 said = outcome.said.strip().splitlines()[-1:] or [""]
                 self.wrong.append(f"{what}: {name}: {outcome.wrong}: {said[0][:160]}")
-        stumbled = [name for name, outcome in ends.items() if outcome.code]
+            if name in self.words and not outcome.code and outcome.said != self.words[name]:
+                other.append(name)
+                self.table[kind, name, "other words"] += 1
+        stumbled = [name for name, outcome in ends.items() if outcome.code] + other
         if "verify" in ends and stumbled and not ends["verify"].code:
             self.wrong.append(f"{what}: {stumbled} stumbled, verify did not: "
                               f"{ends[stumbled[0]].said.strip()[:200]}")  # fmt: skip
@@ -274,7 +299,9 @@ def main() -> int:
     parser.add_argument("--no-repair", action="store_true", help="mend nothing")
     asked = parser.parse_args()
     began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="afs-flips.") as home:
+    load()
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="afs-flips.", dir=memory) as home:
         make(home)
         flipping = Flipping(home, asked.command or list(COMMANDS), not asked.no_repair)
         done = 0

@@ -39,23 +39,39 @@ def audit(reader: Reader) -> Audit:
     """Reads all episodes; raises nothing for damage that it can name."""
     result = Audit(problems=[])
     holds: Counter[str] = Counter()
-    begin = b"\x01"
     for key in reader.keys(Db.EPISODES, b"\0"):
         if not is_hold(key):
             break
         holds[holder_in(key)[1]] += 1
-    while (key := next(reader.keys(Db.EPISODES, begin), b"")) != b"":
-        raw_name = key.partition(b"\0")[0]
-        name = raw_name.decode("utf-8", "backslashreplace")
-        result.problems.extend(_Episode(reader, name, result).problems(holds.pop(name, 0)))
-        begin = raw_name + b"\x01"
+    for name in episode_names(reader):
+        episode = EpisodeAudit(reader, name)
+        result.problems.extend(episode.problems(holds.pop(name, 0)))
+        result.steps += len(episode.numbers)
     result.problems.extend(f"episode {name!r} is gone, but holds snapshots" for name in holds)
     return result
 
 
-class _Episode:
-    def __init__(self, reader: Reader, name: str, result: Audit) -> None:
-        self.reader, self.name, self.result = reader, name, result
+def episode_names(reader: Reader) -> Iterator[str]:
+    """Yields the names of all episodes that have a row."""
+    begin = b"\x01"
+    while (key := next(reader.keys(Db.EPISODES, begin), b"")) != b"":
+        raw_name = key.partition(b"\0")[0]
+        yield raw_name.decode("utf-8", "backslashreplace")
+        begin = raw_name + b"\x01"
+
+
+class EpisodeAudit:
+    """One episode; after `problems`, `rows` are the keys that its indexes should have.
+
+    `readable` is False if that is not known. `numbers` are those of its steps.
+    """
+
+    def __init__(self, reader: Reader, name: str) -> None:
+        self.reader, self.name = reader, name
+        self.rows: set[bytes] = set()
+        self.numbers: set[int] = set()
+        self.readable = True
+        self.removed = 0
         self.expected: Counter[str] = Counter()
         self.found: Counter[str] = Counter()
 
@@ -64,11 +80,14 @@ class _Episode:
         record = None
         try:
             if raw is None:
+                self.readable = False
                 yield f"episode {self.name!r} has no record"
             else:
                 record = decode_episode(self.name, raw)
+                self.removed = record.removed
                 yield from self._held(record.root, None)
         except CorruptObjectError as error:
+            self.readable = False
             yield str(error)
         whole = True
         for problem in self._steps():
@@ -90,7 +109,9 @@ class _Episode:
         self.expected["held snapshots"] += 1
         if not self.reader.has(Db.SNAPSHOTS, snapshot):
             yield f"{describe(self.name, number)} names snapshot {snapshot.hex()}, which is gone"
-        if not self.reader.has(Db.EPISODES, hold_key(snapshot, self.name, number)):
+        key = hold_key(snapshot, self.name, number)
+        self.rows.add(key)
+        if not self.reader.has(Db.EPISODES, key):
             yield f"{describe(self.name, number)} does not hold its snapshot"
 
     def _steps(self) -> Iterator[str]:
@@ -109,24 +130,28 @@ class _Episode:
             elif kind == b"s" and length == 17:
                 number, which = number_at(key, -16), number_at(key)
                 if waiting is None or waiting[0] != number or which != count + 1:
+                    self.readable = False
                     yield f"{describe(self.name, number)} lacks what observation {which} is of"
                     continue
                 try:
                     seen, count = decode_observation(self.name, number, which, raw), which
                 except CorruptObjectError as error:
+                    self.readable = False
                     yield str(error)
             elif kind in b"cr" and length == 17:
                 self.found["children" if kind == b"c" else "rewards"] += 1
             elif length:
+                self.readable = False
                 yield f"episode {self.name!r} has a row that is of no kind"
         if waiting is not None:
             yield from self._step(*waiting, seen, count)
 
     def _step(self, number: int, raw: bytes, seen: Observation | None, count: int) -> Iterator[str]:
-        self.result.steps += 1
+        self.numbers.add(number)
         try:
             step = decode_step(self.name, number, raw, seen, count)
         except CorruptObjectError as error:
+            self.readable = False
             yield str(error)
             return
         yield from self._held(step.snapshot, number)
@@ -136,11 +161,16 @@ class _Episode:
         what = describe(self.name, step.number)
         above = step.parent
         self.expected["children"] += 1
-        if not self.reader.has(Db.EPISODES, child_key(self.name, above, step.number)):
+        key = child_key(self.name, above, step.number)
+        self.rows.add(key)
+        if not self.reader.has(Db.EPISODES, key):
             yield f"{what} is not in the index of children"
         if above is not None and not self.reader.has(Db.EPISODES, step_key(self.name, above)):
+            self.readable = False
             yield f"{what} went on from step {above}, which is gone"
         if step.reward is not None:
             self.expected["rewards"] += 1
-            if not self.reader.has(Db.EPISODES, reward_key(self.name, step.reward, step.number)):
+            key = reward_key(self.name, step.reward, step.number)
+            self.rows.add(key)
+            if not self.reader.has(Db.EPISODES, key):
                 yield f"{what} is not in the index of rewards"

@@ -102,6 +102,20 @@ def unpack(identifier: ChunkId, value: memoryview) -> bytes | memoryview:
     return plain
 
 
+def own_id(value: bytes | memoryview) -> ChunkId | None:
+    """Returns the id that a stored chunk's plain bytes have, or None if they cannot be read."""
+    value = memoryview(value)
+    if not len(value) > 1 or plain_length(value) > LARGEST_CHUNK:
+        return None
+    if value[0] == RAW:
+        return ChunkId(digest(value[1:]))
+    try:
+        plain = zstandard.ZstdDecompressor().decompress(value[1:], max_output_size=LARGEST_CHUNK)
+    except zstandard.ZstdError:
+        return None
+    return ChunkId(digest(plain))
+
+
 def plain_length(value: bytes | memoryview) -> int:
     """Returns how many plain bytes a stored chunk says it has; -1 if it does not say."""
     if value[0] == RAW:

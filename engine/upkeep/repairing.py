@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from engine.errors import CorruptObjectError
-from engine.ids import ID_BYTES, ChunkId, NodeId, SnapshotId
+from engine.ids import ID_BYTES, ChunkId, NodeId, SnapshotId, digest
 from engine.plain.checkout_records import forget
 from engine.plain.importing import read_directory
 from engine.progress import Progress
-from engine.storage.codec import unpack
+from engine.storage.codec import own_id, unpack
 from engine.storage.nodes import decode, encode, node_id
 from engine.storage.objects import ChunkSink, NodeBuffer, Objects
 from engine.storage.snapshots import decode_snapshot
@@ -23,6 +23,8 @@ from engine.upkeep.verifying import Damage, VerifyReport
 
 DATABASES = {"chunk": Db.CHUNKS, "node": Db.NODES, "snapshot": Db.SNAPSHOTS}
 _BATCH_BYTES = 4 << 20
+_BITS_OF_AN_ID = 64
+"""Bits that a damaged key may differ in from what it was. Ids of two objects differ in some 128."""
 
 Wanted = dict[Db, set[bytes]]
 Source = Callable[[Wanted], int]
@@ -54,6 +56,43 @@ def check_object(db: Db, key: bytes, raw: memoryview) -> None:
         decode(NodeId(key), raw)
     else:
         decode_snapshot(SnapshotId(key), raw)
+
+
+def right_key(db: Db, key: bytes, raw: memoryview) -> bytes | None:
+    """Returns the id of a whole object that stands under a key with flipped bits, else None.
+
+    An object whose own bytes are damaged has another id as well, but one that is far from its key.
+    """
+    own = own_id(raw) if db is Db.CHUNKS else digest(raw)
+    if own is None or own == key or len(key) != ID_BYTES:
+        return None
+    bits = int.from_bytes(own, "big") ^ int.from_bytes(key, "big")
+    if bits.bit_count() > _BITS_OF_AN_ID:
+        return None
+    try:
+        check_object(db, own, raw)
+    except CorruptObjectError:
+        return None
+    return own
+
+
+def put_back(store: Store, damage: list[Damage]) -> int:
+    """Puts whole objects that stand under a damaged key under their own id; returns how many."""
+
+    def change(writer: Writer) -> int:
+        moved = 0
+        for db, keys in wanted_of(damage).items():
+            for key in sorted(keys):
+                raw = writer.get(db, key)
+                own = right_key(db, key, raw) if raw is not None else None
+                if raw is not None and own is not None:
+                    value = bytes(raw)
+                    writer.delete(db, key)
+                    writer.put(db, own, value)
+                    moved += 1
+        return moved
+
+    return store.write(change)
 
 
 def from_store(store: Store, other: Store) -> Source:

@@ -22,14 +22,14 @@ import msgspec
 
 from engine.errors import CorruptObjectError
 from engine.host.leases import acquire
-from engine.ids import ID_BYTES, digest
+from engine.ids import ID_BYTES
 from engine.progress import Progress
 from engine.sessions.sessions import decode_record, may_be_uid
 from engine.storage.lmdb_store import FORMAT, LmdbStore
 from engine.storage.page_store import PageStore
 from engine.storage.store import Db, NewerFormatError, Store, Writer
 from engine.storage.structure import check
-from engine.upkeep.repairing import DATABASES, check_object
+from engine.upkeep.repairing import DATABASES, check_object, right_key
 from engine.upkeep.verifying import Damage, VerifyReport, verify
 
 STORE_WAIT = 5.0
@@ -192,8 +192,8 @@ def _object(db: Db, key: bytes, raw: memoryview) -> Iterator[Pair]:
     try:
         check_object(db, key, raw)
     except CorruptObjectError:
-        own = digest(raw)
-        if db is Db.CHUNKS or not _fits(db, own, raw):
+        own = right_key(db, key, raw)
+        if own is None:
             return
         key = own
     yield db, key, bytes(raw)

@@ -728,3 +728,36 @@ def test_why_names_the_step_that_holds_a_snapshot(repository: Repository):
     assert found == ["episode"]
     chunk = repository.object_named(f"{made.hex()}:file")
     assert {holder.kind for holder in repository.holders(chunk)} >= {"episode", "snapshot"}
+
+
+def test_a_flipped_bit_in_a_row_of_an_index_is_mended(
+    repository: Repository, snapshots: list[SnapshotId]
+):
+    """What the records say is enough for that: there is no other store."""
+    episodes = repository.episodes
+    episodes.create("search", snapshots[0])
+    episodes.append("search", NewStep(reward=1.5, snapshot=snapshots[3]))
+    episodes.append("search", NewStep(parent=1))
+    with repository.store.read() as reader:
+        before = {key: bytes(raw) for key, raw in reader.items(Db.EPISODES)}
+    rows = [key for key, raw in before.items() if not raw]
+    assert len(rows) == 2 + 2 + 1
+    for key in rows:
+        at = 5 if key[:1] == b"\0" else len(key) - 2
+        put_row(repository, key, None)
+        put_row(repository, key[:at] + bytes([key[at] ^ 0x40]) + key[at + 1 :], b"")
+        assert repository.verify().damage
+        report = repository.repair()
+        assert report.left.damage == []
+        assert report.repaired == 2
+        with repository.store.read() as reader:
+            assert {k: bytes(raw) for k, raw in reader.items(Db.EPISODES)} == before
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_step_that_is_lost_stays_named(repository: Repository, number: int):
+    repository.episodes.create("search", None)
+    for _ in range(3):
+        repository.episodes.append("search", NewStep())
+    put_row(repository, step_key("search", number), None)
+    assert repository.repair().left.damage

@@ -326,3 +326,24 @@ def test_a_directory_with_the_database_elsewhere(repository: Repository, base: P
         assert again.verify().damage == []
         assert again.has_snapshot(first)
     assert sorted(os.listdir(home.parent / "db-elsewhere")) == ["data.mdb", "lock.mdb", "reserve"]
+
+
+@pytest.mark.parametrize("db", [Db.CHUNKS, Db.NODES, Db.SNAPSHOTS])
+def test_a_whole_object_under_a_key_with_a_flipped_bit(repository: Repository, base: Path, db: Db):
+    imported(repository, base)
+    before = everything(repository)
+    for key in keys(repository, db):
+        wrong = key[:9] + bytes([key[9] ^ 4]) + key[10:]
+
+        def move(writer: Writer, key: bytes = key, wrong: bytes = wrong) -> None:
+            value = before[db, key]
+            writer.delete(db, key)
+            writer.put(db, wrong, value)
+
+        repository.store.write(move)
+    assert repository.verify().damage
+    report = repository.repair()
+    assert report.left.damage == []
+    assert report.dropped == 0
+    assert report.repaired == sum(which is db for which, _ in before)
+    assert everything(repository) == before

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from engine import Repository, SnapshotId
+from engine.errors import CorruptObjectError
+from engine.ids import digest
 from engine.storage.lmdb_store import LmdbStore
 from engine.storage.pages import BRANCH, LEAF, META, OVERFLOW
+from engine.storage.snapshots import decode_snapshot
 from engine.storage.store import Db, StoreDamagedError
 from engine.upkeep.inspecting import repair_store, verify_store
 from engine.upkeep.salvaging import examine
@@ -214,3 +217,36 @@ def test_a_ref_whose_bytes_flipped_is_set_as_the_other_store_has_it(
     assert salvaged is None
     assert report.left.damage == []
     assert contents(copy)[Db.REFS] == right
+
+
+def flipped(value: bytes, at: int) -> bytes:
+    return value[:at] + bytes([value[at] ^ 1]) + value[at + 1 :]
+
+
+def decodes(value: bytes) -> bool:
+    try:
+        decode_snapshot(SnapshotId(digest(value)), value)
+    except CorruptObjectError:
+        return False
+    return True
+
+
+def test_a_snapshot_with_a_flipped_bit_is_left_out(copy: Path, original: Path):
+    """It would be a snapshot that nobody made, under an id that nobody has."""
+    data = bytearray((original / "db" / "data.mdb").read_bytes())
+    before = contents(original)[Db.SNAPSHOTS]
+    identifier, value = next(iter(before.items()))
+    where = next(at for at in range(len(value)) if decodes(flipped(value, at)))
+    changed = 0
+    at = data.find(identifier + value)
+    while at >= 0:
+        data[at + len(identifier) + where] ^= 1
+        changed += 1
+        at = data.find(identifier + value, at + 1)
+    assert changed
+    for page in used_pages(data)[BRANCH]:
+        data[page * PAGE + 4] ^= 1  # the frame is damaged as well, so the file is made anew
+    (copy / "db" / "data.mdb").write_bytes(data)
+    assert examine(str(copy))
+    repair_store(str(copy))
+    assert contents(copy)[Db.SNAPSHOTS].keys() == before.keys() - {identifier}
