@@ -139,6 +139,10 @@ class Control:
         except (EngineError, msgspec.MsgspecError, ValueError, OSError) as error:
             return messages.Failed(type(error).__name__, str(error))
         except Exception as error:
+            if is_of_memory(error):
+                with contextlib.suppress(MemoryError):
+                    log.error("no memory for a request")
+                return messages.Failed("MemoryError", "the mount's daemon has not enough memory")
             log.exception("a request crashed")
             return messages.Failed(type(error).__name__, str(error))
 

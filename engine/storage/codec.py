@@ -94,6 +94,8 @@ def unpack(identifier: ChunkId, value: memoryview) -> bytes | memoryview:
                 raise CorruptObjectError("chunk", identifier, f"it says it has {size} bytes")
             plain = decompressor.decompress(value[1:], allow_extra_data=False)
         except zstandard.ZstdError as error:
+            if "not enough memory" in str(error):
+                raise MemoryError from error
             raise CorruptObjectError("chunk", identifier, str(error)) from error
     else:
         raise CorruptObjectError("chunk", identifier, f"unknown codec {codec}")

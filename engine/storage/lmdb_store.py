@@ -38,6 +38,7 @@ from engine.storage.store import (
     NewerFormatError,
     NotAStoreError,
     Store,
+    StoreBusyError,
     StoreDamagedError,
     StoreError,
     StoreExistsError,
@@ -578,6 +579,8 @@ class LmdbStore(Store, OfOneProcess):
             try:
                 with translated(self.path):
                     self._env.copy(home, compact=True)
+            except StoreBusyError as error:  # the library begins a thread for it
+                raise StoreMemoryError(self.path, "no thread could be begun") from error
             finally:
                 with self._gate:
                     self._readers -= 1

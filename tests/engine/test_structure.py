@@ -22,6 +22,7 @@ from engine.storage.store import (
     Db,
     NotAStoreError,
     StoreDamagedError,
+    StoreDiskError,
     StoreError,
     StoreFullError,
     StoreMemoryError,
@@ -222,11 +223,11 @@ def test_only_damage_is_called_damage(tmp_path: Path):
     damaged = {kind.__name__ for kind, made in kinds.items() if made is StoreDamagedError}
     assert damaged == {
         "BadChecksumError", "CorruptedError", "CursorFullError", "IncompatibleError",
-        "InvalidError", "PageFullError", "PageNotFoundError", "PanicError", "ProblemError",
-        "VersionMismatchError",
+        "InvalidError", "PageFullError", "PageNotFoundError", "ProblemError", "VersionMismatchError",
     }  # fmt: skip
     assert kinds[lmdb.DiskError] is StoreFullError
     assert kinds[lmdb.MemoryError] is StoreMemoryError
+    assert kinds[lmdb.PanicError] is StoreDiskError
 
 
 def test_others_write_meanwhile(tmp_path: Path):
