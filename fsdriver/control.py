@@ -26,6 +26,7 @@ from engine.storage.nodes import encode
 from fsdriver import messages, metrics
 from fsdriver.channel import Channel
 from fsdriver.client import bind, socket_path
+from fsdriver.errnos import is_of_memory
 from fsdriver.operations import Operations
 from fsdriver.pressure import Pressure, give_back
 
