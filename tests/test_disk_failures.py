@@ -10,9 +10,9 @@ from scripts.disk_failures import COMMANDS, FAULTS, Bench
 CELLS = [
     ("import", "full"), ("gc --compact", "full"), ("session rm", "inodes"), ("commit", "read-only"),
     ("export --tar", "io"), ("commit", "io"), ("import", "fsize"), ("git export", "fsize"),
-    ("commit", "map"), ("import", "memory"), ("gc --compact", "memory"),
+    ("commit", "map"), ("import", "memory"), ("checkout", "quota"),
 ]  # fmt: skip
-MOUNTED = ["full", "quota", "map", "memory"]
+MOUNTED = ["full", "meta", "map", "memory"]
 
 
 @pytest.fixture(scope="module")
