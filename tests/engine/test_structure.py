@@ -234,7 +234,7 @@ def test_only_damage_is_called_damage(tmp_path: Path):
 
 def test_a_write_that_the_disk_refused_is_no_damage(tmp_path: Path):
     error = lmdb.Error(f"mdb_txn_commit: {os.strerror(errno.EIO)}")
-    error.code = errno.EIO  # type: ignore[attr-defined]
+    error.code = errno.EIO  # type: ignore[misc]  # the library sets it
     said = lmdb_errors.meaning(str(tmp_path), error)
     assert type(said) is StoreDiskError
     assert os.strerror(errno.EIO) in str(said)
