@@ -26,6 +26,7 @@ from engine.storage.nodes import encode
 from fsdriver import messages, metrics
 from fsdriver.channel import Channel
 from fsdriver.client import bind, socket_path
+from fsdriver.errnos import is_of_memory
 from fsdriver.operations import Operations
 from fsdriver.pressure import Pressure, give_back
 
@@ -139,6 +140,10 @@ class Control:
         except (EngineError, msgspec.MsgspecError, ValueError, OSError) as error:
             return messages.Failed(type(error).__name__, str(error))
         except Exception as error:
+            if is_of_memory(error):
+                with contextlib.suppress(MemoryError):
+                    log.error("no memory for a request")
+                return messages.Failed("MemoryError", "the mount's daemon has not enough memory")
             log.exception("a request crashed")
             return messages.Failed(type(error).__name__, str(error))
 

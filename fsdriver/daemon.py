@@ -86,6 +86,12 @@ def main(argv: list[str]) -> int:
         log.error("cannot serve", kind=type(error).__name__, error=str(error))
         _tell(options.ready_fd, {"kind": type(error).__name__, "message": str(error)})
         return FAILED
+    except BaseExceptionGroup as group:
+        if group.split(MemoryError)[1] is not None:
+            raise
+        # The library that reads requests had none for one: it could not even answer.
+        log.error("ended", reason="no memory")
+        return FAILED
     finally:
         logging.end()
     return 0

@@ -52,6 +52,7 @@ from engine.storage.store import (
     NotAStoreError,
     StoreBusyError,
     StoreDamagedError,
+    StoreDiskError,
     StoreError,
     StoreExistsError,
     StoreFullError,
@@ -130,6 +131,7 @@ ERRNOS: dict[type[EngineError], int] = {
     SourceChangedError: errno.EAGAIN,
     SwitchInterruptedError: errno.EBUSY,
     StoreDamagedError: errno.EIO,
+    StoreDiskError: errno.EIO,
     StoreError: errno.EIO,
     StoreExistsError: errno.EEXIST,
     StoreFullError: errno.ENOSPC,
@@ -145,6 +147,13 @@ ERRNOS: dict[type[EngineError], int] = {
     StrangeFileError: errno.EACCES,
     TooDeepError: errno.ENAMETOOLONG,
 }
+
+
+def is_of_memory(error: Exception) -> bool:
+    """True if there is no memory; or none for a thread, for which Python has no class."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and str(error) == "can't start new thread"
+    )
 
 
 def errno_of(error: EngineError) -> int:

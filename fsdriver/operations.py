@@ -5,6 +5,7 @@ goes wrong is answered with an errno: a request is never left without an answer.
 not wait, except for copies of large files and for syncs, which run in threads.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -24,7 +25,7 @@ from engine.mounted.inodes import Attributes, Changes, Inode
 from engine.mounted.vfs import Vfs
 from engine.storage.nodes import Owner
 from fsdriver.abilities import Abilities
-from fsdriver.errnos import errno_of
+from fsdriver.errnos import errno_of, is_of_memory
 from fsdriver.metrics import Timing
 from fsdriver.protocol import KILL_SUIDGID, UNSEEN, is_served
 from fsdriver.readahead import ReadAhead
@@ -80,6 +81,10 @@ def _answered(
                 log.error("failed", operation=name, kind=type(error).__name__, error=str(error))
             raise FUSEError(code) from error
         except Exception as error:
+            if is_of_memory(error):
+                with contextlib.suppress(MemoryError):
+                    log.error("no memory", operation=name)
+                raise FUSEError(errno.ENOMEM) from None
             log.exception("crashed", operation=name)
             raise FUSEError(errno.EIO) from error
         finally:

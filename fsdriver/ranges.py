@@ -6,6 +6,7 @@ one call of the engine, encodes, and waits only for what threads do: copies of l
 kernel while it writes back what a program has in a mapping.
 """
 
+import contextlib
 import errno
 import os
 from collections.abc import Awaitable, Callable
@@ -18,7 +19,7 @@ from engine import EngineError
 from engine.host.ranges import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE
 from engine.mounted.inodes import Inode
 from fsdriver import protocol
-from fsdriver.errnos import errno_of
+from fsdriver.errnos import errno_of, is_of_memory
 from fsdriver.operations import Operations
 
 SEEK_IN_THREAD = 64 << 20
@@ -60,6 +61,10 @@ class Ranges:
             log.error("failed", operation=name, kind=type(error).__name__, error=str(error))
             raise _os_error(errno_of(error)) from error
         except Exception as error:
+            if is_of_memory(error):
+                with contextlib.suppress(MemoryError):
+                    log.error("no memory", operation=name)
+                raise _os_error(errno.ENOMEM) from None
             log.exception("crashed", operation=name)
             raise _os_error(errno.EIO) from error
         finally:

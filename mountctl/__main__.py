@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from mountctl import no_memory
 from mountctl.command import Group
-from mountctl.failures import BUG, INTERRUPTED, READER_GONE, describe
+from mountctl.failures import BUG, INTERRUPTED, READER_GONE, SYSTEM, describe
 from mountctl.invocation import COMPLETE_VARIABLE, Invocation
 from mountctl.output import Output
 
@@ -126,8 +127,21 @@ class Program(Group):
         except Exception as error:  # noqa: BLE001 - the edge: every error gets its exit code
             if isinstance(error, click.UsageError) and "--json" in args:
                 invocation.json = True  # it may stand behind what was wrong
-            code = _fail(invocation.output, error)
+            code = _say_and_fail(invocation, error)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _say_and_fail(invocation: Invocation, error: Exception) -> int:
+    """Says what went wrong and returns the exit code, even where there is no memory to say it."""
+    if no_memory.is_of_memory(error):
+        error.__traceback__ = None  # the frames hold what took the memory
+    try:
+        return _fail(invocation.output, error)
+    except (MemoryError, SystemError, ImportError, OSError) as second:
+        if not no_memory.is_of_memory(second):
+            raise
+        no_memory.last_words(json=invocation.json)
+        return SYSTEM
 
 
 def _fail(output: Output, error: Exception) -> int:
@@ -200,7 +214,13 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a TextIOWrapper
-    sys.exit(cli(prog_name="mountctl"))
+    try:
+        sys.exit(cli(prog_name="mountctl"))
+    except (MemoryError, SystemError) as error:  # on the way in, or out
+        if not no_memory.is_of_memory(error):
+            raise
+        no_memory.last_words()
+        sys.exit(SYSTEM)
 
 
 if __name__ == "__main__":

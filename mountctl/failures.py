@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import click
 
+from mountctl import no_memory
 from mountctl.text import quoted, visible
 
 DONE, FOUND, USAGE, UNKNOWN, REFUSED, BUSY, NO_STORE, PERMISSION, FULL, DAMAGED, DAEMON, SYSTEM = (
@@ -33,7 +34,7 @@ EXIT_CODES = {
     PERMISSION: "the user may not do that",
     FULL: "no space left on a disk; nothing was lost",
     DAMAGED: "an object or the whole store is damaged (verify: damage is left), or a disk does not "
-    "read",
+    "read or write",
     DAEMON: "the mount's daemon failed or does not answer",
     SYSTEM: "the operating system refused for another reason",
     CONFLICTS: "a merge found conflicts; they are listed",
@@ -112,9 +113,12 @@ ROWS = {
         "another store or a directory has",
     ),
     "StoreBusyError": Row(BUSY, "wait until some of them have ended, then run it again"),
-    "StoreMemoryError": Row(
-        SYSTEM, "raise the limit: `ulimit -v unlimited`, or end what takes this process's memory"
+    "StoreDiskError": Row(
+        DAMAGED,
+        "`dmesg`, as root, says what the disk said; copy the store to another disk (`cp -a`), then "
+        "`mountctl --store COPY verify`",
     ),
+    "StoreMemoryError": Row(SYSTEM, no_memory.HINT),
     "StoreInternalError": Row(SYSTEM, "run the command again; if it stays, report it"),
     "StoreFullError": Row(
         FULL,
@@ -281,6 +285,7 @@ _SYSTEM = {
     errno.ENOTCONN: Row(DAEMON, "a mount there has lost its daemon: `mountctl umount` the path"),
     errno.EMFILE: Row(SYSTEM, "raise the limit of open files: `ulimit -n $(ulimit -Hn)`"),
     errno.ENFILE: Row(SYSTEM, "end programs that hold many files open"),
+    errno.ENOMEM: Row(SYSTEM, no_memory.HINT),
 }
 _OTHER_SYSTEM = Row(SYSTEM, "look at the path that the message names; `mountctl doctor` may help")
 _BUG = Row(BUG, "please report it with the lines above; the store keeps what was acknowledged")
@@ -318,6 +323,12 @@ def describe(error: Exception) -> Failure:
         message = error.strerror or message or kind
         if error.filename is not None:
             message = f"{quoted(error.filename)}: {message}"
+    elif relayed == "MemoryError":
+        row = Row(SYSTEM, "raise the limits of the daemon's process: `prlimit --as --nproc -p PID`")
+    elif row is None and no_memory.is_of_threads(error):
+        row = Row(SYSTEM, no_memory.THREADS_HINT)
+    elif row is None and no_memory.is_of_memory(error):
+        row, message = Row(SYSTEM, no_memory.HINT), no_memory.MESSAGE
     elif row is None:
         row = _BUG
         message = f"unexpected {kind}: {message}"

@@ -1,5 +1,7 @@
 """Runs each command, and programs in a mount, on disks that fail in each way; prints a table.
 
+Memory that a process may not have is one of the ways: none for the map, or none for the work.
+
 A cell is one command and one fault. It holds if the command, or the program in the mount, is told
 so by the right exit code or errno, with a hint, and without a traceback; if, once the fault is
 gone, the same command works, `verify` finds all whole, nothing half done lies about, and the mount
@@ -50,13 +52,16 @@ FAULTS = {
     "inodes": Fault("no inode is left", frozenset({8}), frozenset({errno.ENOSPC}), True),
     "read-only": Fault("read-only", frozenset({7}), frozenset({errno.EROFS}), True),
     "io": Fault("nothing is written: EIO", frozenset({9}), frozenset({errno.EIO})),
+    "meta": Fault("no transaction ends: EIO", frozenset({9}), frozenset({errno.EIO})),
     "quota": Fault("over the quota: EDQUOT", frozenset({8}), frozenset({errno.EDQUOT})),
     "fsize": Fault("RLIMIT_FSIZE", frozenset({8}), frozenset({errno.EFBIG})),
     "nofile": Fault(
         "RLIMIT_NOFILE", frozenset({11}), frozenset({errno.EMFILE, errno.ENFILE, errno.EIO})
     ),
+    "map": Fault("RLIMIT_AS, for the map", frozenset({11}), frozenset({errno.ENOMEM})),
+    "memory": Fault("RLIMIT_AS, for the work", frozenset({11}), frozenset({errno.ENOMEM})),
 }
-_ANSWERED = {"io": errno.EIO, "quota": errno.EDQUOT, "read-only": errno.EROFS}
+_ANSWERED = {"io": errno.EIO, "meta": errno.EIO, "quota": errno.EDQUOT, "read-only": errno.EROFS}
 
 COMMANDS = {
     "init": "init --store {disk}/new",
@@ -65,8 +70,8 @@ COMMANDS = {
     "commit": "commit w -m more",
     "session create": "session create new main",
     "session fork": "session fork w new",
-    "session reset": "session reset w",
-    "session rm": "session rm w",
+    "session reset": "session reset w --force",
+    "session rm": "session rm w --force",
     "snapshot rm": "snapshot rm old",
     "ref set": "ref set new main",
     "ref rm": "ref rm side",
@@ -136,10 +141,19 @@ class Bench:
         (upper / "here").write_bytes(b"changed in the session\n")
         (self.good / "patch").write_text(_PATCH)
         self.at_once(store, f"apply {self.good}/patch --on main --ref side")
+        (source / "here").write_bytes(b"changed beside the other side\n")
+        self.at_once(store, f"import {source} --ref main -m second")
         self.at_once(store, f"bundle create {self.good}/all.bundle")
         self.at_once(store, f"export main --tar {self.good}/tree.tar")
         self.at_once(store, "ref rm old")
         (source / "new").write_bytes(os.urandom(700_000))
+        self.address_space = int(self._asked(_ADDRESS_SPACE))
+        """The bytes of it that a command has when it has loaded what it needs."""
+
+    def _asked(self, text: str) -> str:
+        command = [sys.executable, "-P", "-c", text]
+        return subprocess.run(command, cwd=ROOT, check=True, text=True, capture_output=True,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout  # fmt: skip
 
     def at_once(self, store: Path, text: str) -> str:
         """Runs mountctl in this process, which takes a third of the time."""
@@ -166,8 +180,16 @@ class Bench:
             [sys.executable, "-P", "-m", "mountctl", *words], cwd=ROOT, text=True, check=False,
             capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS, errors="replace",
             env={**os.environ, "HOME": str(self.home), "TMPDIR": str(self.good), **(more or {})},
-            preexec_fn=_limits(fault),
+            preexec_fn=self.limits(fault),
         )  # fmt: skip
+
+    def limits(self, fault: str) -> Limits | None:
+        """Returns what a process does to itself before it begins."""
+        if fault not in _LIMITS:
+            return None
+        value = {"fsize": MIB // 2, "nofile": 12}.get(fault, 0)
+        value = value or self.address_space + _ROOM[fault]
+        return lambda: resource.setrlimit(_LIMITS[fault], (value, value))
 
     def do(self, store: Path, text: str) -> str:
         """Runs what is to succeed."""
@@ -217,7 +239,8 @@ class Bench:
             yield {}
             subprocess.run(["mount", "-o", "remount,rw", self.disk], check=True)
         elif fault in _ANSWERED:
-            self.switch.write_text(f"{_ANSWERED[fault]}\n")
+            only = " meta" if fault == "meta" else ""
+            self.switch.write_text(f"{_ANSWERED[fault]}{only}\n")
             yield self.shimmed()
             self.switch.unlink()
         else:
@@ -272,7 +295,7 @@ class Bench:
 
     def _judge(self, name: str, fault: str, done: subprocess.CompletedProcess[str]) -> None:
         said = f"exit code {done.returncode}: {done.stderr.strip()[-400:]}"
-        if "Traceback" in done.stderr or done.returncode < 0:
+        if "Traceback" in done.stderr or done.returncode < 0 or "damaged" in done.stderr:
             raise BrokenError(said)
         if not done.returncode:
             return
@@ -290,6 +313,41 @@ class Bench:
                 raise BrokenError(f"umount: {done.stderr.strip()}")
 
     # Programs in a mount.
+
+    def ended(self, fault: str) -> Verdict:
+        """Leaves a daemon no memory to read a request with: the mount ends, and nothing is lost."""
+        with self.placed(fault) as store:
+            session = self.mountpoint / "sessions/w"
+            try:
+                mounted = self.do(store, f"mount {self.mountpoint} --json")
+                (session / "before").write_bytes(b"kept")
+                with (
+                    _limited(json.loads(mounted)["pid"], fault),
+                    contextlib.suppress(OSError),
+                ):
+                    (session / "large").write_bytes(bytes(2 * MIB))
+                until = time.monotonic() + SECONDS
+                while os.path.ismount(self.mountpoint) and time.monotonic() < until:
+                    time.sleep(0.05)
+                if "Traceback" in (store / "log/mount.log").read_text(errors="replace"):
+                    raise BrokenError("the log has a traceback")
+                self.do(store, f"mount {self.mountpoint}")
+                if (session / "before").read_bytes() != b"kept":
+                    raise BrokenError("what was written is not there")
+                self.do(store, "commit w --ref after")
+                self._end_mount(store)
+                self.at_once(store, "verify")
+            except (BrokenError, OSError, subprocess.TimeoutExpired) as error:
+                return Verdict("FAILED", f"a mount, {fault}: {error}")
+            finally:
+                self._end_mount(store)
+        return Verdict("ends")
+
+    def cell(self, name: str, fault: str) -> Verdict:
+        """Runs any cell; "mounted" is the programs in a mount."""
+        if name != "mounted":
+            return self.command(name, fault)
+        return self.ended(fault) if fault == "map" else self.mounted(fault)
 
     def mounted(self, fault: str) -> Verdict:
         """Writes in a session while the disk fails, and goes on when the fault is gone."""
@@ -320,7 +378,8 @@ class Bench:
                 self._judge("commit", fault, self.call(store, ["commit", "w", "-m", "x"]))
             if (session / "before").read_bytes() != b"kept" or "text" not in os.listdir(session):
                 raise BrokenError("the mount shows something else")
-        if not seen & FAULTS[fault].answers or seen - FAULTS[fault].answers:
+        told = seen & FAULTS[fault].answers or fault == "meta"  # what they write is in files
+        if not told or seen - FAULTS[fault].answers:
             raise BrokenError(
                 f"programs were told {sorted(errno.errorcode.get(c, '?') for c in seen)}"
             )
@@ -330,14 +389,16 @@ class Bench:
         if (self.mountpoint / "snapshots/after/after").read_bytes() != b"written":
             raise BrokenError("the commit lacks a file")
         log = (store / "log/mount.log").read_text(errors="replace")
-        if "Traceback" in log or (fault not in {"io", "nofile"} and "level=error" in log):
+        if "Traceback" in log or (
+            fault not in {"io", "meta", "nofile", "memory"} and "level=error" in log
+        ):
             raise BrokenError(f"the log has errors: {log[-400:]}")
         self._end_mount(store)
         self.at_once(store, "verify")
         left = self.leavings(store)
         if left:
             raise BrokenError(f"left {' '.join(left)}")
-        return Verdict(" ".join(sorted(errno.errorcode[code] for code in seen)))
+        return Verdict(" ".join(sorted(errno.errorcode[code] for code in seen)) or "works")
 
 
 _ALSO = {"run --mode full": frozenset({4}), "git export": frozenset({4})}
@@ -351,6 +412,18 @@ _PATCH = """\
  a line
 """
 _EXPECTED = {"store", "other", "new", "out", "out.tar", "image", "out.bundle", "repository"}
+
+
+_LIMITS = {
+    "fsize": resource.RLIMIT_FSIZE, "nofile": resource.RLIMIT_NOFILE,
+    "map": resource.RLIMIT_AS, "memory": resource.RLIMIT_AS,
+}  # fmt: skip
+_ROOM = {"map": 6 * MIB, "memory": 28 * MIB}
+"""Address space beyond what is loaded. The least map has 16 MiB more than the file."""
+_ADDRESS_SPACE = """
+import resource, mountctl.__main__, mountctl.access, mountctl.invocation, engine
+print(int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize())
+"""
 
 
 def _fill(filler: Path) -> None:
@@ -367,24 +440,19 @@ def _fill_inodes(filler: Path) -> None:
             (filler / str(number)).touch()
 
 
-def _limits(fault: str) -> Limits | None:
-    """Returns what a process does to itself before it begins."""
-    if fault == "fsize":
-        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (MIB // 2, MIB // 2))
-    if fault == "nofile":
-        return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (12, 12))
-    return None
-
-
 @contextlib.contextmanager
 def _limited(daemon: int, fault: str) -> Iterator[None]:
     """Puts a limit on a daemon for a while."""
-    which = {"fsize": resource.RLIMIT_FSIZE, "nofile": resource.RLIMIT_NOFILE}.get(fault)
+    which = _LIMITS.get(fault)
     if which is None:
         yield
         return
     before = resource.prlimit(daemon, which)
-    value = MIB // 2 if fault == "fsize" else len(os.listdir(f"/proc/{daemon}/fd"))
+    if which == resource.RLIMIT_AS:
+        pages = int(Path(f"/proc/{daemon}/statm").read_text().split()[0])
+        value = pages * resource.getpagesize() + (_ROOM[fault] - _ROOM["map"]) // 8
+    else:
+        value = MIB // 2 if fault == "fsize" else len(os.listdir(f"/proc/{daemon}/fd"))
     resource.prlimit(daemon, which, (value, before[1]))
     try:
         yield
@@ -418,12 +486,12 @@ def _operations(session: Path) -> list[Callable[[], object]]:
 def run(
     home: Path, commands: list[str], faults: list[str], said: Callable[[str], None]
 ) -> list[Verdict]:
-    """Runs all cells of some commands and faults; "mounted" is the programs in a mount."""
+    """Runs all cells of some commands and faults."""
     bench, verdicts = Bench(home), []
     for name in commands:
         row = []
         for fault in faults:
-            verdict = bench.mounted(fault) if name == "mounted" else bench.command(name, fault)
+            verdict = bench.cell(name, fault)
             row.append(verdict)
         said(f"{name:16}" + "".join(f"{verdict.word:>12}" for verdict in row))
         verdicts += row

@@ -1,7 +1,8 @@
 /* Makes system calls that change the disk fail below a directory, as a failing disk would.
  *
  * Preloaded by scripts/disk_failures.py. FAILING_BELOW is the directory, FAILING_IF a file: while it
- * exists, its first line is the errno that is answered. What programs and libraries call goes through
+ * exists, its first line is the errno that is answered; followed by "meta" it is for those writes only
+ * with which LMDB ends a transaction. What programs and libraries call goes through
  * here, LMDB's writes as well; the kernel's own doings do not.
  */
 #define _GNU_SOURCE
@@ -26,8 +27,8 @@ static int below(const char *path)
     return length && !strncmp(path, place, length) && (path[length] == '/' || !path[length]);
 }
 
-/* Returns the errno of now, or 0. */
-static int failing(void)
+/* Returns the errno of now, or 0; for what ends a transaction, or for all else. */
+static int failing_for(int meta)
 {
     static int (*real)(const char *, int, ...);
     const char *file = getenv("FAILING_IF");
@@ -41,14 +42,14 @@ static int failing(void)
     if (read(fd, text, sizeof text - 1) < 0)
         text[0] = 0;
     close(fd);
-    return atoi(text);
+    return meta || !strstr(text, "meta") ? atoi(text) : 0;
 }
 
-static int fails_at(const char *path)
+static int fails_at_for(const char *path, int meta)
 {
     int code, before = errno;
 
-    if (!below(path) || !(code = failing())) {
+    if (!below(path) || !(code = failing_for(meta))) {
         errno = before;
         return 0;
     }
@@ -56,7 +57,12 @@ static int fails_at(const char *path)
     return 1;
 }
 
-static int fails_on(int fd)
+static int fails_at(const char *path)
+{
+    return fails_at_for(path, 0);
+}
+
+static int fails_on_for(int fd, int meta)
 {
     char link[32], path[PATH_MAX];
     ssize_t length;
@@ -68,7 +74,18 @@ static int fails_on(int fd)
     if (length < 0)
         return 0;
     path[length] = 0;
-    return fails_at(path);
+    return fails_at_for(path, meta);
+}
+
+static int fails_on(int fd)
+{
+    return fails_on_for(fd, 0);
+}
+
+/* LMDB's two first pages say which state is the last one. */
+static int ends(size_t size, off64_t at)
+{
+    return at < 8192 && size < 4096;
 }
 
 static int fails_from(int fd, const char *path)
@@ -91,8 +108,17 @@ static int fails_from(int fd, const char *path)
     type name parameters { return fails_from(at, path) ? -1 : REAL(name) arguments; }
 
 ON(ssize_t, write, (int fd, const void *data, size_t size), (fd, data, size))
-ON(ssize_t, pwrite, (int fd, const void *data, size_t size, off_t at), (fd, data, size, at))
-ON(ssize_t, pwrite64, (int fd, const void *data, size_t size, off64_t at), (fd, data, size, at))
+
+ssize_t pwrite(int fd, const void *data, size_t size, off_t at)
+{
+    return fails_on_for(fd, ends(size, at)) ? -1 : REAL(pwrite)(fd, data, size, at);
+}
+
+ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at)
+{
+    return fails_on_for(fd, ends(size, at)) ? -1 : REAL(pwrite64)(fd, data, size, at);
+}
+
 ON(ssize_t, writev, (int fd, const struct iovec *data, int count), (fd, data, count))
 ON(ssize_t, pwritev, (int fd, const struct iovec *data, int count, off_t at), (fd, data, count, at))
 ON(ssize_t, pwritev64, (int fd, const struct iovec *data, int count, off64_t at),

@@ -9,9 +9,10 @@ from scripts.disk_failures import COMMANDS, FAULTS, Bench
 
 CELLS = [
     ("import", "full"), ("gc --compact", "full"), ("session rm", "inodes"), ("commit", "read-only"),
-    ("export --tar", "io"), ("import", "fsize"),
+    ("export --tar", "io"), ("commit", "io"), ("import", "fsize"), ("git export", "fsize"),
+    ("commit", "map"), ("import", "memory"), ("checkout", "quota"),
 ]  # fmt: skip
-MOUNTED = ["full", "quota"]
+MOUNTED = ["full", "meta", "map", "memory"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_a_command_on_a_failing_disk(bench: Bench, command: str, fault: str) -> 
 @pytest.mark.parametrize("fault", MOUNTED)
 def test_programs_in_a_mount_on_a_failing_disk(bench: Bench, fault: str) -> None:
     skip_unless_possible(fault)
-    verdict = bench.mounted(fault)
+    verdict = bench.cell("mounted", fault)
     assert not verdict.why, verdict.why
 
 

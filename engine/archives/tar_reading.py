@@ -33,6 +33,7 @@ from engine.host.set_id import SET_ID as SET_ID_BITS
 from engine.ids import ChunkId, digest
 from engine.plain.importing import ImportReport
 from engine.storage.chunking import SMALLEST_CHUNK
+from engine.storage.codec import is_of_memory
 from engine.storage.content import Content, Fill, chunks_of, cut_and_hash, fold
 from engine.storage.nodes import (
     EARLIEST_NS,
@@ -293,6 +294,8 @@ class TarReader:
                 )
             packer.finish()
         except _DAMAGE as error:
+            if is_of_memory(error):
+                raise MemoryError from error
             raise ArchiveDamagedError(forward.tell(), str(error)) from error
         except OSError as error:
             if error.errno is not None:

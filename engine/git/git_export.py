@@ -433,7 +433,7 @@ class GitTreeWriter:
         done = self._blobs.get(entry.content)
         if done is None:
             if entry.size > _WHOLE_BYTES:
-                done = self._target.write_stream(_Reading(self._objects, entry))
+                done = self._target.write_stream(_Reading(self._objects, entry), entry.size)
                 self._report.objects += 1
             else:
                 done = self._put("blob", content.read(self._objects, entry, 0, entry.size))

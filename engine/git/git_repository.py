@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 import re
+import resource
 import shlex
 import sys
 from collections.abc import Iterable, Iterator
@@ -208,14 +209,14 @@ class GitRepository:
             code = self._git.enums.ObjectType[kind.upper()]
             return self._repository.odb.write(code, data).raw
         except (self._git.GitError, OSError) as error:
-            raise _refusal(self.path, error) from error
+            raise _refusal(self.path, error, len(data)) from error
 
-    def write_stream(self, stream: RawIOBase) -> bytes:
-        """Stores a blob that is too long for memory."""
+    def write_stream(self, stream: RawIOBase, size: int) -> bytes:
+        """Stores a blob of `size` bytes that is too long for memory."""
         try:
             return self._repository.create_blob_fromiobase(stream).raw
         except (self._git.GitError, OSError) as error:
-            raise _refusal(self.path, error) from error
+            raise _refusal(self.path, error, size) from error
 
     def author(self) -> str | None:
         """Returns `Name <address>` as git's configuration has it."""
@@ -288,11 +289,15 @@ def _remove_half(path: str, *, keep: bool) -> None:
             os.mkdir(path)
 
 
-def _refusal(path: str, error: Exception) -> Exception:
+def _refusal(path: str, error: Exception, size: int = 0) -> Exception:
     """Returns what to raise where something cannot be written: what the disk says, if it does.
 
-    libgit2 tells it in words only, those of strerror(3).
+    libgit2 tells it in words only, those of strerror(3); and not if an object of `size` bytes is
+    larger than a file of this process may be: then the words are of something before.
     """
+    most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if most != resource.RLIM_INFINITY and size >= most:
+        return OSError(errno.EFBIG, os.strerror(errno.EFBIG), path)
     for code in _OF_THE_DISK:
         if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
             return OSError(code, os.strerror(code), path)

@@ -63,13 +63,23 @@ def write_compression(writer: Writer, level: int) -> None:
     writer.put(Db.META, _SETTING, name_compression(level).encode())
 
 
+def is_of_memory(error: BaseException) -> bool:
+    """True if what libzstd lacked is memory, which it says in words only."""
+    return isinstance(error, zstandard.ZstdError) and "not enough memory" in str(error)
+
+
 def pack(data: bytes | memoryview, level: int = LEVEL) -> bytes:
     """Returns the stored form of a chunk's plain bytes. Releases the GIL while compressing."""
     if level and len(data) >= _SHORTEST:
         compressors = _thread.__dict__.setdefault("compressors", {})
         if level not in compressors:
             compressors[level] = zstandard.ZstdCompressor(level=level)
-        packed: bytes = compressors[level].compress(data)
+        try:
+            packed: bytes = compressors[level].compress(data)
+        except zstandard.ZstdError as error:
+            if is_of_memory(error):
+                raise MemoryError from error
+            raise
         if len(packed) + len(data) // 8 < len(data):
             return b"\x01" + packed
     return b"\x00" + data
@@ -94,6 +104,8 @@ def unpack(identifier: ChunkId, value: memoryview) -> bytes | memoryview:
                 raise CorruptObjectError("chunk", identifier, f"it says it has {size} bytes")
             plain = decompressor.decompress(value[1:], allow_extra_data=False)
         except zstandard.ZstdError as error:
+            if is_of_memory(error):
+                raise MemoryError from error
             raise CorruptObjectError("chunk", identifier, str(error)) from error
     else:
         raise CorruptObjectError("chunk", identifier, f"unknown codec {codec}")

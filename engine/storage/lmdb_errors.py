@@ -16,6 +16,7 @@ import lmdb
 from engine.storage.store import (
     StoreBusyError,
     StoreDamagedError,
+    StoreDiskError,
     StoreError,
     StoreFullError,
     StoreInternalError,
@@ -38,7 +39,6 @@ MEANINGS: dict[type[lmdb.Error], Callable[[str, str], StoreError]] = {
     lmdb.InvalidError: StoreDamagedError,
     lmdb.PageFullError: StoreDamagedError,
     lmdb.PageNotFoundError: StoreDamagedError,
-    lmdb.PanicError: StoreDamagedError,
     lmdb.ProblemError: StoreDamagedError,
     lmdb.VersionMismatchError: StoreDamagedError,
     # There is something that others have now.
@@ -49,6 +49,7 @@ MEANINGS: dict[type[lmdb.Error], Callable[[str, str], StoreError]] = {
     lmdb.TlsFullError: StoreMemoryError,
     # The machine.
     lmdb.DiskError: lambda path, _: StoreFullError(path),
+    lmdb.PanicError: StoreDiskError,  # a write of the page that all hangs on failed before
     lmdb.ReadonlyError: StorePermissionError,
     # We have called it wrongly.
     lmdb.BadDbiError: StoreInternalError,
@@ -68,7 +69,8 @@ _CODES: dict[int, Callable[[str, str], StoreError]] = {
     **dict.fromkeys((errno.EACCES, errno.EPERM), StorePermissionError),
     errno.EROFS: lambda path, _: StoreReadOnlyError(path),
     **dict.fromkeys((errno.EAGAIN, errno.EBUSY, errno.EINTR), StoreBusyError),
-    **dict.fromkeys((errno.EIO, errno.EFAULT, errno.EINVAL), StoreDamagedError),
+    errno.EIO: StoreDiskError,
+    **dict.fromkeys((errno.EFAULT, errno.EINVAL), StoreDamagedError),
     errno.ENOMEM: StoreMemoryError,
 }
 """What an errno of the system means; of others the system's own words are enough."""

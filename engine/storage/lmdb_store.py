@@ -38,7 +38,9 @@ from engine.storage.store import (
     NewerFormatError,
     NotAStoreError,
     Store,
+    StoreBusyError,
     StoreDamagedError,
+    StoreDiskError,
     StoreError,
     StoreExistsError,
     StoreFullError,
@@ -551,10 +553,28 @@ class LmdbStore(Store, OfOneProcess):
                         if self._is_inherited:  # `change` forked, and this is the child
                             raise ForkedError(self._what(), self._pid)
                         return result
+                except StoreDiskError:
+                    self._renew()
+                    raise
                 except lmdb.MapFullError:
                     self._resize(2 * self._env.info()["map_size"])
                 except lmdb.MapResizedError:
                     self._resize(0)
+
+    def _renew(self) -> None:
+        """Opens the environment anew if LMDB has given it up, as it does if it cannot end a write.
+
+        It refuses whoever reads or writes from then on, though the file has its last state.
+        """
+        with self._alone():
+            try:
+                self._env.begin().abort()
+            except lmdb.PanicError:
+                map_bytes, opened = self._env.info()["map_size"], len(self._dbs)
+                self._env.close()
+                self._open(map_bytes, False, readonly=False)
+                if opened > 1:  # else it is being made
+                    self._open_databases()
 
     def transaction_id(self) -> int:
         with self._gate:
@@ -628,6 +648,8 @@ class LmdbStore(Store, OfOneProcess):
             try:
                 with translated(self.path):
                     self._env.copy(home, compact=True)
+            except StoreBusyError as error:  # the library begins a thread for it
+                raise StoreMemoryError(self.path, "no thread could be begun") from error
             finally:
                 with self._gate:
                     self._readers -= 1

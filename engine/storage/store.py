@@ -231,6 +231,20 @@ class StoreDamagedError(StoreError):
         super().__init__(path, f"the store at {path} is damaged: {detail}")
 
 
+class StoreDiskError(StoreError):
+    """The disk that holds the store did not read or write. The store is at its last state.
+
+    For all that is known: what the disk has of it, `verify` tells.
+    """
+
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(
+            path,
+            f"the disk did not read or write the file of the store at {path} ({detail}); "
+            "what was stored before is kept",
+        )
+
+
 class StoreBusyError(StoreError):
     """Too many others use the store at this moment."""
 

@@ -1,5 +1,6 @@
 """The frame of a store's file: every flaw that LMDB would stumble on is seen without LMDB."""
 
+import errno
 import os
 import struct
 import threading
@@ -22,6 +23,7 @@ from engine.storage.store import (
     Db,
     NotAStoreError,
     StoreDamagedError,
+    StoreDiskError,
     StoreError,
     StoreFullError,
     StoreMemoryError,
@@ -222,11 +224,21 @@ def test_only_damage_is_called_damage(tmp_path: Path):
     damaged = {kind.__name__ for kind, made in kinds.items() if made is StoreDamagedError}
     assert damaged == {
         "BadChecksumError", "CorruptedError", "CursorFullError", "IncompatibleError",
-        "InvalidError", "PageFullError", "PageNotFoundError", "PanicError", "ProblemError",
+        "InvalidError", "PageFullError", "PageNotFoundError", "ProblemError",
         "VersionMismatchError",
     }  # fmt: skip
     assert kinds[lmdb.DiskError] is StoreFullError
     assert kinds[lmdb.MemoryError] is StoreMemoryError
+    assert kinds[lmdb.PanicError] is StoreDiskError
+
+
+def test_a_write_that_the_disk_refused_is_no_damage(tmp_path: Path):
+    error = lmdb.Error(f"mdb_txn_commit: {os.strerror(errno.EIO)}")
+    error.code = errno.EIO  # type: ignore[misc]  # the library sets it
+    said = lmdb_errors.meaning(str(tmp_path), error)
+    assert type(said) is StoreDiskError
+    assert os.strerror(errno.EIO) in str(said)
+    assert "damaged" not in str(said)
 
 
 def test_others_write_meanwhile(tmp_path: Path):

@@ -2,6 +2,7 @@ import copy
 import errno
 import importlib
 import inspect
+import json
 import os
 import pickle
 import pkgutil
@@ -20,7 +21,8 @@ from engine.host.removing import MovedMeanwhileError
 from engine.storage.store import StoreFullError
 from fsdriver.client import DaemonError, DaemonLostError
 from fsdriver.launch import LaunchError
-from mountctl.failures import BUG, EXIT_CODES, ROWS, describe
+from mountctl import no_memory
+from mountctl.failures import BUG, EXIT_CODES, ROWS, SYSTEM, describe
 
 
 def all_errors() -> dict[str, type[EngineError]]:
@@ -161,6 +163,43 @@ def test_errors_of_the_operating_system(number, code):
     assert failure.exit_code == code
     assert failure.message == f'"/some/\\033file": {os.strerror(number)}'
     assert failure.hint
+
+
+def _with_cause(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        ImportError("/x/backend.so: failed to map segment from shared object"),
+        RuntimeError("can't start new thread"),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),
+        _with_cause(ValueError("no bytes"), MemoryError()),
+        DaemonError("MemoryError", "the daemon has not enough memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_where_there_is_no_memory_it_is_said_and_is_no_bug(error: Exception):
+    failure = describe(error)
+    assert failure.exit_code == SYSTEM
+    assert "memory" in failure.message + failure.hint
+    assert "limit" in failure.hint
+
+
+def test_a_module_that_is_not_there_and_an_error_of_a_library_are_bugs():
+    assert describe(ImportError("no module named x")).exit_code == BUG
+    assert describe(SystemError("returned NULL")).exit_code == BUG  # without a limit
+
+
+def test_the_words_that_need_no_memory_are_those_of_every_error(capfd):
+    expected = describe(MemoryError())
+    no_memory.last_words(json=True)
+    assert json.loads(capfd.readouterr().err)["error"] == expected._asdict()
+    no_memory.last_words()
+    assert capfd.readouterr().err == f"error: {expected.message}\nhint: {expected.hint}\n"
 
 
 def test_an_unexpected_error_is_called_a_bug():
