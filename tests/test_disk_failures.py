@@ -12,7 +12,7 @@ CELLS = [
     ("export --tar", "io"), ("commit", "io"), ("import", "fsize"), ("git export", "fsize"),
     ("commit", "map"), ("import", "memory"), ("checkout", "quota"),
 ]  # fmt: skip
-MOUNTED = ["full", "meta", "map", "memory"]
+MOUNTED = ["full", "meta", "memory"]
 
 
 @pytest.fixture(scope="module")

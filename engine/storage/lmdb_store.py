@@ -570,11 +570,8 @@ class LmdbStore(Store, OfOneProcess):
             try:
                 self._env.begin().abort()
             except lmdb.PanicError:
-                map_bytes, opened = self._env.info()["map_size"], len(self._dbs)
-                self._env.close()
-                self._open(map_bytes, False, readonly=False)
-                if opened > 1:  # else it is being made
-                    self._open_databases()
+                size, every = self._env.info()["map_size"], len(self._dbs) > 1  # else it is made
+                self._reopen(size, readonly=False, every=every)
 
     def transaction_id(self) -> int:
         with self._gate:
