@@ -570,11 +570,9 @@ class LmdbStore(Store, OfOneProcess):
             try:
                 self._env.begin().abort()
             except lmdb.PanicError:
-                map_bytes, opened = self._env.info()["map_size"], len(self._dbs)
-                self._env.close()
-                self._open(map_bytes, False, readonly=False)
-                if opened > 1:  # else it is being made
-                    self._open_databases()
+                map_bytes = self._env.info()["map_size"]
+                # One that is being made lacks some databases.
+                self._reopen(map_bytes, readonly=False, every=len(self._dbs) > 1)
 
     def transaction_id(self) -> int:
         with self._gate:
