@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from fsdriver import client, messages
 from fsdriver.apart import is_inside
 from fsdriver.client import Client, DaemonLostError
+from fsdriver.control import SPARES
 from fsdriver.ending import force_end
 from fsdriver.errand import Errand, call
 from fsdriver.mountpoint import is_dead, mounts_of, our_mount
@@ -254,3 +256,20 @@ def _doing(mount: Mount) -> list[messages.Doing]:
     reply = mount.ask(messages.GetStatus())
     assert isinstance(reply, messages.Status)
     return reply.doing
+
+
+def test_a_daemon_without_descriptors_still_answers(mount: Mount):
+    """And who finds none left is not kept waiting."""
+    descriptors = [int(name) for name in os.listdir(f"/proc/{mount.pid}/fd")]
+    limit = max(descriptors) + 1
+    resource.prlimit(mount.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    with contextlib.ExitStack() as others:
+        for _ in range(limit - len(descriptors) + SPARES - 1):
+            other = others.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(other, client.socket_path(str(mount.store)))
+        assert isinstance(mount.ask(messages.GetStatus()), messages.Status)
+        more = others.enter_context(socket.socket(socket.AF_UNIX))
+        client.connect(more, client.socket_path(str(mount.store)))
+        with pytest.raises(DaemonLostError):
+            mount.ask(messages.GetStatus(), 0.2)
+    assert isinstance(mount.ask(messages.GetStatus()), messages.Status)
