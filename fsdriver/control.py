@@ -33,8 +33,11 @@ from fsdriver.pressure import Pressure, give_back
 LONGEST_REQUEST = 1 << 20
 AHEAD = 3
 """How often a tree is built ahead of a commit, until nothing was changed meanwhile."""
-SPARES = 4
-"""Descriptors kept for clients: `status` and `umount` get through when there are no others."""
+SPARES = 12
+"""Descriptors kept for clients: `status` and `umount` get through when there are no others.
+
+So many that the process which unmounts can be started.
+"""
 FULL_POLL = 0.1
 """How often it is looked for a descriptor when those are in use too, in seconds."""
 ANSWER_SECONDS = 5.0
@@ -74,6 +77,7 @@ class Control:
     ) -> None:
         self._vfs, self._operations, self._channel, self._facts = vfs, operations, channel, facts
         self._turn = trio.Lock()
+        self._spares: list[int] = []
         self._doing: dict[int, tuple[str, float]] = {}
         """What clients wait for, and since when: by any number."""
         self._sheds = 0
@@ -97,7 +101,7 @@ class Control:
     async def serve(self, listener: socket.socket) -> None:
         """Answers connections on a bound socket until cancelled."""
         server = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-        spares: list[int] = []
+        spares = self._spares
         _refill(spares)
         try:
             async with server, trio.open_nursery() as nursery:
@@ -112,17 +116,20 @@ class Control:
                         else:  # each client bounds its own wait
                             await trio.sleep(FULL_POLL)
                         continue
-                    nursery.start_soon(self._admitted, stream, spares)
+                    nursery.start_soon(self._admitted, stream)
         finally:
-            for spare in spares:
-                os.close(spare)
+            self._release()
 
-    async def _admitted(self, stream: trio.SocketStream, spares: list[int]) -> None:
+    def _release(self) -> None:
+        while self._spares:
+            os.close(self._spares.pop())
+
+    async def _admitted(self, stream: trio.SocketStream) -> None:
         try:
             await self._connection(stream)
         finally:
             await trio.aclose_forcefully(stream)
-            _refill(spares)
+            _refill(self._spares)
 
     async def _connection(self, stream: trio.SocketStream) -> None:
         raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -424,6 +431,7 @@ class Control:
         """
         for session in self._vfs.lent:
             self._vfs.check_not_lent(session)
+        self._release()  # for the process that unmounts
         await self._channel.unmount()
         self._channel.stop()
         return messages.Done()

@@ -258,18 +258,23 @@ def _doing(mount: Mount) -> list[messages.Doing]:
     return reply.doing
 
 
-def test_a_daemon_without_descriptors_still_answers(mount: Mount):
+def test_a_daemon_without_descriptors_still_answers_and_ends(own: Mount):
     """And who finds none left is not kept waiting."""
-    descriptors = [int(name) for name in os.listdir(f"/proc/{mount.pid}/fd")]
+    own.start()
+    descriptors = [int(name) for name in os.listdir(f"/proc/{own.pid}/fd")]
     limit = max(descriptors) + 1
-    resource.prlimit(mount.pid, resource.RLIMIT_NOFILE, (limit, limit))
-    with contextlib.ExitStack() as others:
-        for _ in range(limit - len(descriptors) + SPARES - 1):
-            other = others.enter_context(socket.socket(socket.AF_UNIX))
-            client.connect(other, client.socket_path(str(mount.store)))
-        assert isinstance(mount.ask(messages.GetStatus()), messages.Status)
-        more = others.enter_context(socket.socket(socket.AF_UNIX))
-        client.connect(more, client.socket_path(str(mount.store)))
-        with pytest.raises(DaemonLostError):
-            mount.ask(messages.GetStatus(), 0.2)
-    assert isinstance(mount.ask(messages.GetStatus()), messages.Status)
+    resource.prlimit(own.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    path = client.socket_path(str(own.store))
+    with contextlib.ExitStack() as all_others:
+        for _ in range(limit - len(descriptors)):
+            client.connect(all_others.enter_context(socket.socket(socket.AF_UNIX)), path)
+        assert isinstance(own.ask(messages.GetStatus()), messages.Status)
+        with contextlib.ExitStack() as more:
+            for _ in range(2 * SPARES):
+                client.connect(more.enter_context(socket.socket(socket.AF_UNIX)), path)
+            with pytest.raises(DaemonLostError):
+                own.ask(messages.GetStatus(), 0.2)
+        until(lambda: len(os.listdir(f"/proc/{own.pid}/fd")) == limit)
+        assert isinstance(own.ask(messages.GetStatus()), messages.Status)
+        own.ask(messages.Shutdown())
+    until(lambda: not mounts_of(str(own.store)))

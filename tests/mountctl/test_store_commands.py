@@ -357,7 +357,6 @@ def test_ctrl_c_ends_what_waits_for_another_writer(mountctl, first, words):
         child = subprocess.Popen(
             mountctl.command(*words), env=mountctl.environment(),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )  # fmt: skip
         try:
             deadline = time.monotonic() + 60
