@@ -5,6 +5,7 @@ kernel's requests are answered meanwhile, except in the moment in which a commit
 """
 
 import contextlib
+import errno
 import functools
 import os
 import socket
@@ -33,6 +34,13 @@ from fsdriver.pressure import Pressure, give_back
 LONGEST_REQUEST = 1 << 20
 AHEAD = 3
 """How often a tree is built ahead of a commit, until nothing was changed meanwhile."""
+SPARES = 12
+"""Descriptors kept for clients: `status` and `umount` get through when there are no others.
+
+So many that the process which unmounts can be started.
+"""
+FULL_POLL = 0.1
+"""How often it is looked for a descriptor when those are in use too, in seconds."""
 ANSWER_SECONDS = 5.0
 """How long a client that does not read is waited for; then it is hung up on."""
 
@@ -55,6 +63,13 @@ _CHANGING = {messages.Commit, messages.Fork, messages.Reset, messages.Remove, me
 """What changes names in the mount's own directories."""
 
 
+def _refill(spares: list[int]) -> None:
+    """Opens the descriptors that are missing among the spares, if there are any left."""
+    with contextlib.suppress(OSError):
+        while len(spares) < SPARES:
+            spares.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+
+
 class Control:
     """Answers clients for one mount."""
 
@@ -63,6 +78,7 @@ class Control:
     ) -> None:
         self._vfs, self._operations, self._channel, self._facts = vfs, operations, channel, facts
         self._turn = trio.Lock()
+        self._spares: list[int] = []
         self._doing: dict[int, tuple[str, float]] = {}
         """What clients wait for, and since when: by any number."""
         self._sheds = 0
@@ -86,7 +102,35 @@ class Control:
     async def serve(self, listener: socket.socket) -> None:
         """Answers connections on a bound socket until cancelled."""
         server = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
-        await trio.serve_listeners(self._connection, [server])
+        spares = self._spares
+        _refill(spares)
+        try:
+            async with server, trio.open_nursery() as nursery:
+                while True:
+                    try:
+                        stream = await server.accept()
+                    except OSError as error:
+                        if error.errno not in {errno.EMFILE, errno.ENFILE}:
+                            raise
+                        if spares:
+                            os.close(spares.pop())
+                        else:  # each client bounds its own wait
+                            await trio.sleep(FULL_POLL)
+                        continue
+                    nursery.start_soon(self._admitted, stream)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        while self._spares:
+            os.close(self._spares.pop())
+
+    async def _admitted(self, stream: trio.SocketStream) -> None:
+        try:
+            await self._connection(stream)
+        finally:
+            await trio.aclose_forcefully(stream)
+            _refill(self._spares)
 
     async def _connection(self, stream: trio.SocketStream) -> None:
         raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -392,6 +436,7 @@ class Control:
         """
         for session in self._vfs.lent:
             self._vfs.check_not_lent(session)
+        self._release()  # for the process that unmounts
         await self._channel.unmount()
         self._channel.stop()
         return messages.Done()

@@ -19,6 +19,7 @@ from engine.errors import EngineError
 from engine.host.leases import is_held
 from engine.host.own_files import open_own, own_folder
 from engine.storage.store import StoreError
+from fsdriver.apart import is_inside
 
 DEVICE = "/dev/fuse"
 _FUSE = os.makedev(10, 229)
@@ -89,6 +90,11 @@ def daemon_command(
     if gc_below:
         command += ["--gc-below", str(gc_below)]
     return command
+
+
+def is_below(mountpoint: str, path: str) -> bool:
+    """Tells whether a path leads to what a mount point covers. Asked before it is mounted."""
+    return is_inside(os.path.realpath(mountpoint), os.path.realpath(path))
 
 
 def launch(

@@ -28,6 +28,7 @@ import lmdb
 from engine.host.forks import ForkedError, Inherited, OfOneProcess
 from engine.host.leases import acquire, share_unseen, sharers
 from engine.storage.free_pages import NotAsExpectedError, free_runs, punch
+from engine.storage.interrupting import waiting
 from engine.storage.lmdb_errors import FULL, is_no_room, translated
 from engine.storage.metas import BadMetaError, read_metas
 from engine.storage.ownership import check_owner
@@ -317,7 +318,7 @@ class LmdbStore(Store, OfOneProcess):
         With `readonly` nobody who writes is waited for, as the library's `open_db` does otherwise:
         it takes the writer's lock. The first write opens it anew.
         """
-        with translated(self.path):
+        with translated(self.path), nullcontext() if readonly else waiting():
             try:
                 env = _environment(
                     self.path, map_bytes, max_readers=LOCK_BYTES // 64 - 2, mode=0o600,
@@ -506,7 +507,7 @@ class LmdbStore(Store, OfOneProcess):
         self._thread.turn = True
         try:
             try:
-                with translated(self.path):
+                with translated(self.path), waiting():
                     self._thread.begun = self._env.begin(write=True, buffers=True)
             except lmdb.MapResizedError:
                 pass  # the first write sees to it
@@ -524,8 +525,12 @@ class LmdbStore(Store, OfOneProcess):
 
     def _begin_writing(self) -> "lmdb.Transaction[memoryview]":
         """Begins a transaction, or gives the one that this thread's `turn` has begun."""
-        begun, self._thread.begun = getattr(self._thread, "begun", None), None
-        return self._env.begin(write=True, buffers=True) if begun is None else begun
+        begun: lmdb.Transaction[memoryview] | None = getattr(self._thread, "begun", None)
+        self._thread.begun = None
+        if begun is not None:
+            return begun
+        with waiting():
+            return self._env.begin(write=True, buffers=True)
 
     def write(self, change: Callable[[_LmdbTransaction], T], *, frees: bool = False) -> T:
         try:
@@ -570,8 +575,9 @@ class LmdbStore(Store, OfOneProcess):
             try:
                 self._env.begin().abort()
             except lmdb.PanicError:
-                size, every = self._env.info()["map_size"], len(self._dbs) > 1  # else it is made
-                self._reopen(size, readonly=False, every=every)
+                map_bytes = self._env.info()["map_size"]
+                # One that is being made lacks some databases.
+                self._reopen(map_bytes, readonly=False, every=len(self._dbs) > 1)
 
     def transaction_id(self) -> int:
         with self._gate:
@@ -675,10 +681,12 @@ class LmdbStore(Store, OfOneProcess):
             self._make_writable()
         with self._writer, translated(self.path):
             try:
-                txn = self._env.begin(write=True)
+                with waiting():
+                    txn = self._env.begin(write=True)
             except lmdb.MapResizedError:
                 self._resize(0)
-                txn = self._env.begin(write=True)
+                with waiting():
+                    txn = self._env.begin(write=True)
             try:
                 info, main = self._env.info(), self._env.stat()
                 stats = [main, *(txn.stat(handle) for handle in self._dbs.values())]

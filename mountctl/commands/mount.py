@@ -58,7 +58,7 @@ def command(
     Set-id bits and device nodes have no effect in a mount, unless root asks for them: a program
     with such a bit would run as whoever mounts, whoever wrote it.
     """
-    from fsdriver.launch import default_log
+    from fsdriver.launch import default_log, is_below
     from mountctl import mounts
 
     output = invocation.output
@@ -68,6 +68,11 @@ def command(
     prepared = mounts.prepare(store, mountpoint, output, trusted=invocation.trusts(store))
     if log is not None:
         log = os.path.abspath(log)
+        if is_below(prepared.mountpoint, log):
+            raise click.UsageError(
+                "--log is below the mount point, where the daemon would wait for itself; "
+                "name a file elsewhere"
+            )
     service = mounts.Service(allow_other, suid, dev, plain, gc_every, gc_below)
     if foreground:
         mounts.become_daemon(prepared, service, log)

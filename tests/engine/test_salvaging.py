@@ -244,7 +244,7 @@ def test_a_snapshot_with_a_flipped_bit_is_left_out(copy: Path, original: Path):
         changed += 1
         at = data.find(identifier + value, at + 1)
     assert changed
-    for page in used_pages(data)[BRANCH]:
+    for page in used_pages(bytes(data))[BRANCH]:
         data[page * PAGE + 4] ^= 1  # the frame is damaged as well, so the file is made anew
     (copy / "db" / "data.mdb").write_bytes(data)
     assert examine(str(copy))

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from fsdriver import client, messages
 from fsdriver.apart import is_inside
 from fsdriver.client import Client, DaemonLostError
+from fsdriver.control import SPARES
 from fsdriver.ending import force_end
 from fsdriver.errand import Errand, call
 from fsdriver.mountpoint import is_dead, mounts_of, our_mount
@@ -254,3 +256,25 @@ def _doing(mount: Mount) -> list[messages.Doing]:
     reply = mount.ask(messages.GetStatus())
     assert isinstance(reply, messages.Status)
     return reply.doing
+
+
+def test_a_daemon_without_descriptors_still_answers_and_ends(own: Mount):
+    """And who finds none left is not kept waiting."""
+    own.start()
+    descriptors = [int(name) for name in os.listdir(f"/proc/{own.pid}/fd")]
+    limit = max(descriptors) + 1
+    resource.prlimit(own.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    path = client.socket_path(str(own.store))
+    with contextlib.ExitStack() as all_others:
+        for _ in range(limit - len(descriptors)):
+            client.connect(all_others.enter_context(socket.socket(socket.AF_UNIX)), path)
+        assert isinstance(own.ask(messages.GetStatus()), messages.Status)
+        with contextlib.ExitStack() as more:
+            for _ in range(2 * SPARES):
+                client.connect(more.enter_context(socket.socket(socket.AF_UNIX)), path)
+            with pytest.raises(DaemonLostError):
+                own.ask(messages.GetStatus(), 0.2)
+        until(lambda: len(os.listdir(f"/proc/{own.pid}/fd")) == limit)
+        assert isinstance(own.ask(messages.GetStatus()), messages.Status)
+        own.ask(messages.Shutdown())
+    until(lambda: not mounts_of(str(own.store)))

@@ -182,6 +182,16 @@ def test_a_mount_in_the_foreground_ends_on_ctrl_c(mountctl, first, tmp_path):
     assert our_mount(str(place)) is None
 
 
+def test_a_log_in_the_mount_is_refused(mountctl, first, tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    (tmp_path / "link").symlink_to(place)
+    for log in (place / "log", tmp_path / "link" / "log"):
+        refused = mountctl("mount", place, "--log", log, code=2)
+        assert "name a file elsewhere" in refused.stderr
+    assert list(place.iterdir()) == []
+
+
 def test_a_hanging_daemon_does_not_hang_status(mountctl, mounted, monkeypatch):
     monkeypatch.setattr("mountctl.commands.status.ANSWER_SECONDS", 0.2)
     pid = pid_of(mountctl)

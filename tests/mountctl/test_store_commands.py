@@ -7,6 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import lmdb
 import pytest
 
 from engine.repository import Repository
@@ -347,6 +348,37 @@ def test_ctrl_c_ends_an_import_with_130_and_nothing_is_lost(mountctl, tree, tmp_
     assert "Traceback" not in err
     assert mountctl.json("snapshot", "list") == []
     assert mountctl.json("import", tree)["changed"] is True
+
+
+@pytest.mark.parametrize("words", [("ref", "set", "new", "main"), ("gc",)], ids=" ".join)
+def test_ctrl_c_ends_what_waits_for_another_writer(mountctl, first, words):
+    """LMDB waits in C, where no handler of Python runs."""
+    with lmdb.open(str(mountctl.store / "db"), max_dbs=1) as other, other.begin(write=True):
+        child = subprocess.Popen(
+            mountctl.command(*words), env=mountctl.environment(),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            while not waits_for_the_turn(child.pid):
+                assert time.monotonic() < deadline
+                assert child.poll() is None
+                time.sleep(0.01)
+            child.send_signal(signal.SIGINT)
+            assert child.wait(60) == -signal.SIGINT
+        finally:
+            child.kill()
+            child.communicate()
+    mountctl("verify")
+    mountctl(*words)
+
+
+def waits_for_the_turn(pid: int) -> bool:
+    """By what it has mapped, and that SIGINT would end it."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return "/lock.mdb" in maps and not caught >> (signal.SIGINT - 1) & 1
 
 
 def test_a_ref_that_moves_tells_where_it_was(mountctl, first, tree):
