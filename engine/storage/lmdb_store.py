@@ -473,7 +473,8 @@ class LmdbStore(Store, OfOneProcess):
 
     def _begin_writing(self) -> "lmdb.Transaction[memoryview]":
         """Begins a transaction, or gives the one that this thread's `turn` has begun."""
-        begun, self._thread.begun = getattr(self._thread, "begun", None), None
+        begun: lmdb.Transaction[memoryview] | None = getattr(self._thread, "begun", None)
+        self._thread.begun = None
         if begun is not None:
             return begun
         with waiting():
