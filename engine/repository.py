@@ -66,6 +66,7 @@ from engine.upkeep.repairing import (
     from_directory,
     from_store,
     put_back,
+    restore_records,
     restore_refs,
     wanted_of,
 )
@@ -883,6 +884,9 @@ class Repository(OfOneProcess):
             repaired = put_back(self.store, report.damage) if report.damage else 0
             if repaired:
                 self.objects.shed()
+                report = self.verify(progress)
+            if other is not None and (records := restore_records(self.store, other)):
+                repaired += records
                 report = self.verify(progress)
             if any(damage.kind == "" for damage in report.damage) and (
                 found := reindex(self.store)

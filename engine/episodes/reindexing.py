@@ -5,7 +5,7 @@ store. Only episodes are touched whose own record and whose steps can all be rea
 """
 
 from engine.episodes.auditing import EpisodeAudit, episode_names
-from engine.episodes.steps import episode_key, holder_in, is_hold, number_at
+from engine.episodes.steps import episode_key, holder_in, is_hold, is_sealed, number_at
 from engine.storage.store import Db, Store, Writer
 
 
@@ -13,7 +13,7 @@ def reindex(store: Store) -> int:
     """Puts rows that are missing, removes those that are wrong; returns how many both are."""
 
     def change(writer: Writer) -> int:
-        changed = 0
+        changed = _put_back(writer)
         held: dict[str, set[bytes]] = {}
         for key in writer.keys(Db.EPISODES, b"\0"):
             if not is_hold(key):
@@ -36,6 +36,26 @@ def reindex(store: Store) -> int:
         return changed
 
     return store.write(change)
+
+
+def _put_back(writer: Writer) -> int:
+    """Puts records under the key that their seal fits, if it is one bit from where they stand."""
+    moved = 0
+    broken = [
+        (key, bytes(raw))
+        for key, raw in writer.items(Db.EPISODES)
+        if len(raw) and not is_sealed(key, raw)
+    ]
+    for key, raw in broken:
+        number = int.from_bytes(key, "big")
+        for bit in range(8 * len(key)):
+            right = (number ^ 1 << bit).to_bytes(len(key), "big")
+            if is_sealed(right, raw):
+                writer.delete(Db.EPISODES, key)
+                writer.put(Db.EPISODES, right, raw)
+                moved += 1
+                break
+    return moved
 
 
 def _rows(writer: Writer, name: str) -> list[bytes]:

@@ -232,6 +232,11 @@ def is_hold(key: bytes) -> bool:
 # Records.
 
 
+def is_sealed(key: bytes, raw: bytes | memoryview) -> bool:
+    """Tells whether a value is one that was stored under its key."""
+    return digest(key + bytes(raw[_SUM_BYTES:]))[:_SUM_BYTES] == raw[:_SUM_BYTES]
+
+
 def seal(key: bytes, record: msgspec.Struct) -> bytes:
     """Returns the value under which a record is stored."""
     data = encode(record)

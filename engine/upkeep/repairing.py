@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 
 import msgspec
 
+from engine.episodes.steps import is_sealed
 from engine.errors import CorruptObjectError
 from engine.ids import ID_BYTES, ChunkId, NodeId, SnapshotId, digest
 from engine.plain.checkout_records import forget
 from engine.plain.importing import read_directory
 from engine.progress import Progress
+from engine.sessions.sessions import decode_record
 from engine.storage.codec import own_id, unpack
 from engine.storage.nodes import decode, encode, node_id
 from engine.storage.objects import ChunkSink, NodeBuffer, Objects
@@ -153,6 +155,43 @@ def restore_refs(store: Store, other: Store) -> int:
     if pairs:
         store.write(change)
     return len(pairs)
+
+
+def restore_records(store: Store, other: Store) -> int:
+    """Takes records of episodes and sessions from another store for damaged ones; returns how many.
+
+    A record is taken under the same key if it is whole.
+    """
+    with store.read() as ours, other.read() as theirs:
+        pairs: list[tuple[Db, bytes, bytes]] = []
+        for db, is_whole in ((Db.EPISODES, _is_whole_row), (Db.SESSIONS, _is_whole_session)):
+            wrong = [key for key, raw in ours.items(db) if not is_whole(key, raw)]
+            found = [(key, theirs.get(db, key)) for key in wrong]
+            pairs += [
+                (db, key, bytes(raw))
+                for key, raw in found
+                if raw is not None and is_whole(key, raw)
+            ]
+
+    def change(writer: Writer) -> None:
+        for db, key, value in pairs:
+            writer.put(db, key, value)
+
+    if pairs:
+        store.write(change)
+    return len(pairs)
+
+
+def _is_whole_row(key: bytes, raw: memoryview) -> bool:
+    return not len(raw) or is_sealed(key, raw)  # those of indexes are empty
+
+
+def _is_whole_session(key: bytes, raw: memoryview) -> bool:
+    try:
+        decode_record(key, raw)
+    except CorruptObjectError:
+        return False
+    return True
 
 
 def from_directory(

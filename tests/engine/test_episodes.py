@@ -761,3 +761,18 @@ def test_a_step_that_is_lost_stays_named(repository: Repository, number: int):
         repository.episodes.append("search", NewStep())
     put_row(repository, step_key("search", number), None)
     assert repository.repair().left.damage
+
+
+@pytest.mark.parametrize("at", [2, 6, 10])
+def test_a_record_under_a_key_with_a_flipped_bit_is_mended(repository: Repository, at: int):
+    repository.episodes.create("search", None)
+    repository.episodes.append("search", NewStep(action="a"))
+    key = step_key("search", 1)
+    with repository.store.read() as reader:
+        before = {key: bytes(raw) for key, raw in reader.items(Db.EPISODES)}
+    put_row(repository, key, None)
+    put_row(repository, key[:at] + bytes([key[at] ^ 8]) + key[at + 1 :], before[key])
+    assert repository.verify().damage
+    assert repository.repair().left.damage == []
+    with repository.store.read() as reader:
+        assert {k: bytes(raw) for k, raw in reader.items(Db.EPISODES)} == before

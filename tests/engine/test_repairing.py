@@ -1,6 +1,7 @@
 """Repair: what rotted on the disk comes back from where the same bytes still are."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import engine.storage.content
 import engine.trees.directory
 from engine import Repository, SnapshotId
+from engine.episodes.steps import NewStep
 from engine.errors import CorruptObjectError
 from engine.plain import importing
 from engine.plain.importing import ImportSourceError
@@ -347,3 +349,26 @@ def test_a_whole_object_under_a_key_with_a_flipped_bit(repository: Repository, b
     assert report.dropped == 0
     assert report.repaired == sum(which is db for which, _ in before)
     assert everything(repository) == before
+
+
+@pytest.mark.parametrize("db", [Db.EPISODES, Db.SESSIONS])
+def test_a_damaged_record_comes_from_another_store(
+    repository: Repository, base: Path, tmp_path: Path, db: Db
+):
+    first = imported(repository, base)
+    repository.sessions.create("work", (None, None, first))
+    repository.episodes.create("search", first)
+    repository.episodes.append("search", NewStep(action="a" * 40, snapshot=first))
+    shutil.copytree(repository.path, tmp_path / "other")
+    with repository.store.read() as reader:
+        before = {key: bytes(raw) for key, raw in reader.items(db)}
+    spoiled = [key for key, raw in before.items() if raw]
+    for key in spoiled:
+        change(repository, db, key, SPOILS["cut"])
+    assert repository.verify().damage
+    assert repository.repair().left.damage
+    report = repository.repair(str(tmp_path / "other"))
+    assert report.left.damage == []
+    assert report.repaired == len(spoiled)
+    with repository.store.read() as reader:
+        assert {key: bytes(raw) for key, raw in reader.items(db)} == before
