@@ -327,3 +327,17 @@ def overflow_pages(raw: bytes, page: int) -> int:
     number, _, flags, _, _ = PAGE.unpack_from(raw)
     pages: int = _PAGES.unpack_from(raw, 12)[0]
     return pages if (number, flags) == (page, OVERFLOW) else 0
+
+
+def freed_pages(page: int, raw: bytes | None) -> tuple[int, ...] | str:
+    """Returns the pages that one value of the list of free pages names, or what is wrong.
+
+    It is their number, then they, the greatest first. `page` is where the value's node is.
+    """
+    if raw is None or len(raw) < NUMBER.size or len(raw) % NUMBER.size:
+        return f"a list of free pages on page {page} cannot be read"
+    room = len(raw) // NUMBER.size - 1
+    (count,) = NUMBER.unpack_from(raw)
+    if count > room:
+        return f"a list of free pages on page {page} has {count} of {room}"
+    return struct.unpack_from(f"={count}Q", raw, NUMBER.size)

@@ -4,7 +4,6 @@ What LMDB takes for granted while it reads and writes. A file without flaws can 
 A page that is used and also free would be written over by the next transaction.
 """
 
-import struct
 from collections.abc import Callable, Iterator
 
 import msgspec
@@ -23,6 +22,7 @@ from engine.storage.pages import (
     Tell,
     Tree,
     anything,
+    freed_pages,
     read_record,
 )
 from engine.storage.store import Db
@@ -130,16 +130,13 @@ _FITS: dict[str, Fits] = {
 
 
 def _add_free(used: bytearray, page: int, raw: bytes | None, tell: Tell) -> None:
-    """Counts the pages of one list as free: their number, then they, the greatest first."""
-    if raw is None or len(raw) < 8 or len(raw) % 8:
-        tell(Flaw(FREE, page, f"a list of free pages on page {page} cannot be read"))
-        return
-    count, *pages = struct.unpack(f"={len(raw) // 8}Q", raw)
-    if count > len(pages):
-        tell(Flaw(FREE, page, f"a list of free pages on page {page} has {count} of {len(pages)}"))
+    """Counts the pages of one list as free."""
+    pages = freed_pages(page, raw)
+    if isinstance(pages, str):
+        tell(Flaw(FREE, page, pages))
         return
     before = len(used)
-    for number in pages[:count]:
+    for number in pages:
         if not 2 <= number < before:
             tell(Flaw(FREE, page, f"the list of free pages names page {number} out of order"))
         elif used[number]:

@@ -13,6 +13,7 @@ from engine import Repository, SnapshotId
 from engine.storage import free_pages
 from engine.storage.free_pages import NotAsExpectedError
 from engine.storage.lmdb_store import LmdbStore
+from engine.storage.metas import read_metas
 from engine.storage.store import Db, Reader, StoreFullError
 from tests.engine.test_store import fill, small_disk  # noqa: F401  # a fixture
 from tests.engine.trees import noise, of_entry
@@ -98,7 +99,7 @@ def test_most_of_an_emptied_file_goes_back(tmp_path: Path) -> None:
     store.close()
 
 
-@pytest.mark.parametrize("harm", ["a count", "a page", "an order"])
+@pytest.mark.parametrize("harm", ["a count", "a page", "an order", "a page twice"])
 def test_a_list_that_does_not_add_up_is_left_alone(tmp_path: Path, harm: str) -> None:
     store = LmdbStore(str(tmp_path), create=True)
     for number in range(8):
@@ -109,15 +110,18 @@ def test_a_list_that_does_not_add_up_is_left_alone(tmp_path: Path, harm: str) ->
     path = tmp_path / "db/data.mdb"
     with path.open("r+b") as file:
         fd = file.fileno()
-        meta = max((free_pages._meta(fd, n, PAGE) for n in (0, 1)), key=lambda m: m.transaction)
-        data = bytearray(os.pread(fd, PAGE, meta.root * PAGE))
+        meta = read_metas(fd).newer
+        data = bytearray(os.pread(fd, PAGE, meta.free.root * PAGE))
         at = struct.unpack_from("=H", data, HEADER)[0]
-        struct.pack_into(
-            "=Q", data, at + 16, {"a count": 1, "a page": 2, "an order": 1 << 40}[harm]
-        )
+        count, first = struct.unpack_from("=QQ", data, at + 16)
+        assert count > 1
+        count = {"a count": 1, "a page": 2, "an order": 1 << 40}.get(harm, count)
+        struct.pack_into("=Q", data, at + 16, count)
         if harm == "a page":
             struct.pack_into("=Q", data, at + 24, 1 << 30)
-        os.pwrite(fd, data, meta.root * PAGE)
+        if harm == "a page twice":
+            struct.pack_into("=Q", data, at + 32, first)
+        os.pwrite(fd, data, meta.free.root * PAGE)
     before = path.read_bytes()
     store = LmdbStore(str(tmp_path))
     with contextlib.suppress(StoreFullError):
