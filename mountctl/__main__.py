@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from engine.storage.interrupting import end_at_once
 from mountctl import no_memory
 from mountctl.command import Group
 from mountctl.failures import BUG, INTERRUPTED, READER_GONE, SYSTEM, describe
@@ -116,7 +115,6 @@ class Program(Group):
         """Runs the program and ends the process, whatever happens and whatever the mode."""
         args = sys.argv[1:] if args is None else list(args)
         invocation = extra["obj"] = Invocation()
-        end_at_once()
         if COMPLETE_VARIABLE in os.environ:
             from mountctl import shells  # noqa: F401 - makes them known to click
         try:

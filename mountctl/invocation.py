@@ -45,11 +45,13 @@ class Invocation:
 
     def open(self) -> "StoreAccess":
         """Opens the store; to be used in a `with` statement. Raises a StoreError."""
+        from engine.storage.interrupting import end_at_once
         from mountctl import crashed
         from mountctl.access import StoreAccess
 
         path = self.store_path
         crashed.arm(path, self.json)
+        end_at_once()
         return StoreAccess(path, self.output, trusted=self.trusts(path))
 
     def trusts(self, path: str) -> bool:

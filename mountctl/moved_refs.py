@@ -5,10 +5,10 @@ A command asks before its work and tells afterwards; who moves the same ref mean
 
 from typing import TYPE_CHECKING
 
-from engine.ids import SnapshotId
 from mountctl.text import short
 
 if TYPE_CHECKING:
+    from engine.ids import SnapshotId
     from mountctl.access import StoreAccess
     from mountctl.output import Output
 

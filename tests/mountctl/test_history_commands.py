@@ -78,7 +78,9 @@ def test_snapshot_rm(mountctl, first, second):
 
 
 def test_refs(mountctl, first, second):
-    assert mountctl.json("ref", "set", "v2", second[:6]) == {"ref": "v2", "snapshot": second}
+    assert mountctl.json("ref", "set", "v2", second[:6]) == {
+        "ref": "v2", "snapshot": second, "was": None,
+    }  # fmt: skip
     assert mountctl.json("ref", "list") == [
         {"ref": "main", "snapshot": first},
         {"ref": "v2", "snapshot": second},
@@ -86,7 +88,7 @@ def test_refs(mountctl, first, second):
     mountctl("ref", "set", "v2", "main")
     lines = mountctl("ref", "list").stdout.splitlines()
     assert lines == ["REF   SNAPSHOT", f"main  {first[:12]}", f"v2    {first[:12]}"]
-    assert mountctl.json("ref", "rm", "v2") == {"removed": "v2"}
+    assert mountctl.json("ref", "rm", "v2") == {"removed": "v2", "was": first}
     mountctl("ref", "rm", "main")
     assert "no refs" in mountctl("ref", "list").stderr
     assert mountctl.json("ref", "list") == []
