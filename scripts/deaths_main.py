@@ -247,13 +247,19 @@ def cells() -> list[Cell]:
     ]
 
 
-def die(life: Life, cell: Cell) -> None:
-    """Brings a life to a stage and sends the signal; returns once its hold is gone."""
+def die(life: Life, cell: Cell) -> bool:
+    """Brings a life to a stage and sends the signal; returns once its hold is gone.
+
+    False if there was nobody to send it to any more.
+    """
     hold, _ = STAGES[cell.stage]
+    sent = False
     with hold(life) as client, contextlib.suppress(ProcessLookupError, TimeoutError):
         os.kill(life.of(cell.role, client), cell.number)
+        sent = True
     if client is not None and cell.role == "client":
         client.wait(PATIENCE)
+    return sent
 
 
 def problems(life: Life, seconds: float = NEXT) -> list[str]:
@@ -310,8 +316,8 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="deaths-") as home:
             life = Life(Path(home))
             try:
-                die(life, cell)
-                found = problems(life)
+                found = [] if die(life, cell) else ["there was nobody to send the signal to"]
+                found += problems(life)
             except Exception as error:  # noqa: BLE001 - a row of the table
                 found = [f"{type(error).__name__}: {error}"]
             finally:

@@ -34,5 +34,5 @@ def life(tmp_path: Path) -> Iterator[Life]:
 @pytest.mark.parametrize("cell", CELLS, ids=str)
 def test_the_next_command_works(life: Life, cell: Cell):
     assert cell in cells()
-    die(life, cell)
+    assert die(life, cell)
     assert problems(life, BUSY) == []
